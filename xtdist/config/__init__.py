@@ -1,0 +1,46 @@
+"""Typed configs, how they are read, and what a mistake in them looks like."""
+
+from xtdist.config.base import (
+    FiniteFloat,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    configclass,
+    digest,
+    from_mapping,
+    to_mapping,
+)
+from xtdist.config.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ResourceError,
+    UserError,
+)
+from xtdist.config.load import Loaded, load
+from xtdist.config.seeds import derive_seed
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FiniteFloat",
+    "Fraction",
+    "Loaded",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "PositiveFloat",
+    "PositiveInt",
+    "Probability",
+    "ResourceError",
+    "UserError",
+    "configclass",
+    "derive_seed",
+    "digest",
+    "from_mapping",
+    "load",
+    "to_mapping",
+]

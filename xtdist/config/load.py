@@ -1,0 +1,156 @@
+"""Config files: YAML plus ``path=value`` overrides, with the place of every value remembered.
+
+``xtdist train jobs/configs/demo_ar.yaml optim.lr=3e-4 model.depth=24``
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+from xtdist.config.base import allowed_keys, from_mapping
+from xtdist.config.errors import ConfigError
+
+T = TypeVar("T")
+MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Generic[T]):
+    """A config and where each of its values came from (``a.b`` → ``file:line`` or the override)."""
+
+    config: T
+    sources: dict[str, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load without its surprises: 3e-4 is a number, on/off/yes/no are words, keys are unique,
+    no aliases (a small file can not become a large tree)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(getattr(key, "value", ""))
+            if name in seen:
+                raise yaml.MarkedYAMLError(None, None, f"duplicate key {name!r}", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*)([eE][-+]?\d+)?$")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rx) for tag, rx in pairs if tag.rsplit(":", 1)[1] in ("int", "null", "merge")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[T]:
+    """Read ``path``, apply ``a.b=value`` overrides, check everything.
+
+    Raises:
+        ConfigError: unreadable file, bad YAML, unknown key (with the nearest name), wrong type or
+            range; each with file and line, or the override that brought it.
+    """
+    tree, sources = read_yaml(Path(path))
+    for text in overrides:
+        _apply(cls, tree, sources, text)
+    try:
+        return Loaded(config=from_mapping(cls, tree), sources=sources)
+    except ConfigError as e:
+        lines = [f"{_place(line, sources, str(path))}: {line}" for line in str(e).splitlines()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A YAML mapping and, for every key path in it, ``file:line``."""
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"{path}: can't be read ({e.strerror}); give a config file") from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path}: {len(raw)} bytes; a config has at most {MAX_BYTES}")
+    try:
+        text = raw.decode()
+        node = yaml.compose(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    except (yaml.MarkedYAMLError, ValueError) as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: {getattr(e, 'problem', None) or e}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}; a config is a mapping of keys")
+    sources: dict[str, str] = {}
+    _record_lines(node, (), str(path), sources)
+    return tree, sources
+
+
+def parse_value(text: str) -> Any:
+    """An override's value, read as YAML (``3e-4`` a number, ``[1, 2]`` a list, ``null`` nothing)."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+
+
+def _record_lines(node: Any, path: tuple[str, ...], file: str, out: dict[str, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            out[".".join(here)] = f"{file}:{key.start_mark.line + 1}"
+            _record_lines(value, here, file, out)
+
+
+def _apply(cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str) -> None:
+    path, eq, value_text = text.partition("=")
+    keys = path.split(".")
+    if not eq or not all(keys):
+        raise ConfigError(f"override {text!r}: write it as key.path=value, as in optim.lr=3e-4")
+    node = tree
+    for i, key in enumerate(keys):
+        allowed = allowed_keys(cls, tuple(keys[:i]))
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed) or '-'}"
+            raise ConfigError(f"override {text!r}: unknown key {key!r}; {hint}")
+        if i < len(keys) - 1:
+            child = node.get(key)
+            if not isinstance(child, dict):
+                child = node[key] = {}
+            node = child
+    try:
+        value = parse_value(value_text)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"override {text!r}: {value_text!r} is not a YAML value") from None
+    old = node.get(keys[-1])
+    if isinstance(value, dict) and isinstance(old, dict) and "kind" not in value:
+        node[keys[-1]] = {**old, **value}
+    else:
+        node[keys[-1]] = value
+    for known in [k for k in sources if k.startswith(f"{path}.")]:
+        del sources[known]
+    sources[path] = f"override {text!r}"
+
+
+def _place(line: str, sources: dict[str, str], default: str) -> str:
+    """Where the key that an error line starts with was set."""
+    keys = line.split(": ", 1)[0].split(".")
+    while keys:
+        if ".".join(keys) in sources:
+            return sources[".".join(keys)]
+        keys.pop()
+    return default
