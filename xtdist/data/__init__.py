@@ -1,0 +1,48 @@
+"""The data path: text to token shards, and shards to batches in an order any worker can compute."""
+
+from xtdist.data.config import (
+    BpeTokenizerConfig,
+    ByteTokenizerConfig,
+    DataConfig,
+    FilesSource,
+    JsonlSource,
+    PrepareConfig,
+    StdlibSource,
+)
+from xtdist.data.dataset import TokenDataset
+from xtdist.data.loader import Loader, StepBatch
+from xtdist.data.manifest import Manifest, read_manifest
+from xtdist.data.order import Order, rank_slice
+from xtdist.data.prepare import PrepareReport, Progress, prepare
+from xtdist.data.tokenizer import (
+    TOKENIZER_FILE,
+    Tokenizer,
+    byte_tokenizer,
+    load_tokenizer,
+    train_bpe,
+)
+
+__all__ = [
+    "TOKENIZER_FILE",
+    "BpeTokenizerConfig",
+    "ByteTokenizerConfig",
+    "DataConfig",
+    "FilesSource",
+    "JsonlSource",
+    "Loader",
+    "Manifest",
+    "Order",
+    "PrepareConfig",
+    "PrepareReport",
+    "Progress",
+    "StdlibSource",
+    "StepBatch",
+    "TokenDataset",
+    "Tokenizer",
+    "byte_tokenizer",
+    "load_tokenizer",
+    "prepare",
+    "rank_slice",
+    "read_manifest",
+    "train_bpe",
+]

@@ -1,0 +1,176 @@
+"""Shards on disk: uncompressed Arrow IPC files, one row = one document.
+
+The column ``tokens: list<uint16>`` (``uint32`` for vocabularies above 65 536) has the flat token
+stream as its child buffer, read zero-copy from a memory map, and the document boundaries as its
+offsets. Every document ends with the end-of-text id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xtdist.config import DataError
+from xtdist.data.manifest import FORMAT_VERSION, ShardInfo
+
+Tokens = NDArray[Any]
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The narrowest of the two id types that holds the vocabulary."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+class ShardWriter:
+    """Collects documents and writes one shard per ``shard_tokens`` tokens (documents stay whole).
+
+    Each file is written under a temporary name, synced and renamed. Memory: one shard's tokens.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, *, dtype: str, shard_tokens: int, tokenizer_sha256: str
+    ) -> None:
+        self.folder, self.prefix, self.shard_tokens = folder, prefix, shard_tokens
+        self.shards: list[ShardInfo] = []
+        self._schema = pa.schema(
+            [pa.field("tokens", pa.list_(pa.field("item", dtype, nullable=False)), nullable=False)],
+            metadata={"format_version": str(FORMAT_VERSION), "tokenizer_sha256": tokenizer_sha256},
+        )
+        self._dtype = dtype
+        self._reset()
+
+    def add(self, tokens: Tokens, *, text_bytes: int) -> None:
+        """Append one document; its last token is the end-of-text id."""
+        if len(tokens) >= 2**31 - self.shard_tokens:
+            raise DataError(f"a document of {len(tokens)} tokens is too long; cut it into parts")
+        self._docs.append(tokens.astype(self._dtype, copy=False))
+        self._tokens += len(tokens)
+        self._text_bytes += text_bytes
+        if self._tokens >= self.shard_tokens:
+            self._write()
+
+    def close(self) -> tuple[ShardInfo, ...]:
+        """Write what is left; all shards, in order."""
+        if self._docs:
+            self._write()
+        return tuple(self.shards)
+
+    def _reset(self) -> None:
+        self._docs: list[Tokens] = []
+        self._tokens = 0
+        self._text_bytes = 0
+
+    def _write(self) -> None:
+        name = f"{self.prefix}-{len(self.shards):05d}.arrow"
+        flat = np.concatenate(self._docs)
+        ends = np.cumsum([len(d) for d in self._docs], dtype=np.int64)
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        column = pa.ListArray.from_arrays(
+            pa.array(offsets), pa.array(flat), type=self._schema.field("tokens").type
+        )
+        size, sha256 = _write_file(self.folder / name, pa.record_batch([column], self._schema))
+        self.shards.append(
+            ShardInfo(
+                path=name,
+                bytes=size,
+                docs=len(self._docs),
+                tokens=self._tokens,
+                text_bytes=self._text_bytes,
+                max_id=int(flat.max()),
+                sha256=sha256,
+            )
+        )
+        self._reset()
+
+
+class _HashingFile:
+    """A file for pyarrow to write to that hashes what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.hash = file, 0, hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.file.write(view)
+        self.hash.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _write_file(path: Path, batch: Any) -> tuple[int, str]:
+    """Write one record batch; the file's size and sha256."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as raw:
+        out = _HashingFile(raw)
+        with pa.PythonFile(out, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        raw.flush()
+        os.fsync(raw.fileno())
+    os.rename(part, path)
+    return out.size, out.hash.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_size(path: Path, info: ShardInfo) -> None:
+    """Raise DataError unless the shard exists with the size that the manifest states."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise DataError(f"{path}: shard is missing; {_FIX}") from None
+    if size != info.bytes:
+        raise DataError(f"{path}: shard has {size} bytes, the manifest says {info.bytes}; {_FIX}")
+
+
+def open_shard(path: Path, info: ShardInfo, *, dtype: str, hashed: bool) -> tuple[Tokens, Tokens]:
+    """Map one shard: its flat tokens and its document offsets (``docs + 1`` of them), zero-copy.
+
+    Raises:
+        DataError: naming the file, if it is missing, or (``hashed``) any byte differs from what was
+            written, or it doesn't hold what the manifest says.
+    """
+    check_size(path, info)
+    try:
+        if hashed and file_sha256(path) != info.sha256:
+            raise DataError(
+                f"{path}: content changed since it was written (sha256 differs); {_FIX}"
+            )
+        with pa.memory_map(str(path)) as source:
+            batches = pa.ipc.open_file(source).read_all().combine_chunks().column("tokens").chunks
+        column = batches[0] if len(batches) == 1 else pa.concat_arrays(batches)
+        column.validate(full=False)
+    except (OSError, pa.ArrowException, KeyError) as e:
+        raise DataError(f"{path}: not a readable shard ({e}); {_FIX}") from None
+    if len(column) != info.docs or column.type.value_type != pa.type_for_alias(dtype):
+        raise DataError(f"{path}: holds other data than the manifest says; {_FIX}")
+    offsets = column.offsets.to_numpy()
+    tokens = column.values.to_numpy()
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or len(tokens) != info.tokens:
+        raise DataError(f"{path}: holds other data than the manifest says; {_FIX}")
+    return tokens, offsets
+
+
+def total(shards: Iterable[ShardInfo], what: str) -> int:
+    """Sum of one field over shards."""
+    return sum(int(getattr(s, what)) for s in shards)
+
+
+_FIX = "restore the file, or delete the folder and prepare the dataset again"
