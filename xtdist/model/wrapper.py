@@ -1,0 +1,187 @@
+"""Token ids in, logits out."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xtdist.config import ConfigError
+from xtdist.model.compat import model_config
+from xtdist.model.config import ModelConfig
+from xtdist.model.layers import Layers
+from xtdist.model.outputs import LogitsAndEmbeddings, ModelInputs
+from xtdist.nn.attention.cache import CacheSpec, KVCache
+from xtdist.nn.attention.masks import attention_mask
+from xtdist.nn.attention.module import AttentionInputs
+from xtdist.nn.embedding import TokenEmbedding
+from xtdist.nn.linear import Linear, initialize
+from xtdist.nn.position.config import LearnedConfig
+from xtdist.nn.position.learned import LearnedPosition
+
+
+class TransformerWrapper(nn.Module):
+    """Embedding, layers, head. ``build_model`` makes one from a config; this signature is
+    x-transformers'. ``config`` describes the model completely either way.
+
+    Example:
+        >>> net = TransformerWrapper(
+        ...     num_tokens=256, max_seq_len=1024, attn_layers=Decoder(dim=512, depth=6, heads=8)
+        ... )
+        >>> net(torch.randint(0, 256, (1, 1024))).shape
+        torch.Size([1, 1024, 256])
+    """
+
+    def __init__(
+        self, *, num_tokens: int, max_seq_len: int, attn_layers: Layers, **keywords: Any
+    ) -> None:
+        """Raises TypeError for an unknown keyword, ConfigError for a value that can't be."""
+        sizes = {"num_tokens": num_tokens, "max_seq_len": max_seq_len}
+        super().__init__()
+        self._assemble(model_config(attn_layers.config, {**sizes, **keywords}), attn_layers)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> TransformerWrapper:
+        """The model that ``config`` describes, with start values from torch's default generator."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._assemble(config, Layers(config.layers))
+        return model
+
+    def _assemble(self, config: ModelConfig, layers: Layers) -> None:
+        if config.num_tokens == 0:
+            raise ConfigError(
+                "num_tokens: got 0; give the size of the vocabulary, or prepare the dataset it "
+                "comes from"
+            )
+        self.config = config
+        self.num_tokens, self.max_seq_len = config.num_tokens, config.max_seq_len
+        self.token_embedding = TokenEmbedding(config.num_tokens, config.dim)
+        self.position_embedding = None
+        if isinstance(config.position, LearnedConfig):
+            self.position_embedding = LearnedPosition(config.max_seq_len, config.dim)
+        self.layers = layers
+        self.head = None if config.tie_embedding else Linear(config.dim, config.num_tokens)
+
+    def forward(
+        self,
+        x: Int[Tensor, "b n"],
+        *,
+        logit_rows: Int[Tensor, " m"] | None = None,
+        return_embeddings: bool = False,
+        return_logits_and_embeddings: bool = False,
+        **inputs: Unpack[ModelInputs],
+    ) -> Float[Tensor, "b n v"] | LogitsAndEmbeddings:
+        """Logits (b, n, v) of token ids ``x``; further inputs are described in ``ModelInputs``.
+
+        logit_rows: wanted rows of the flattened (b n) positions; the logits are then (m, v).
+        return_embeddings: the hidden states (b, n, d) that the head reads, instead of logits.
+        """
+        hidden = self.hidden(x, **inputs)
+        if return_embeddings:
+            return hidden
+        if logit_rows is not None:
+            return self.to_logits(rearrange(hidden, "b n d -> (b n) d")[logit_rows])
+        if return_logits_and_embeddings:
+            return LogitsAndEmbeddings(self.to_logits(hidden), hidden)
+        return self.to_logits(hidden)
+
+    def hidden(
+        self,
+        x: Int[Tensor, "b n"],
+        *,
+        mask: Bool[Tensor, "b n"] | None = None,
+        pos: Int[Tensor, "b n"] | Int[Tensor, " n"] | None = None,
+        cache: KVCache | None = None,
+        sum_embeds: Float[Tensor, "b n d"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """The final normalized hidden states, which ``to_logits`` turns into logits.
+
+        Raises:
+            ValueError: shapes, types or a length that the model can't take.
+        """
+        pos = self._positions(x, mask=mask, pos=pos, cache=cache)
+        h = self.token_embedding(x)
+        if self.position_embedding is not None:
+            h = h + self.position_embedding(pos)
+        if sum_embeds is not None:
+            h = h + sum_embeds
+        h = F.dropout(h, self.config.emb_dropout, self.training)
+        shared = AttentionInputs(
+            rotary=self.layers.rotary(pos),
+            mask=attention_mask(mask, causal=self.config.causal),
+            cache=cache,
+        )
+        return self.layers(h, shared)
+
+    def to_logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+        """Logits of hidden states."""
+        if self.config.logit_scale != 1.0:
+            hidden = hidden * self.config.logit_scale
+        return self.token_embedding(hidden) if self.head is None else self.head(hidden)
+
+    def cache_spec(self) -> CacheSpec:
+        """What a key/value store must hold for each token."""
+        config = self.config
+        return CacheSpec(
+            layers=config.depth,
+            kv_heads=config.attention.kv_heads or config.heads,
+            dim_head=config.attention.dim_head,
+        )
+
+    def _positions(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None,
+        pos: Tensor | None,
+        cache: KVCache | None,
+    ) -> Int[Tensor, "b n"]:
+        """Check the inputs and give every token its position."""
+        if x.ndim != 2 or x.is_floating_point() or x.dtype == torch.bool:
+            raise ValueError(f"x: got {x.dtype} {tuple(x.shape)}; give token ids of shape (b, n)")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
+            raise ValueError(
+                f"mask: got {mask.dtype} {tuple(mask.shape)}; give bool {tuple(x.shape)}, "
+                "True = real token"
+            )
+        if cache is not None:
+            if pos is None:
+                raise ValueError("cache: needs pos, the position of each new token in its sequence")
+            if mask is not None:
+                raise ValueError("cache: can't be combined with mask; leave padding out instead")
+            if not self.config.causal:
+                raise ValueError("cache: only a causal model can use one (this is an encoder)")
+        if pos is not None:
+            if pos.is_floating_point() or pos.shape not in (x.shape, x.shape[1:]):
+                raise ValueError(
+                    f"pos: got {pos.dtype} {tuple(pos.shape)}; give integers {tuple(x.shape)}"
+                )
+            return pos.expand_as(x)
+        if self.position_embedding is not None and x.shape[1] > self.max_seq_len:
+            raise ValueError(
+                f"x: {x.shape[1]} tokens; learned positions end at max_seq_len={self.max_seq_len}"
+            )
+        return rearrange(torch.arange(x.shape[1], device=x.device), "n -> 1 n")
+
+
+def build_model(
+    config: ModelConfig, *, generator: torch.Generator | None = None
+) -> TransformerWrapper:
+    """The model of ``config`` on the CPU in fp32, its start values drawn from ``generator`` alone
+    (torch's default generator without one).
+
+    Raises:
+        ConfigError: no vocabulary size.
+    """
+    if generator is None:
+        return TransformerWrapper.from_config(config)
+    with torch.device("meta"):
+        model = TransformerWrapper.from_config(config)
+    model.to_empty(device="cpu")
+    initialize(model, generator)
+    return model

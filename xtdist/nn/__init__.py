@@ -1,0 +1,1 @@
+"""The parts of a transformer: attention, positions, norms, feed-forward, embedding."""

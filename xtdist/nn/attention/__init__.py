@@ -1,0 +1,1 @@
+"""Attention: project → norm q, k → rotate → cache or backend → out."""
