@@ -1,0 +1,22 @@
+"""Metrics of a run: recorded, sent to MLflow, shown on the console, plotted."""
+
+from xtdist.track.config import TrackConfig
+from xtdist.track.lookup import open_run
+from xtdist.track.mlflow import MlflowRun, metric_history, tracking_uri
+from xtdist.track.records import Record, Series, Tail, read_series
+from xtdist.track.shipper import finish_run
+from xtdist.track.tracker import Tracker
+
+__all__ = [
+    "MlflowRun",
+    "Record",
+    "Series",
+    "Tail",
+    "TrackConfig",
+    "Tracker",
+    "finish_run",
+    "metric_history",
+    "open_run",
+    "read_series",
+    "tracking_uri",
+]
