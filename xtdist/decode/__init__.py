@@ -1,0 +1,19 @@
+"""Generation: one engine for sampling, greedy and beam search, contrastive decoding; mask-predict
+for non-autoregressive models."""
+
+from xtdist.decode.engine import Engine, generate
+from xtdist.decode.outputs import Choice, Completion, Output, QueueFull, TokenLogprob
+from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams
+
+__all__ = [
+    "Choice",
+    "Completion",
+    "ContrastiveParams",
+    "Engine",
+    "EngineConfig",
+    "GenerationParams",
+    "Output",
+    "QueueFull",
+    "TokenLogprob",
+    "generate",
+]

@@ -1,0 +1,100 @@
+"""The beams of one request in the engine: scores, forks over shared pages, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from xtdist.decode.beam import Candidate, Finished
+from xtdist.decode.continuation import Ready, StepLogits
+from xtdist.decode.contrastive import contrast, tempered
+from xtdist.decode.kv_cache import KVPool
+from xtdist.decode.outputs import Output
+from xtdist.decode.request import Request, Sequence
+from xtdist.decode.sampling import adjust
+from xtdist.decode.stopping import Release, TextStream, Tokenizer
+
+
+@dataclass
+class BeamGroup:
+    """Takes the running beams of a request one token further. ``banned`` ids are never chosen."""
+
+    pool: KVPool
+    tokenizer: Tokenizer | None
+    banned: Tensor | None
+
+    def advance(self, group: Seq[Ready], logits: StepLogits) -> list[Output]:
+        """``group``: all beams of one request, best first. Outputs come when the search is over:
+        the ``n`` best, with their scores; the request then has no sequences left."""
+        request = group[0].request
+        assert request.beams is not None
+        parents = [r.sequence for r in group]
+
+        def tokens_of(c: Candidate) -> tuple[int, ...]:
+            return (*request.generated(parents[c.parent]), c.token)
+
+        def ends(c: Candidate) -> bool:
+            if c.token in request.ends:
+                return True
+            return bool(request.params.stop) and self._spell(request, tokens_of(c))[1]
+
+        scores = self._scores(group, logits)
+        running = request.beams.advance(scores, ends=ends, tokens_of=tokens_of)
+        request.branched = True
+        if not request.beams.done:
+            request.sequences = self._fork(parents, running)
+            return []
+        for parent in parents:
+            self.pool.release(parent.table)
+        request.sequences = []
+        best = request.beams.finished[: request.params.n]
+        return [self._output(request, i, finished) for i, finished in enumerate(best)]
+
+    def _scores(self, group: Seq[Ready], logits: StepLogits) -> Float[Tensor, "r v"]:
+        """Log-probabilities after bans, penalties and contrast; not normalised again."""
+        request = group[0].request
+        scores = logits.experts(group).log_softmax(-1)
+        adjust(scores, [request.row(r.sequence) for r in group], self.banned)
+        params = request.params.contrastive
+        if params is None:
+            return scores
+        return contrast(scores, tempered(logits.amateurs(group), params).log_softmax(-1), params)
+
+    def _fork(self, parents: Seq[Sequence], running: Seq[Candidate]) -> list[Sequence]:
+        """The next beams. A parent's first child takes over its table, others share its pages."""
+        taken: set[int] = set()
+        children = []
+        for c in running:
+            parent = parents[c.parent]
+            table = self.pool.fork(parent.table) if c.parent in taken else parent.table
+            taken.add(c.parent)
+            children.append(Sequence(tokens=[*parent.tokens, c.token], table=table))
+        for i, parent in enumerate(parents):
+            if i not in taken:
+                self.pool.release(parent.table)
+        return children
+
+    def _spell(self, request: Request, tokens: Seq[int]) -> tuple[Release, bool]:
+        """Tokens and text of a hypothesis, cut before a stop string, and whether there was one."""
+        stream = TextStream(self.tokenizer, request.params.stop)
+        release = Release()
+        for token in tokens:
+            release = release + stream.push(token, visible=token not in request.ends)
+            if stream.stopped:
+                return release, True
+        release = release + stream.finish()
+        return release, stream.stopped
+
+    def _output(self, request: Request, index: int, finished: Finished) -> Output:
+        release, _ = self._spell(request, finished.tokens)
+        return Output(
+            request_id=request.id,
+            index=index,
+            token_ids=release.token_ids,
+            text=release.text,
+            finish_reason="stop" if finished.ended else "length",
+            score=finished.score,
+        )

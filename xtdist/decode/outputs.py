@@ -1,0 +1,76 @@
+"""What comes out of the engine: increments while it runs, whole completions at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from xtdist.config import ResourceError
+
+FinishReason = Literal["stop", "length"]
+
+
+class QueueFull(ResourceError):
+    """The engine's waiting queue has no room: ask again later."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability of a chosen token under the model's own distribution, and the best others
+    as (token id, log-probability), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one step added to one choice of one request. ``score`` only with beam search."""
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One finished continuation. ``token_ids`` ends with the EOS or stop token where one ended it;
+    ``text`` never shows it. ``score``: beam search's length-penalised sum of log-probabilities."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """All choices for one prompt; with beam search, best first."""
+
+    choices: tuple[Choice, ...]
+
+
+def collect(outputs: list[Output]) -> Completion:
+    """Join the increments of one request into its choices."""
+    by_index: dict[int, list[Output]] = {}
+    for output in outputs:
+        by_index.setdefault(output.index, []).append(output)
+    return Completion(choices=tuple(_join(by_index[i]) for i in sorted(by_index)))
+
+
+def _join(parts: list[Output]) -> Choice:
+    last = parts[-1]
+    assert last.finish_reason is not None, "a choice was collected before it finished"
+    return Choice(
+        token_ids=tuple(t for p in parts for t in p.token_ids),
+        text="".join(p.text for p in parts),
+        finish_reason=last.finish_reason,
+        logprobs=tuple(x for p in parts for x in p.logprobs),
+        score=last.score,
+    )

@@ -1,0 +1,105 @@
+"""Who computes what in the next step. One rule: a sequence wants ``known - computed`` tokens, and a
+step has a budget. Prompts, chunks of prompts, decoding and the return of a preempted request are
+all that rule.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from xtdist.decode.kv_cache import KVPool
+from xtdist.decode.params import EngineConfig
+from xtdist.decode.request import Request, Sequence
+
+
+@dataclass(frozen=True)
+class Work:
+    """``count`` more tokens of ``sequence``, a part of ``request``."""
+
+    request: Request
+    sequence: Sequence
+    count: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether its last known token is among them, so that the next one can be chosen."""
+        return self.count == self.sequence.missing
+
+
+@dataclass
+class Scheduler:
+    """Requests in order of arrival: waiting ones, and running ones that hold pages.
+
+    When pages run out, the newest request that is not in this step gives up its pages and computes
+    them again later.
+    """
+
+    pool: KVPool
+    config: EngineConfig
+    waiting: deque[Request] = field(default_factory=deque)
+    running: list[Request] = field(default_factory=list)
+
+    def plan(self) -> list[Work]:
+        """The work of the next step; pages for it are reserved."""
+        self._admit()
+        budget = self.config.max_step_tokens
+        planned: dict[int, list[Work]] = {}
+        decoding_first = sorted(self.running, key=lambda r: r.backlog > len(r.sequences))
+        for request in decoding_first:
+            if request not in self.running:  # preempted by one before it
+                continue
+            work = self._grant(request, budget)
+            if work and self._make_room(request, work, planned):
+                planned[id(request)] = work
+                budget -= sum(w.count for w in work)
+        return [w for work in planned.values() for w in work]
+
+    def remove(self, request: Request) -> None:
+        """Forget a request and free its pages."""
+        for sequence in request.sequences:
+            self.pool.release(sequence.table)
+        if request in self.running:
+            self.running.remove(request)
+        else:
+            self.waiting.remove(request)
+
+    def _admit(self) -> None:
+        width = sum(r.width for r in self.running)
+        free = len(self.pool.free_pages)
+        while self.waiting:
+            request = self.waiting[0]
+            width += request.width
+            free -= sum(self.pool.pages_for(len(s.tokens)) for s in request.sequences)
+            if width > self.config.max_sequences or free < 0:
+                return
+            self.running.append(self.waiting.popleft())
+
+    def _grant(self, request: Request, budget: int) -> list[Work]:
+        """As much of what ``request`` wants as the budget allows."""
+        hold_last = request.atomic and request.backlog > budget
+        work = []
+        for sequence in request.sequences:
+            count = min(sequence.missing - hold_last, budget)
+            if count > 0:
+                work.append(Work(request, sequence, count))
+                budget -= count
+        return work
+
+    def _make_room(
+        self, request: Request, work: list[Work], planned: dict[int, list[Work]]
+    ) -> bool:
+        wanted = [(w.sequence.table, w.count) for w in work]
+        while not self.pool.reserve(wanted):
+            newer = self.running[self.running.index(request) + 1 :]
+            victims = [r for r in newer if id(r) not in planned]
+            if not victims:
+                return False
+            self._preempt(victims[-1])
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        for sequence in request.sequences:
+            self.pool.release(sequence.table)
+        self.running.remove(request)
+        self.waiting.appendleft(request)

@@ -1,0 +1,113 @@
+"""When a continuation ends, and which text may be shown before it does.
+
+Text is decoded byte by byte, so no broken code point is ever emitted. With stop strings, the
+longest suffix that could still become one is held back; when one is found, text, token ids and
+log-probabilities end together before it.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """What decoding needs of a tokenizer."""
+
+    vocab_size: int
+
+    def token_bytes(self, token_id: int, /) -> bytes: ...
+
+
+@dataclass
+class _Piece:
+    """A token that waits to be released: the characters [start, stop) of the text are its own."""
+
+    token_id: int
+    start: int
+    stop: int
+    extra: Any
+
+
+@dataclass(frozen=True)
+class Release:
+    """What may be shown now."""
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    extras: tuple[Any, ...] = ()
+
+    def __add__(self, other: Release) -> Release:
+        return Release(
+            self.token_ids + other.token_ids, self.text + other.text, self.extras + other.extras
+        )
+
+
+@dataclass
+class TextStream:
+    """Turns the token ids of one choice into text that is safe to show.
+
+    Without a tokenizer, tokens pass through at once and the text stays empty.
+    """
+
+    tokenizer: Tokenizer | None = None
+    stop: tuple[str, ...] = ()
+    text: str = ""
+    shown: int = 0
+    stopped: bool = False
+    waiting: list[_Piece] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int, *, extra: Any = None, visible: bool = True) -> Release:
+        """Add a token. ``visible=False``: it belongs to the ids but not to the text (EOS).
+        ``extra`` travels with the token. Sets ``stopped`` when a stop string is complete."""
+        if self.tokenizer is None:
+            return Release((token_id,), "", (extra,))
+        start = len(self.text)
+        self.text += self._decoder.decode(self.tokenizer.token_bytes(token_id) if visible else b"")
+        partial = bool(self._decoder.getstate()[0])
+        self.waiting.append(_Piece(token_id, start, len(self.text) + partial, extra))
+        return self._after_growth(start)
+
+    def finish(self) -> Release:
+        """Everything that is still held back, once no more tokens come."""
+        if self.stopped or self.tokenizer is None:
+            return Release()
+        start = len(self.text)
+        self.text += self._decoder.decode(b"", final=True)
+        release = self._after_growth(start)
+        return release if self.stopped else release + self._show(len(self.text), final=True)
+
+    def _after_growth(self, start: int) -> Release:
+        found = earliest_stop(self.text, self.stop, start)
+        if found is None:
+            return self._show(len(self.text) - held_back(self.text, self.stop))
+        self.stopped = True
+        self.text = self.text[:found]
+        self.waiting = [p for p in self.waiting if p.start < found]
+        return self._show(found, final=True)
+
+    def _show(self, upto: int, *, final: bool = False) -> Release:
+        ready = self.waiting if final else [p for p in self.waiting if p.stop <= upto]
+        self.waiting = [] if final else self.waiting[len(ready) :]
+        text, self.shown = self.text[self.shown : upto], max(self.shown, upto)
+        return Release(tuple(p.token_id for p in ready), text, tuple(p.extra for p in ready))
+
+
+def earliest_stop(text: str, stops: Sequence[str], grown_from: int) -> int | None:
+    """Where the first stop string begins, among those that end after ``grown_from``."""
+    places = [text.find(s, max(0, grown_from - len(s) + 1)) for s in stops]
+    return min((p for p in places if p >= 0), default=None)
+
+
+def held_back(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest suffix of ``text`` that is a proper prefix of a stop string."""
+    longest = max((len(s) for s in stops), default=1) - 1
+    for n in range(min(longest, len(text)), 0, -1):
+        if any(len(s) > n and s.startswith(text[-n:]) for s in stops):
+            return n
+    return 0
