@@ -1,0 +1,44 @@
+# make demo | test | test-fast | test-long | check | install | clean
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: install demo test test-fast test-long check format clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.11 install"; exit 2; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[serve,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/xtdist demo
+
+test: install
+	$(BIN)/pytest -m "not long"
+
+test-fast: install
+	$(BIN)/pytest -m "not long and not slow and not ray"
+
+test-long: install
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .demo .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

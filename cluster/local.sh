@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# A Ray cluster on this machine, with dashboard, job server and token authentication.
+#
+#   cluster/local.sh up [FOLDER]     start it; state and logs in FOLDER (default .ray); prints the
+#                                    settings that a shell needs: eval "$(cluster/local.sh up)"
+#   cluster/local.sh env [FOLDER]    print them again
+#   cluster/local.sh down [FOLDER]   stop it: the processes of this cluster and no others
+#
+# XTDIST_CPUS (default: all) sets how many CPUs it offers.
+set -euo pipefail
+verb=${1:-}; state=${2:-.ray}
+ray=${RAY_BIN:-ray}
+
+die() { echo "local.sh: $*" >&2; exit 1; }
+alive() { [ -s "$state/pid" ] && kill -0 "$(cat "$state/pid")" 2>/dev/null; }
+free_ports() {  # N free TCP ports outside of Ray's worker range
+  python3 - "$1" <<'PY'
+import socket, sys
+found, open_ = [], []
+for port in range(21000, 32000):
+    s = socket.socket()
+    try:
+        s.bind(("127.0.0.1", port))
+    except OSError:
+        continue
+    open_.append(s); found.append(str(port))
+    if len(found) == int(sys.argv[1]):
+        break
+print(*found)
+PY
+}
+print_env() {
+  alive || die "no cluster in $state; start one with: cluster/local.sh up $state"
+  echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$state/token"
+  echo "export RAY_API_SERVER_ADDRESS=$(cat "$state/address")"
+  echo "export RAY_ADDRESS=$(sed -n "s/.*ray start --address='\([^']*\)'.*/\1/p" "$state/ray.log" | head -1)"
+}
+
+case $verb in
+  up)
+    mkdir -p "$state"; state=$(cd "$state" && pwd); chmod 700 "$state"
+    if ! alive; then
+      (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$state/token")
+      read -r dashboard agent client <<<"$(free_ports 3)"
+      # A short path: sockets live below it, and their names have at most 107 bytes.
+      tmp=$(mktemp -d /tmp/xtdist-ray-XXXXXX); echo "$tmp" >"$state/tmp"
+      export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$state/token RAY_USAGE_STATS_ENABLED=0
+      export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=${RAY_TRAIN_HEALTH_CHECK_INTERVAL_S:-0.5}
+      export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1
+      setsid "$ray" start --head --block --port 0 --temp-dir "$tmp" --disable-usage-stats \
+        --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" \
+        --dashboard-agent-listen-port "$agent" --ray-client-server-port "$client" \
+        --num-cpus "${XTDIST_CPUS:-$(nproc)}" >"$state/ray.log" 2>&1 </dev/null &
+      echo $! >"$state/pid"; echo "http://127.0.0.1:$dashboard" >"$state/address"
+      for _ in $(seq 240); do
+        grep -q -- --block "$state/ray.log" && break
+        alive || { tail -5 "$state/ray.log" >&2; die "Ray did not start; see $state/ray.log"; }
+        sleep 0.25
+      done
+    fi
+    print_env
+    ;;
+  env) state=$(cd "$state" 2>/dev/null && pwd) || die "no such folder"; print_env ;;
+  down)
+    [ -s "$state/pid" ] || exit 0
+    pid=$(cat "$state/pid")
+    kill -TERM "$pid" 2>/dev/null || true
+    for _ in $(seq 60); do pgrep -g "$pid" >/dev/null || break; sleep 0.25; done
+    kill -KILL -- "-$pid" 2>/dev/null || true
+    [ -s "$state/tmp" ] && rm -rf "$(cat "$state/tmp")"
+    rm -f "$state/pid" "$state/address" "$state/token" "$state/tmp"
+    ;;
+  *) sed -n '2,/^set /p' "$0" | sed '$d;s/^# \{0,1\}//'; exit 2 ;;
+esac

@@ -1,0 +1,134 @@
+"""Commit protocol: a checkpoint is whole or not there, and a changed byte is noticed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xtdist.checkpoint import CheckpointStore, PendingCommit, read_manifest, verify
+from xtdist.checkpoint.layout import MANIFEST, hash_file, list_files, safe_join, write_manifest
+from xtdist.config import CheckpointError
+
+
+def stage(store: CheckpointStore, step: int, *, files: int = 5) -> Path:
+    folder = store.staging(step, "abcd1234")
+    (folder / "zero").mkdir(parents=True)
+    for i in range(files):
+        (folder / "zero" / f"shard_{i}.pt").write_bytes(bytes([i]) * (100 + i + step))
+    return folder
+
+
+def commit(store: CheckpointStore, step: int, *, world: int = 1) -> None:
+    folder = stage(store, step)
+    ranks = [
+        PendingCommit(store, folder, rank=r, world=world, meta={"step": step})
+        for r in reversed(range(world))
+    ]
+    assert [r.wait() for r in ranks] == [None] * world
+
+
+@pytest.mark.parametrize("world", [1, 2, 7])
+def test_ranks_hash_their_share_and_rank_0_publishes_all_of_it(tmp_path: Path, world: int) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    commit(store, 10, world=world)
+    found = store.newest_valid()
+    assert found is not None
+    assert found.step == 10
+    assert sorted(found.manifest.files) == [f"zero/shard_{i}.pt" for i in range(5)]
+    assert list_files(found.path) == sorted(found.manifest.files)
+
+
+def test_a_save_that_was_killed_is_not_seen_and_swept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    commit(store, 10)
+    stage(store, 20)
+    newest = store.newest_valid()
+    assert newest is not None
+    assert newest.step == 10
+    store.sweep()
+    assert sorted(p.name for p in tmp_path.iterdir()) == store.names()
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_changed_byte_makes_the_one_before_it_the_newest(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("store")
+    store = CheckpointStore(root)
+    commit(store, 1)
+    commit(store, 2)
+    newest = root / store.names()[-1]
+    victim = newest / data.draw(st.sampled_from([*list_files(newest)]))
+    raw = bytearray(victim.read_bytes())
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= 1 << data.draw(st.integers(0, 7))
+    victim.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=victim.name):
+        store.open(newest.name)
+    found = store.newest_valid()
+    assert found is not None
+    assert found.step == 1
+    assert any(p.name.startswith("damaged-") for p in root.iterdir())
+    shutil.rmtree(root)
+
+
+def test_a_missing_file_a_short_file_and_a_missing_manifest_are_named(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    commit(store, 1)
+    folder = tmp_path / store.names()[0]
+    manifest = read_manifest(folder)
+    shard = folder / "zero" / "shard_3.pt"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"shard_3.*size"):
+        verify(folder, manifest)
+    shard.unlink()
+    with pytest.raises(CheckpointError, match="shard_3"):
+        verify(folder, manifest)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="not a finished checkpoint"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"format_version": 99}'])
+def test_a_broken_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_of_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
+    raw = {"format_version": 99, "files": {}, "meta": {}}
+    (tmp_path / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="upgrade"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_can_not_name_files_outside_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret").write_text("x")
+    with pytest.raises(CheckpointError, match="outside"):
+        safe_join(tmp_path / "in", "../secret")
+    manifest = write_manifest(tmp_path / "in", {"../secret": hash_file(tmp_path / "secret")}, {})
+    with pytest.raises(CheckpointError, match="outside"):
+        verify(tmp_path / "in", manifest)
+
+
+@given(keep=st.integers(-1, 9), count=st.integers(1, 6))
+@settings(max_examples=20, deadline=None)
+def test_pruning_keeps_the_newest_and_never_the_last_one_goes(
+    tmp_path_factory: pytest.TempPathFactory, keep: int, count: int
+) -> None:
+    store = CheckpointStore(tmp_path_factory.mktemp("prune"))
+    for name in random.Random(count).sample(range(count), count):
+        commit(store, name)
+    before = store.names()
+    store.prune(keep)
+    assert store.names() == before[-max(keep, 1) :]
+    shutil.rmtree(store.root)

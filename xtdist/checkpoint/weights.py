@@ -1,0 +1,161 @@
+"""Weights folder: what generation, evaluation and serving read.
+
+    model.safetensors   one tensor per parameter
+    config.json         the model, the objective, and where they come from
+    tokenizer.json      the tokenizer of the training data
+    manifest.json       sizes and digests, written last
+
+Every checkpoint of a run holds one under ``weights/``; copied elsewhere it works alone. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from xtdist.checkpoint.layout import MANIFEST, hash_file, read_manifest, verify, write_manifest
+from xtdist.checkpoint.store import CheckpointStore
+from xtdist.config import (
+    CheckpointError,
+    ConfigError,
+    configclass,
+    digest,
+    from_mapping,
+    to_mapping,
+)
+from xtdist.data import Tokenizer, load_tokenizer
+from xtdist.model.config import ModelConfig
+from xtdist.model.wrapper import TransformerWrapper, build_model
+from xtdist.objective.config import ObjectiveConfig
+
+TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+@configclass
+class WeightsConfig:
+    """Content of ``config.json``. ``meta``: run, step, dataset_id, xtdist version."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode and what belongs to it. ``digest`` identifies the weights."""
+
+    model: TransformerWrapper
+    objective: ObjectiveConfig
+    tokenizer: Tokenizer
+    meta: dict[str, Any]
+    digest: str
+    folder: Path
+
+
+def save_weights(
+    folder: Path, state: Mapping[str, Tensor], config: WeightsConfig, *, tokenizer: Path
+) -> None:
+    """Write a weights folder. ``state`` is the model's state_dict, whole, on any device; tensors
+    that share memory (tied embeddings) are written once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_distinct(state), folder / TENSORS)
+    (folder / CONFIG).write_text(json.dumps(to_mapping(config), indent=1))
+    shutil.copyfile(tokenizer, folder / TOKENIZER)
+    files = {n: hash_file(folder / n) for n in (TENSORS, CONFIG, TOKENIZER)}
+    write_manifest(folder, files, {"kind": "weights", **config.meta})
+
+
+def load_weights(
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> LoadedModel:
+    """Read a weights folder; ``folder`` may also be a checkpoint, or a run (its newest checkpoint).
+
+    Args:
+        dtype: cast the parameters; None keeps them as saved.
+
+    Raises:
+        CheckpointError: nothing there, a file was changed, or it does not fit its own config.
+    """
+    path = find_weights(Path(folder))
+    manifest = read_manifest(path)
+    verify(path, manifest)
+    try:
+        config = from_mapping(WeightsConfig, json.loads((path / CONFIG).read_text()))
+        state = load_file(path / TENSORS, device=device)
+    except (ConfigError, OSError, ValueError, SafetensorError) as e:
+        raise CheckpointError(f"{path}: not weights that this version can read: {e}") from None
+    model = build_model(config.model).to(device)
+    load_state(model, state, where=path / TENSORS)
+    if dtype is not None:
+        model = model.to(dtype)
+    return LoadedModel(
+        model=model.eval(),
+        objective=config.objective,
+        tokenizer=load_tokenizer(path / TOKENIZER),
+        meta=config.meta,
+        digest=digest(manifest),
+        folder=path,
+    )
+
+
+def find_weights(folder: Path) -> Path:
+    """The weights folder meant by ``folder``: itself, a checkpoint's, or a run's newest one."""
+    if (folder / TENSORS).is_file() and (folder / MANIFEST).is_file():
+        return folder
+    if (folder / "weights" / MANIFEST).is_file():
+        return folder / "weights"
+    names = CheckpointStore(folder / "checkpoints").names()
+    if names:
+        return folder / "checkpoints" / names[-1] / "weights"
+    raise CheckpointError(
+        f"{folder}: no weights there; give a run folder, a checkpoint in its checkpoints/, "
+        f"or a folder with {TENSORS}"
+    )
+
+
+def load_state(model: TransformerWrapper, state: Mapping[str, Tensor], *, where: Path) -> None:
+    """Put ``state`` (from :func:`save_weights`) into ``model``, in the saved dtype.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or of another shape; the first is named.
+    """
+    own = model.state_dict()
+    first = {id_: name for name, id_ in reversed([(n, _key(t)) for n, t in own.items()])}
+    full = {n: state[n] if n in state else state.get(first[_key(t)]) for n, t in own.items()}
+    missing = [n for n, t in full.items() if t is None]
+    unknown = sorted(set(state) - set(own))
+    wrong = [n for n, t in full.items() if t is not None and t.shape != own[n].shape]
+    for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", wrong)):
+        if names:
+            raise CheckpointError(
+                f"{where}: {len(names)} tensors {what}, {names[0]!r} first: of another model"
+            )
+    dtypes = {t.dtype for t in state.values() if t.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    model.load_state_dict({n: t for n, t in full.items() if t is not None})
+
+
+def _key(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    return (tensor.data_ptr(), tuple(tensor.shape))
+
+
+def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    out = {}
+    for name, tensor in state.items():
+        key = _key(tensor)
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        out[name] = tensor.detach().cpu().contiguous()
+    return out
