@@ -181,7 +181,7 @@ class Progress:
         self._unit = unit
         self._label = label
         self._started = time.monotonic()
-        self._shown = 0.0
+        self._shown = self._started
         self.done = 0
 
     def advance(self, amount: int = 1) -> None:
@@ -211,10 +211,10 @@ class Progress:
         self._line.show(fraction, "  ".join(parts))
 
     def _amount(self) -> str:
-        gap, unit = ("", self._unit) if self._unit == "B" else (" ", self._unit)
-        if self._total:
-            return f"{human(self.done)}/{human(self._total)}{gap}{unit}"
-        return f"{human(self.done)}{gap}{unit}"
+        unit = "B" if self._unit == "B" else f" {self._unit}"
+        total = f" of {human(self._total)}{unit}" if self._total else unit
+        done = human(self.done) + ("B" if self._total and self._unit == "B" else "")
+        return done + total
 
 
 @contextmanager
