@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xtdist.model import Decoder, Encoder, ModelConfig, TransformerWrapper, build_model
+    from xtdist.objective import AutoregressiveWrapper, NonAutoregressiveWrapper
 
-__all__ = ["Decoder", "Encoder", "ModelConfig", "TransformerWrapper", "build_model"]
+__all__ = [
+    "AutoregressiveWrapper",
+    "Decoder",
+    "Encoder",
+    "ModelConfig",
+    "NonAutoregressiveWrapper",
+    "TransformerWrapper",
+    "build_model",
+]
 
-_HOME = dict.fromkeys(__all__, "xtdist.model")
+_OBJECTIVES = {"AutoregressiveWrapper", "NonAutoregressiveWrapper"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'xtdist' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    home = "xtdist.objective" if name in _OBJECTIVES else "xtdist.model"
+    return getattr(import_module(home), name)

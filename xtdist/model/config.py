@@ -62,12 +62,13 @@ class ModelConfig(LayersConfig):
     """A language model: token embedding, layers, output head.
 
     ``num_tokens`` 0 means: the size of the dataset's vocabulary, filled in before building.
-    ``max_seq_len`` is the longest sequence the model is meant for (positions 0 … max_seq_len − 1).
+    ``max_seq_len`` is the longest sequence the model is meant for (positions 0 … max_seq_len − 1);
+    0 means: the length that it is trained on, filled in before building.
     ``tie_embedding`` uses the embedding matrix as the head, ``logit_scale`` multiplies the logits.
     """
 
     num_tokens: NonNegativeInt = 0
-    max_seq_len: PositiveInt = 1024
+    max_seq_len: NonNegativeInt = 0
     tie_embedding: bool = False
     logit_scale: PositiveFloat = 1.0
     emb_dropout: Probability = 0.0

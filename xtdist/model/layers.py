@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -62,14 +62,7 @@ class Layers(nn.Module):
         return rotary_table(pos, dim=self.config.rotary_dim, theta=self.config.position.theta)
 
 
-class _KeywordLayers(Layers):
-    causal: ClassVar[bool]
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(layers_config(keywords, causal=self.causal, name=type(self).__name__))
-
-
-class Decoder(_KeywordLayers):
+class Decoder(Layers):
     """A causal stack by x-transformers' keywords.
 
     Raises:
@@ -80,10 +73,12 @@ class Decoder(_KeywordLayers):
         True
     """
 
-    causal = True
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(layers_config(keywords, causal=True, name="Decoder"))
 
 
-class Encoder(_KeywordLayers):
-    """A bidirectional stack by x-transformers' keywords."""
+class Encoder(Layers):
+    """A bidirectional stack by x-transformers' keywords; raises as ``Decoder``."""
 
-    causal = False
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(layers_config(keywords, causal=False, name="Encoder"))

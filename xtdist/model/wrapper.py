@@ -18,8 +18,8 @@ from xtdist.model.outputs import LogitsAndEmbeddings, ModelInputs
 from xtdist.nn.attention.cache import CacheSpec, KVCache
 from xtdist.nn.attention.masks import attention_mask
 from xtdist.nn.attention.module import AttentionInputs
-from xtdist.nn.embedding import TokenEmbedding
-from xtdist.nn.linear import Linear, initialize
+from xtdist.nn.embedding import Head, HeadFunction, TokenEmbedding
+from xtdist.nn.linear import initialize
 from xtdist.nn.position.config import LearnedConfig
 from xtdist.nn.position.learned import LearnedPosition
 
@@ -53,10 +53,10 @@ class TransformerWrapper(nn.Module):
         return model
 
     def _assemble(self, config: ModelConfig, layers: Layers) -> None:
-        if config.num_tokens == 0:
+        if not config.num_tokens or not config.max_seq_len:
             raise ConfigError(
-                "num_tokens: got 0; give the size of the vocabulary, or prepare the dataset it "
-                "comes from"
+                f"model.num_tokens={config.num_tokens}, model.max_seq_len={config.max_seq_len}: a "
+                "model is built with both; give the size of the vocabulary and the longest sequence"
             )
         self.config = config
         self.num_tokens, self.max_seq_len = config.num_tokens, config.max_seq_len
@@ -65,7 +65,7 @@ class TransformerWrapper(nn.Module):
         if isinstance(config.position, LearnedConfig):
             self.position_embedding = LearnedPosition(config.max_seq_len, config.dim)
         self.layers = layers
-        self.head = None if config.tie_embedding else Linear(config.dim, config.num_tokens)
+        self.head = None if config.tie_embedding else Head(config.num_tokens, config.dim)
 
     def forward(
         self,
@@ -120,9 +120,19 @@ class TransformerWrapper(nn.Module):
 
     def to_logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
         """Logits of hidden states."""
+        return self.apply_head(hidden, F.linear)
+
+    def apply_head(self, hidden: Float[Tensor, "... d"], function: HeadFunction) -> Tensor:
+        """``function(hidden, weight)`` with the head's weight (v, d).
+
+        It runs inside the one call of the module that owns the weight, so that a loss can work
+        through the vocabulary in pieces while the weight of a sharded model (ZeRO-3) is gathered
+        once, on every rank alike.
+        """
         if self.config.logit_scale != 1.0:
             hidden = hidden * self.config.logit_scale
-        return self.token_embedding(hidden) if self.head is None else self.head(hidden)
+        owner = self.token_embedding if self.head is None else self.head
+        return owner(hidden, function)
 
     def cache_spec(self) -> CacheSpec:
         """What a key/value store must hold for each token."""

@@ -1,0 +1,29 @@
+"""Small networks for the objectives' tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xtdist.config import from_mapping
+from xtdist.model import ModelConfig, TransformerWrapper, build_model
+
+VOCABULARY = 20
+
+
+def make_net(*, causal: bool, **more: Any) -> TransformerWrapper:
+    tree: dict[str, Any] = {
+        "dim": 32,
+        "depth": 2,
+        "heads": 2,
+        "num_tokens": VOCABULARY,
+        "max_seq_len": 16,
+        "attention": {"dim_head": 16},
+    }
+    config = from_mapping(ModelConfig, {**tree, "causal": causal, **more})
+    return build_model(config, generator=torch.Generator().manual_seed(1))
+
+
+def some_ids(*shape: int, seed: int = 0, high: int = VOCABULARY - 1) -> torch.Tensor:
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(seed))

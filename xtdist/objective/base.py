@@ -1,0 +1,97 @@
+"""What every objective offers to a training step."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xtdist.model import TransformerWrapper
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A loss as (sum, weight), so that parts of any size add up: mean = Σ sum / Σ weight.
+
+    ``sum`` (nats) and ``weight`` (tokens) are fp32 scalars; ``metrics`` are sums to be divided by
+    the same weight.
+    """
+
+    sum: Float[Tensor, ""]
+    weight: Float[Tensor, ""]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """sum / weight; 0 where nothing counts."""
+        return self.sum / torch.where(self.weight > 0, self.weight, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A batch with all its noise drawn: what the network sees and what is asked of it.
+
+    ``weights``: how much each position's cross-entropy counts in the sum; ``counts``: what each row
+    adds to the divisor (tokens). ``mask``: True = real token; None = all are.
+    """
+
+    inputs: Int[Tensor, "b n"]
+    targets: Int[Tensor, "b n"]
+    weights: Float[Tensor, "b n"]
+    counts: Float[Tensor, " b"]
+    sample_ids: Int[Tensor, " b"]
+    mask: Bool[Tensor, "b n"] | None = None
+
+    @property
+    def weight(self) -> Float[Tensor, ""]:
+        """The batch's share of the divisor, known before the forward pass."""
+        return self.counts.sum()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, rows: slice) -> Prepared:
+        return self._map(lambda t: t[rows])
+
+    def to(self, device: torch.device | str) -> Prepared:
+        """The batch on ``device``."""
+        return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def muted(self) -> Prepared:
+        """The same batch weighing nothing: for a rank without rows that must still take part."""
+        return dataclasses.replace(
+            self, weights=torch.zeros_like(self.weights), counts=torch.zeros_like(self.counts)
+        )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Prepared:
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        mapped: dict[str, Any] = {k: None if t is None else function(t) for k, t in parts.items()}
+        return Prepared(**mapped)
+
+
+class Objective(nn.Module):
+    """A network and what it is trained for. Subclasses also have a ``forward`` that returns the
+    mean loss of raw token ids, for use without this library's training loop."""
+
+    net: TransformerWrapper
+
+    def __init__(self, net: TransformerWrapper) -> None:
+        super().__init__()
+        self.net = net
+
+    @abstractmethod
+    def prepare(
+        self, tokens: Int[Tensor, "b n+1"], *, seed: int, sample_ids: Int[Tensor, " b"]
+    ) -> Prepared:
+        """Inputs, targets and weights of ``tokens``. All noise is drawn here, each row's from
+        (``seed``, its sample id) alone: the same on any number of workers."""
+
+    @abstractmethod
+    def losses(self, prepared: Prepared) -> LossOutput:
+        """The loss of a prepared batch (differentiable)."""
