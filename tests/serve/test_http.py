@@ -1,0 +1,243 @@
+"""What stands around a completion: routes, bodies, keys, failures, limits of time and queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+
+import pytest
+from tiny_server import Http, events
+
+from xtdist.serve.auth import KeyRing, load_keys, new_key
+from xtdist.serve.config import LimitsConfig
+
+GOOD = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1}).encode()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/docs", 404),
+        ("GET", "/openapi.json", 404),
+        ("GET", "/v1/models/other", 404),
+        ("GET", "/v1/completions", 405),
+        ("DELETE", "/v1/models/tiny", 405),
+    ],
+)
+def test_other_paths_and_methods_get_an_error_of_the_same_form(http, method, path, status):
+    reply = http.request(method, path)
+    assert reply.status_code == status
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_another_model_is_not_found(http):
+    reply = http.complete(model="other", prompt="x")
+    assert reply.status_code == 404
+    assert reply.json()["error"]["code"] == "model_not_found"
+    assert "other" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (GOOD, {}, 200),
+        (GOOD, {"content-type": "application/json; charset=utf-8"}, 200),
+        (GOOD, {"content-type": "text/plain"}, 415),
+        (GOOD, {"content-type": "application/x-www-form-urlencoded"}, 415),
+        (GOOD, {"content-encoding": "gzip"}, 415),
+        (b"", {}, 400),
+        (b"\xff\xfe", {}, 400),
+        (GOOD.replace(b"1}", b"NaN}"), {}, 400),
+        (GOOD.replace(b"1}", b"1" * 4400 + b"}"), {}, 400),
+        (b"[" * 200_000, {}, 400),
+        (b"x" * 300_000, {}, 413),
+        (GOOD, {"content-length": "9" * 30}, 413),
+        (GOOD, {"content-length": "-1"}, 413),
+    ],
+)
+def test_a_body_that_is_no_small_json_object_is_refused(http, content, headers, status):
+    assert http.raw(content, **headers).status_code == status
+
+
+def test_a_body_without_length_is_cut_off_while_reading(http):
+    sent = []
+
+    async def endless():
+        while True:
+            sent.append(1)
+            yield b" " * 65536
+
+    reply = http.raw(endless())
+    assert reply.status_code == 413
+    assert len(sent) < 10
+
+
+def test_a_body_that_does_not_arrive_times_out(make_engine, serve_engine):
+    app, _ = serve_engine(make_engine(), limits=LimitsConfig(body_timeout_s=0.05))
+
+    async def stuck():
+        yield b"{"
+        await asyncio.sleep(60)
+
+    reply = Http(app).raw(stuck())
+    assert reply.status_code == 408
+
+
+@pytest.fixture
+def keyed(make_engine, serve_engine, tmp_path):
+    """(http, key) of a server with two keys."""
+    (key, line), (_, other) = new_key("alice"), new_key("bob")
+    file = tmp_path / "keys"
+    file.write_text(f"# keys\n\n{line}  # first\n{other}\n")
+    app, _ = serve_engine(make_engine(), keys=load_keys(str(file)))
+    return Http(app), key
+
+
+def test_with_keys_only_health_is_open(keyed):
+    http, key = keyed
+    good = {"Authorization": f"Bearer {key}"}
+    routes = [("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("POST", "/v1/completions")]
+    bad = [
+        {},
+        {"Authorization": key},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Bearer {key[:-1]}"},
+        {"Authorization": f"Bearer {key}x"},
+        {"Authorization": f"Basic {key}"},
+        {"Authorization": "Bearer " + "x" * 5000},
+        {"Authorization": "Bearer é".encode("latin-1")},
+    ]
+    for method, path in routes:
+        for headers in bad:
+            reply = http.request(method, path, content=b"no json", headers=headers)
+            assert reply.status_code == 401, (method, path, headers)
+            assert reply.headers["www-authenticate"] == "Bearer"
+            assert reply.json()["error"]["code"] == "invalid_api_key"
+    assert http.request("GET", "/v1/models", headers=good).status_code == 200
+    headers = {**good, "content-type": "application/json"}
+    assert http.request("POST", "/v1/completions", content=GOOD, headers=headers).status_code == 200
+    assert http.request("GET", "/health").status_code == 200
+
+
+def test_a_ring_names_the_key_that_was_used(tmp_path):
+    keys = {name: new_key(name) for name in ("a", "b", "c")}
+    (tmp_path / "keys").write_text("\n".join(line for _, line in keys.values()))
+    ring = load_keys(str(tmp_path / "keys"))
+    for name, (key, line) in keys.items():
+        assert ring.authenticate(f"Bearer {key}") == name
+        assert key not in line
+    assert KeyRing({}).authenticate(None) == "anonymous"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("xt-abcdef", "keys:1: write it as"),
+        ("# none\n", "no key in it"),
+        ("a sha256:" + "0" * 64 + "\nb sha256:" + "0" * 64, "keys:2: this name or key"),
+        ("a sha256:" + "0" * 64 + "\na sha256:" + "1" * 64, "keys:2: this name or key"),
+    ],
+)
+def test_a_wrong_key_file_is_refused_without_showing_what_it_holds(tmp_path, text, message):
+    from xtdist.config import ConfigError
+
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(ConfigError, match=message) as e:
+        load_keys(str(tmp_path / "keys"))
+    assert "xt-abcdef" not in str(e.value)
+
+
+def test_no_answer_invites_other_origins(http):
+    headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    replies = [http.request(m, "/v1/completions", headers=headers) for m in ("OPTIONS", "GET")]
+    replies.append(http.raw(GOOD, **headers))
+    for reply in replies:
+        assert not [h for h in reply.headers if h.startswith("access-control")]
+    assert replies[0].status_code == 405
+
+
+def test_a_full_queue_gets_503_with_a_time_to_come_back(http):
+    body = {"prompt": ["x"] * 8, "max_tokens": 40, "ignore_eos": True}
+    replies = http.gather(*[body] * 4)
+    assert {r.status_code for r in replies} == {200, 503}
+    for reply in replies:
+        if reply.status_code == 503:
+            assert reply.json()["error"]["code"] == "queue_full"
+            assert int(reply.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_past_its_deadline_is_told_so(make_engine, serve_engine, stream):
+    engine = make_engine()
+    step = engine.step
+
+    def slow_step():
+        time.sleep(0.03)
+        return step()
+
+    engine.step = slow_step
+    app, served = serve_engine(engine, limits=LimitsConfig(request_timeout_s=0.2))
+    http = Http(app)
+    reply = http.complete(prompt="x", max_tokens=60, ignore_eos=True, stream=stream)
+    if stream:
+        *chunks, last = events(reply)
+        assert reply.status_code == 200
+        assert len(chunks) >= 2
+        assert last["error"]["code"] == "deadline_exceeded"
+    else:
+        assert reply.status_code == 504
+        assert reply.headers["x-should-retry"] == "false"
+    assert len(engine.pool.free_pages) == engine.pool.num_pages
+    assert not served.thread.broken
+
+
+def test_a_failed_engine_is_an_error_without_details_and_turns_health_red(
+    make_engine, serve_engine
+):
+    engine = make_engine()
+    step, calls = engine.step, []
+
+    def failing_step():
+        calls.append(1)
+        if len(calls) > 4:
+            raise RuntimeError("canary /secret/path")
+        return step()
+
+    engine.step = failing_step
+    app, _ = serve_engine(engine)
+    http = Http(app)
+    body = {"prompt": "x", "max_tokens": 60, "ignore_eos": True}
+    *chunks, last = events(http.complete(**body, stream=True))
+    assert "[DONE]" not in chunks
+    assert last["error"]["type"] == "server_error"
+    reply = http.complete(**body)
+    assert reply.status_code == 500
+    assert "canary" not in reply.text + json.dumps(last)
+    assert http.request("GET", "/health").status_code == 503
+
+
+def test_mutated_requests_never_get_a_server_error(http):
+    """Bytes of a good request, changed at random: refused or served, nothing else, quickly."""
+    rng = random.Random(5)
+    full = {"model": "tiny", "prompt": ["ab", "é"], "max_tokens": 2, "temperature": 0.5, "n": 1}
+    full |= {"stop": ["x"], "logit_bias": {"5": -1.5}, "seed": 3, "contrastive": {"beta": 0.1}}
+    good = json.dumps(full).encode()
+    tokens = [b"NaN", b"1e999", b'"', b"\\ud800", b"-", b"9" * 50, b"null", b"[", b"}", b"\x00"]
+    seen = set()
+    for _ in range(400):
+        raw = bytearray(good)
+        digits = [i for i, b in enumerate(raw) if chr(b).isdecimal()]
+        raw[rng.choice(digits)] = ord(rng.choice("0123456789"))
+        for _ in range(rng.randint(0, 3)):
+            at = rng.randrange(len(raw))
+            insert = rng.choice(tokens) if rng.random() < 0.5 else bytes([rng.randrange(256)])
+            raw[at : at + rng.randint(0, 3)] = insert
+        reply = http.raw(bytes(raw))
+        seen.add(reply.status_code)
+        if reply.status_code != 200:
+            assert reply.json()["error"]["message"]
+    assert seen <= {200, 400, 404}
+    assert seen >= {200, 400}

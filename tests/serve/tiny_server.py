@@ -1,0 +1,69 @@
+"""A tiny random model, and requests to an ASGI application in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import torch
+
+from xtdist.data.tokenizer import byte_tokenizer
+from xtdist.model.config import ModelConfig
+from xtdist.model.wrapper import build_model
+
+MAX_SEQ_LEN = 96
+
+
+def tiny_model(seed: int, *, dim: int = 32) -> torch.nn.Module:
+    config = ModelConfig(
+        dim=dim, depth=2, heads=2, num_tokens=byte_tokenizer().vocab_size, max_seq_len=MAX_SEQ_LEN
+    )
+    model = build_model(config, generator=torch.Generator().manual_seed(seed)).eval()
+    with torch.no_grad():  # confident enough that decoders differ from each other
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    return model
+
+
+class Http:
+    """Requests to an ASGI application; one event loop for all of them."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.runner = asyncio.Runner()
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self.runner.run(self.arequest(method, path, **options))
+
+    async def arequest(self, method: str, path: str, **options: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.request(method, path, **options)
+
+    def complete(self, **body: Any) -> httpx.Response:
+        return self.request("POST", "/v1/completions", json={"model": "tiny", **body})
+
+    def raw(self, content: bytes, **headers: str) -> httpx.Response:
+        headers = {"content-type": "application/json", **headers}
+        return self.request("POST", "/v1/completions", content=content, headers=headers)
+
+    def gather(self, *bodies: dict[str, Any]) -> list[httpx.Response]:
+        async def all_of_them() -> list[httpx.Response]:
+            posts = [
+                self.arequest("POST", "/v1/completions", json={"model": "tiny", **b})
+                for b in bodies
+            ]
+            return await asyncio.gather(*posts)
+
+        return self.runner.run(all_of_them())
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The frames of a server-sent event stream, parsed; ``[DONE]`` as itself."""
+    frames = response.text.split("\n\n")
+    assert frames.pop() == ""
+    assert all(f.startswith("data: ") for f in frames)
+    data = [f.removeprefix("data: ") for f in frames]
+    return [d if d == "[DONE]" else json.loads(d) for d in data]

@@ -1,0 +1,18 @@
+"""An OpenAI-compatible endpoint on Ray Serve over the decode engine."""
+
+from xtdist.serve.auth import new_key
+from xtdist.serve.client import Client
+from xtdist.serve.config import AppConfig, LimitsConfig, ServeConfig, ServedModel
+from xtdist.serve.server import Server, check, run
+
+__all__ = [
+    "AppConfig",
+    "Client",
+    "LimitsConfig",
+    "ServeConfig",
+    "ServedModel",
+    "Server",
+    "check",
+    "new_key",
+    "run",
+]

@@ -1,0 +1,198 @@
+"""The decode engine in a thread of its own, spoken to from an asyncio event loop.
+
+The loop never waits for the engine and the engine never waits for a client: jobs go in by a queue
+that is read between steps, and each step comes back as one wake-up of the loop, however many
+requests it served. An exception in a request's admission fails that request; one in a step fails
+all jobs and marks the engine as broken, and the replica is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from xtdist.config import ConfigError
+from xtdist.decode.outputs import Output, QueueFull
+from xtdist.decode.params import GenerationParams
+from xtdist.serve.errors import deadline_exceeded, internal, overloaded
+from xtdist.serve.job import Event, Job, Piece
+from xtdist.serve.protocol import refused
+
+log = logging.getLogger(__name__)
+
+
+class EngineLike(Protocol):
+    """What is used of :class:`xtdist.decode.Engine`."""
+
+    @property
+    def has_work(self) -> bool: ...
+    def add(
+        self, prompt_ids: Sequence[int], params: GenerationParams, *, request_id: str | None = None
+    ) -> str: ...
+    def step(self) -> list[Output]: ...
+    def abort(self, request_id: str) -> object: ...
+
+
+class EngineThread:
+    """Runs ``engine`` until :meth:`stop`.
+
+    Args:
+        engine: used by this thread only.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, engine: EngineLike, *, name: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.engine = engine
+        self.name = name
+        self.steps = 0
+        self.broken = False
+        self._clock = clock
+        self._ids = itertools.count()
+        self._jobs: dict[str, tuple[Job, int]] = {}  # engine request id -> job, prompt index
+        self._inbox: list[tuple[str, Job]] = []
+        self._news = threading.Condition()
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+
+    @property
+    def running(self) -> int:
+        """Engine requests that have not finished."""
+        return len(self._jobs)
+
+    def submit(self, job: Job) -> None:
+        """Hand a job over; call it in the event loop that reads the job.
+
+        Raises:
+            ApiError: 500 when the engine has failed.
+        """
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._thread.start()
+        job.deadline = self._clock() + job.timeout_s
+        self._post("add", job)
+
+    def cancel(self, job: Job) -> None:
+        """Forget a job; what is left of it is aborted before the next step. Twice is once."""
+        self._post("cancel", job)
+
+    def stop(self) -> None:
+        """End the thread after the step that is running."""
+        with self._news:
+            self._stopping = True
+            self._news.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _post(self, what: str, job: Job) -> None:
+        with self._news:
+            if self.broken and what == "add":
+                raise internal()
+            self._inbox.append((what, job))
+            self._news.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._turn()
+        except Exception:
+            log.exception("engine %s failed; all its requests fail with it", self.name)
+            self.broken = True
+            self._fail_everything()
+
+    def _wait(self) -> bool:
+        """Sleep while there is nothing to do. False when it is time to end."""
+        with self._news:
+            while not (self._inbox or self._stopping or self.engine.has_work):
+                self._news.wait()
+            return not self._stopping
+
+    def _turn(self) -> None:
+        """Read the inbox, drop what is late, make one step, wake the loop once."""
+        events: list[tuple[Job, Event]] = []
+        with self._news:
+            inbox, self._inbox = self._inbox, []
+        for what, job in inbox:
+            if what == "add":
+                events.append((job, self._admit(job)))
+            else:
+                self._drop(job)
+        now = self._clock()
+        for job in {id(job): job for job, _ in self._jobs.values()}.values():
+            if now > job.deadline:
+                self._drop(job)
+                events.append((job, deadline_exceeded(job.timeout_s)))
+        if self.engine.has_work:
+            events += self._collect(self.engine.step())
+            self.steps += 1
+        self._wake_loop(events)
+
+    def _admit(self, job: Job) -> Event:
+        """Add all prompts of a job or none; the event that tells which."""
+        try:
+            for index, prompt in enumerate(job.prompts):
+                request_id = f"{self.name}-{next(self._ids)}"
+                self.engine.add(prompt, job.params, request_id=request_id)
+                self._jobs[request_id] = (job, index)
+                job.live[request_id] = job.params.n
+        except QueueFull:
+            refusal = overloaded()
+        except ConfigError as e:
+            refusal = refused(e)
+        except Exception:
+            log.exception("engine %s could not take a request", self.name)
+            refusal = internal()
+        else:
+            return []
+        self._drop(job)
+        return refusal
+
+    def _drop(self, job: Job) -> None:
+        for request_id in job.live:
+            self.engine.abort(request_id)
+            del self._jobs[request_id]
+        job.live.clear()
+
+    def _collect(self, outputs: list[Output]) -> list[tuple[Job, Event]]:
+        """The outputs of a step, by job."""
+        by_job: dict[int, tuple[Job, Event]] = {}
+        for output in outputs:
+            if output.request_id not in self._jobs:
+                continue
+            job, index = self._jobs[output.request_id]
+            pieces = by_job.setdefault(id(job), (job, []))[1]
+            assert isinstance(pieces, list)
+            pieces.append(Piece(index, output))
+            if output.finish_reason is not None:
+                job.live[output.request_id] -= 1
+                if not job.live[output.request_id]:
+                    del job.live[output.request_id], self._jobs[output.request_id]
+        return list(by_job.values())
+
+    def _wake_loop(self, events: list[tuple[Job, Event]]) -> None:
+        if not events or self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(_deliver, events)
+        except RuntimeError:  # the loop is closed: nobody is left to read
+            self._stopping = True
+
+    def _fail_everything(self) -> None:
+        with self._news:
+            waiting = [job for what, job in self._inbox if what == "add"]
+            self._inbox.clear()
+        jobs = {id(job): job for job in [*waiting, *(j for j, _ in self._jobs.values())]}
+        self._jobs.clear()
+        self._wake_loop([(job, internal()) for job in jobs.values()])
+
+
+def _deliver(events: list[tuple[Job, Event]]) -> None:
+    for job, event in events:
+        job.deliver(event)

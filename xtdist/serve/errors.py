@@ -1,0 +1,81 @@
+"""What a client gets instead of an answer: a status and an error object, never a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A refused or failed request.
+
+    Args:
+        status: HTTP status.
+        message: one sentence for the client; never holds prompts, keys, paths or tracebacks.
+        param: the request key at fault.
+        code: a stable word that programs can test.
+        headers: extra response headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        error = {
+            "message": self.message,
+            "type": _type(self.status),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+
+def _type(status: int) -> str:
+    if status in (401, 403):
+        return "authentication_error"
+    if status in (429, 503):
+        return "overloaded_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request itself is wrong; sending it again will not help."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def overloaded(retry_after_s: int = 1) -> ApiError:
+    """503: nothing is wrong with the request, the queue is full."""
+    return ApiError(
+        503,
+        "the server's queue is full; try again",
+        code="queue_full",
+        headers={"Retry-After": str(retry_after_s)},
+    )
+
+
+def deadline_exceeded(timeout_s: float) -> ApiError:
+    """504: the request ran past the server's limit. Clients are asked not to repeat it."""
+    return ApiError(
+        504,
+        f"the request took longer than {timeout_s:g} s; ask for fewer tokens",
+        code="deadline_exceeded",
+        headers={"X-Should-Retry": "false"},
+    )
+
+
+def internal() -> ApiError:
+    """500: our fault. The cause is in the server's log."""
+    return ApiError(500, "the server failed on this request", code="internal_error")

@@ -1,0 +1,95 @@
+"""A model that is ready to answer: its engine thread, its tokenizer, and what clients see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from xtdist.decode.params import GenerationParams
+from xtdist.serve.engine_thread import EngineThread
+from xtdist.serve.errors import ApiError
+from xtdist.serve.job import Job
+from xtdist.serve.protocol import ModelCard, Prompt
+
+_LONG_PROMPT_CHARS = 4096
+_PROBE_EVERY_S = 1.0
+
+
+class TokenizerLike(Protocol):
+    """What is used of :class:`xtdist.data.tokenizer.Tokenizer`."""
+
+    vocab_size: int
+    eot_id: int
+
+    def encode(self, text: str, /) -> Iterable[int]: ...
+    def decode(self, ids: Iterable[int], /) -> str: ...
+    def token_bytes(self, token_id: int, /) -> bytes: ...
+
+
+@dataclass
+class Served:
+    """One served model.
+
+    Args:
+        digest: of the weights; every answer names it.
+        max_seq_len: positions of the model.
+    """
+
+    name: str
+    thread: EngineThread
+    tokenizer: TokenizerLike
+    digest: str
+    max_seq_len: int
+    contrastive: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+    _probed: tuple[float, bool] = (float("-inf"), True)
+    _probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def card(self) -> ModelCard:
+        return ModelCard(
+            id=self.name,
+            created=self.created,
+            max_model_len=self.max_seq_len,
+            contrastive=self.contrastive,
+        )
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; an empty text starts a new document. Long texts are tokenized
+        off the event loop."""
+        if not isinstance(prompt, str):
+            return prompt
+        if len(prompt) > _LONG_PROMPT_CHARS:
+            ids = await asyncio.to_thread(self.tokenizer.encode, prompt)
+        else:
+            ids = self.tokenizer.encode(prompt)
+        return [int(i) for i in ids] or [self.tokenizer.eot_id]
+
+    async def healthy(self, timeout_s: float) -> bool:
+        """Whether the engine generates: one token, or progress on others' work. The answer is kept
+        for a second, so that asking often costs nothing."""
+        async with self._probing:
+            asked, answer = self._probed
+            if time.monotonic() - asked > _PROBE_EVERY_S:
+                answer = await self._probe(timeout_s)
+                self._probed = (time.monotonic(), answer)
+        return answer
+
+    async def _probe(self, timeout_s: float) -> bool:
+        if self.thread.broken:
+            return False
+        steps = self.thread.steps
+        params = GenerationParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        job = Job([[self.tokenizer.eot_id]], params, timeout_s)
+        try:
+            self.thread.submit(job)
+            async with asyncio.timeout(timeout_s):
+                async for _ in job.pieces():
+                    pass
+        except (ApiError, TimeoutError):
+            return not self.thread.broken and self.thread.steps > steps
+        finally:
+            self.thread.cancel(job)
+        return True

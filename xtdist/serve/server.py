@@ -1,0 +1,200 @@
+"""Serving for as long as this process lives: start, wait for Ctrl-C, stop what was started."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from xtdist.config import ResourceError
+from xtdist.serve.auth import load_keys
+from xtdist.serve.config import ServeConfig
+from xtdist.serve.loading import check_served
+
+APP = "xtdist"
+_ADDRESS = "RAY_ADDRESS"
+
+
+class Server:
+    """A running application. ``stop`` (or leaving a ``with``) ends what :func:`run` started:
+    the application, Ray Serve if it was not running before, Ray if it was not.
+
+    Args:
+        url: where clients find it, without ``/v1``.
+    """
+
+    def __init__(self, url: str, *, owns_serve: bool, owns_ray: bool) -> None:
+        self.url = url
+        self._owns_serve = owns_serve
+        self._owns_ray = owns_ray
+
+    def stop(self) -> None:
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            return
+        if self._owns_serve:
+            serve.shutdown()
+        else:
+            serve.delete(APP)
+        if self._owns_ray:
+            ray.shutdown()
+
+    def wait(self) -> None:
+        """Until SIGINT or SIGTERM. Call it in the main thread."""
+        ended = threading.Event()
+
+        def end(signum: int, frame: FrameType | None) -> None:
+            ended.set()
+
+        before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while not ended.wait(1.0):
+                pass
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def check(config: ServeConfig) -> ServeConfig:
+    """Find out what would go wrong before anything is started: the port, the key file, the weights.
+
+    Returns:
+        The config with absolute paths, as the replicas need them.
+
+    Raises:
+        ResourceError: the address can not be listened on.
+        ConfigError: a key file that can not be read.
+        CheckpointError: weights that can not be served.
+    """
+    _check_port(config.host, config.port)
+    load_keys(config.api_keys_file)
+    keys = config.api_keys_file
+    return dataclasses.replace(
+        config,
+        models=tuple(check_served(m) for m in config.models),
+        api_keys_file=str(Path(keys).resolve()) if keys is not None else None,
+    )
+
+
+def run(config: ServeConfig, *, address: str | None = None, block: bool = True) -> Server:
+    """Serve ``config`` on a Ray cluster.
+
+    Args:
+        address: of a running cluster; None: the one in RAY_ADDRESS (as inside a submitted job),
+            else one that is started here and ends with the server.
+        block: wait for SIGINT or SIGTERM, then stop. Otherwise return the running server at once.
+
+    Raises:
+        UserError: see :func:`check`; or the cluster can not be reached, is too small, or the
+            replicas do not come up.
+    """
+    config = check(config)
+    owns_ray = _connect(address)
+    server = Server(f"http://{config.host}:{config.port}", owns_serve=True, owns_ray=owns_ray)
+    try:
+        _check_room(config)
+        server._owns_serve = _deploy(config)
+    except BaseException:
+        server.stop()
+        raise
+    if block:
+        with server:
+            server.wait()
+    return server
+
+
+def _deploy(config: ServeConfig) -> bool:
+    """Start the application; whether Ray Serve was started for it.
+
+    Only here, because the import of Ray Serve reads the environment.
+    """
+    try:
+        from ray import serve
+
+        from xtdist.serve.app import application
+    except ImportError as e:
+        raise ResourceError(
+            f"serving needs a package that is missing ({e.name}); install it with: "
+            "pip install 'xtdist[serve]'"
+        ) from None
+    fresh = not serve.status().proxies
+    http: dict[str, Any] = {"host": config.host, "port": config.port}
+    serve.start(proxy_location="HeadOnly", http_options=http)
+    try:
+        serve.run(application(config), name=APP, route_prefix="/")
+    except RuntimeError as e:
+        status = serve.status().applications.get(APP)
+        reason = status.message.strip().splitlines()[-1] if status and status.message else str(e)
+        raise ResourceError(f"the application did not start: {reason}") from None
+    return fresh
+
+
+def _connect(address: str | None) -> bool:
+    """Connect to Ray; whether it was started here."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    target = address or os.environ.get(_ADDRESS) or "local"
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if target == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options["include_dashboard"] = False
+    try:
+        ray.init(address=target, **options)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise ResourceError(
+            f"no Ray cluster at {target}: {e}; check {_ADDRESS} and the token "
+            "(RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)"
+        ) from None
+    return target == "local"
+
+
+def _check_room(config: ServeConfig) -> None:
+    import ray
+
+    have = ray.cluster_resources()
+    for name, each in (("CPU", config.cpus), ("GPU", config.gpus)):
+        wanted = config.replicas * each
+        if wanted > have.get(name, 0):
+            raise ResourceError(
+                f"replicas: {config.replicas} with {each:g} {name} each need {wanted:g}; the "
+                f"cluster has {have.get(name, 0):g}. Lower replicas or {name.lower()}s, or add "
+                "nodes"
+            )
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as e:
+        raise ResourceError(
+            f"{host}:{port}: can't listen there ({e.strerror or e}); set host and port to a free "
+            "address of this machine"
+        ) from None
