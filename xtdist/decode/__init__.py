@@ -2,6 +2,7 @@
 for non-autoregressive models."""
 
 from xtdist.decode.engine import Engine, generate
+from xtdist.decode.maskpredict import MaskPredict, MaskPredictParams, mask_predict
 from xtdist.decode.outputs import Choice, Completion, Output, QueueFull, TokenLogprob
 from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams
 
@@ -12,8 +13,11 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "GenerationParams",
+    "MaskPredict",
+    "MaskPredictParams",
     "Output",
     "QueueFull",
     "TokenLogprob",
     "generate",
+    "mask_predict",
 ]

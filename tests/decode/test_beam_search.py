@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from decode_models import VOCABULARY, greedy, make_model, next_logits
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from xtdist.config import ConfigError
+from xtdist.decode import Completion, Engine, EngineConfig, GenerationParams
+from xtdist.model import TransformerWrapper
+
+PROMPTS = ([1, 2, 3, 4, 5], [7], [9, 8, 30, 31])
+EOS = (3, 17, 29)
+
+
+class TransformersView(PreTrainedModel, GenerationMixin):
+    """Our model, seen by transformers: a full forward for every step, no cache."""
+
+    config_class = PretrainedConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, model: TransformerWrapper) -> None:
+        super().__init__(PretrainedConfig(vocab_size=VOCABULARY, is_decoder=True))
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
+        return CausalLMOutput(logits=self.model(input_ids))
+
+
+def by_transformers(
+    model: TransformerWrapper, prompt: list[int], params: GenerationParams, eos: tuple[int, ...]
+) -> list[tuple[tuple[int, ...], float]]:
+    """(tokens, score) of all beams by transformers' own beam search."""
+    config = GenerationConfig(
+        num_beams=params.num_beams,
+        num_return_sequences=params.n,
+        max_new_tokens=params.max_tokens,
+        min_new_tokens=params.min_tokens or None,
+        length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping,
+        repetition_penalty=params.repetition_penalty,
+        eos_token_id=list(eos) or None,
+        pad_token_id=0,
+        do_sample=False,
+        use_cache=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    result = TransformersView(model).generate(torch.tensor([prompt]), generation_config=config)
+    found = []
+    for row, score in zip(result.sequences, result.sequences_scores, strict=True):
+        tokens = row[len(prompt) :].tolist()
+        ends = [i for i, t in enumerate(tokens) if t in eos]
+        found.append((tuple(tokens[: ends[0] + 1] if ends else tokens), float(score)))
+    return found
+
+
+def run(
+    model: TransformerWrapper,
+    prompts: list[list[int]],
+    params: GenerationParams,
+    *,
+    eos: tuple[int, ...] = (),
+) -> list[Completion]:
+    engine = Engine(model, eos_ids=eos, config=EngineConfig(max_sequences=params.num_beams + 2))
+    completions = engine.generate(prompts, params)
+    assert len(engine.pool.free_pages) == engine.pool.num_pages
+    assert not any(engine.pool.references)
+    return completions
+
+
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize("num_beams", [2, 4, 8])
+def test_sequences_and_scores_equal_those_of_transformers(
+    expert: TransformerWrapper, num_beams: int, length_penalty: float, early_stopping: Any
+) -> None:
+    params = GenerationParams(
+        max_tokens=9,
+        num_beams=num_beams,
+        n=num_beams,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+    )
+    completions = run(expert, list(PROMPTS), params, eos=EOS)
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        expected = by_transformers(expert, prompt, params, EOS)
+        assert [c.token_ids for c in completion.choices] == [tokens for tokens, _ in expected]
+        scores = [c.score for c in completion.choices]
+        assert scores == pytest.approx([score for _, score in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("eos", [(), (5,)])
+def test_few_eos_ids_a_minimum_length_and_penalties_equal_transformers(
+    expert: TransformerWrapper, eos: tuple[int, ...]
+) -> None:
+    params = GenerationParams(max_tokens=12, min_tokens=4, num_beams=4, n=4, repetition_penalty=1.3)
+    completions = run(expert, list(PROMPTS), params, eos=eos)
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        expected = by_transformers(expert, prompt, params, eos)
+        assert [c.token_ids for c in completion.choices] == [tokens for tokens, _ in expected]
+
+
+def test_a_beam_as_wide_as_all_sequences_finds_the_global_optimum() -> None:
+    model = make_model(5, num_tokens=5)
+    prompt, length = [1, 2], 3
+    params = GenerationParams(max_tokens=length, num_beams=5**length, n=3, length_penalty=0.0)
+    best = run(model, [prompt], params)[0].choices
+    everything = {}
+    for tokens in itertools.product(range(5), repeat=length):
+        logprob = 0.0
+        for i, token in enumerate(tokens):
+            logits = next_logits(model, [*prompt, *tokens[:i]])
+            logprob += float(logits.log_softmax(-1)[token])
+        everything[tokens] = logprob
+    expected = sorted(everything, key=lambda t: -everything[t])[:3]
+    assert [c.token_ids for c in best] == expected
+    assert [c.score for c in best] == pytest.approx([everything[t] for t in expected], abs=1e-5)
+
+
+def test_one_beam_is_greedy(expert: TransformerWrapper) -> None:
+    params = GenerationParams(max_tokens=10, num_beams=1, temperature=0.0)
+    tokens = [c.choices[0].token_ids for c in run(expert, list(PROMPTS), params)]
+    assert tokens == [greedy(expert, prompt, 10) for prompt in PROMPTS]
+
+
+def test_beams_under_page_pressure_equal_beams_with_room(expert: TransformerWrapper) -> None:
+    params = GenerationParams(max_tokens=20, num_beams=3, n=3)
+    roomy = Engine(expert, eos_ids=EOS).generate(list(PROMPTS), params)
+    tight = EngineConfig(max_sequences=6, max_step_tokens=6, page_tokens=4, pool_tokens=88)
+    engine = Engine(expert, eos_ids=EOS, config=tight)
+    squeezed = engine.generate(list(PROMPTS), params)
+    for a, b in zip(roomy, squeezed, strict=True):
+        assert [c.token_ids for c in a.choices] == [c.token_ids for c in b.choices]
+    assert len(engine.pool.free_pages) == engine.pool.num_pages
+
+
+@pytest.mark.parametrize(
+    "conflict",
+    [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}, {"logprobs": 1}, {"n": 5}],
+)
+def test_what_beam_search_can_not_honour_is_refused(conflict: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(conflict))):
+        GenerationParams(num_beams=4, **conflict)

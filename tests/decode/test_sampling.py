@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from xtdist.decode import GenerationParams
+from xtdist.decode.noise import gumbel, noise_key
+from xtdist.decode.sampling import Row, Sampler, adjust
+
+DRAWS = 20_000
+
+
+def by_transformers(logits: torch.Tensor, params: GenerationParams) -> torch.Tensor:
+    """Probabilities after transformers' own warpers, in its order."""
+    chain: list[Any] = [TemperatureLogitsWarper(params.temperature)]
+    if params.top_k:
+        chain.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        chain.append(TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        chain.append(MinPLogitsWarper(params.min_p))
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    return LogitsProcessorList(chain)(ids, logits[None].clone())[0].softmax(-1)
+
+
+def draw(logits: torch.Tensor, params: GenerationParams, count: int) -> torch.Tensor:
+    """How often each token comes, at ``count`` different positions."""
+    positions = list(range(count))
+    rows = [Row(params, 3, range(n), 0) for n in positions]
+    sampler = Sampler([params] * count, logits.device)
+    drawn = torch.tensor(sampler.draw(logits.expand(count, -1), rows))
+    return drawn.bincount(minlength=logits.numel())
+
+
+@pytest.mark.parametrize("vocabulary", [16, 900])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 1.7, "min_p": 0.2},
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"top_p": 0.95, "temperature": 2.0},
+        {"top_k": 8, "top_p": 0.7, "temperature": 1.3},
+        {"top_k": 10, "min_p": 0.1},
+        {"top_p": 0.9, "min_p": 0.05},
+    ],
+)
+def test_draws_follow_the_distribution_of_transformers_filters(
+    vocabulary: int, setting: dict[str, Any]
+) -> None:
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(1)) * 2
+    params = GenerationParams(**setting)
+    expected = by_transformers(logits, params)
+    count = DRAWS if vocabulary == 16 else 3000
+    seen = draw(logits, params, count)
+    assert not seen[expected == 0].any()
+    frequent = expected * count >= 5
+    assert frequent.any()
+    chi_square = ((seen - expected * count) ** 2 / (expected * count))[frequent].sum()
+    freedom = int(frequent.sum())
+    assert float(chi_square) < freedom + 4 * (2 * freedom) ** 0.5 + 4
+
+
+def test_rows_with_different_parameters_do_not_touch_each_other() -> None:
+    logits = torch.randn(6, 700, generator=torch.Generator().manual_seed(2)) * 2
+    params = [
+        GenerationParams(temperature=0.0),
+        GenerationParams(top_p=0.3),
+        GenerationParams(),
+        GenerationParams(top_k=400, temperature=1.5),
+        GenerationParams(min_p=0.3),
+        GenerationParams(top_k=2, top_p=0.9),
+    ]
+    rows = [Row(p, seed, [1, 2], 1) for seed, p in enumerate(params)]
+    together = Sampler(params, logits.device).draw(logits, rows)
+    for i, row in enumerate(rows):
+        assert Sampler([params[i]], logits.device).draw(logits[i : i + 1], [row]) == [together[i]]
+    assert together[0] == int(logits[0].argmax())
+
+
+def test_a_flat_distribution_is_cut_at_exactly_the_nucleus() -> None:
+    """With equal probabilities the best 256 candidates hold too little, so the whole row counts."""
+    params = GenerationParams(top_p=0.5)
+    seen = draw(torch.arange(1000) * -1e-6, params, 6000)
+    assert int(seen[:500].sum()) >= 5990
+    assert not seen[502:].any()
+    assert int((seen[:500] > 0).sum()) > 490
+
+
+def test_penalties_equal_their_formulas() -> None:
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3))
+    tokens = [1, 2, 2, 5, 5, 5, 7]
+    params = GenerationParams(
+        repetition_penalty=1.7,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        logit_bias={4: 2.0, 11: -1.5},
+        min_tokens=5,
+    )
+    scores = logits.clone()
+    adjust(scores, [Row(params, 0, tokens, 3, ends=(9,))], torch.tensor([0]))
+    expected = logits.clone()
+    expected[0, 4] += 2.0
+    expected[0, 11] -= 1.5
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([tokens]), expected)
+    expected[0, 5] -= 0.5 + 0.25 * 3
+    expected[0, 7] -= 0.5 + 0.25
+    expected[0, 0] = expected[0, 9] = -torch.inf
+    assert torch.allclose(scores, expected)
+
+
+def test_noise_is_gumbel_and_independent_between_keys_and_tokens() -> None:
+    keys = torch.tensor([noise_key(0, i) for i in range(64)], dtype=torch.int32)
+    noise = gumbel(keys, torch.arange(8192)[None])
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
+    assert float(noise.std()) == pytest.approx(1.2825, abs=0.01)
+    correlation = torch.corrcoef(noise) - torch.eye(64)
+    assert float(correlation.abs().max()) < 0.06
+    shifted = torch.corrcoef(torch.stack([noise[:, :-1].flatten(), noise[:, 1:].flatten()]))
+    assert abs(float(shifted[0, 1])) < 0.01
+
+
+def test_noise_of_a_token_does_not_depend_on_what_stands_beside_it() -> None:
+    keys = torch.tensor([noise_key(1, i) for i in range(4)], dtype=torch.int32)
+    everything = gumbel(keys, torch.arange(100)[None])
+    some = gumbel(keys[2:3], torch.tensor([[7, 99, 3]]))
+    assert torch.equal(some, everything[2:3, [7, 99, 3]])
