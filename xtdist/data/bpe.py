@@ -1,9 +1,9 @@
 """Byte-pair merges: training them, and the ids they stand for.
 
-Token ids are ranks: 0-255 are the bytes, 256 + i is the i-th merge. Two neighbours are joined whenever
-their bytes together are a token, lowest rank first (what ``tiktoken`` computes). Hugging Face's
-encoder instead joins exactly the listed pairs. Both give the same ids if every token, encoded with
-lower ranks only, ends as its listed pair; ``ranked_merges`` keeps just the merges that do.
+Token ids are ranks: 0-255 are the bytes, 256 + i is the i-th merge. Two neighbours are joined
+whenever their bytes together are a token, lowest rank first (what ``tiktoken`` computes). Hugging
+Face's encoder instead joins exactly the listed pairs. Both give the same ids if every token,
+encoded with lower ranks only, ends as its listed pair; ``ranked_merges`` keeps just those that do.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def byte_characters() -> list[str]:
 
 
 def train_merges(texts: Iterable[str], max_merges: int) -> list[Merge]:
-    """At most ``max_merges`` merges, most frequent pair first; the same texts give the same ones."""
+    """At most ``max_merges`` merges, most frequent pair first; same texts, same merges."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     engine = Tokenizer(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(
-        vocab_size=256 + max_merges,
+        vocab_size=256 + max_merges + max_merges // 32 + 16,  # spares for those left out
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
         special_tokens=[],
@@ -47,7 +47,7 @@ def train_merges(texts: Iterable[str], max_merges: int) -> list[Merge]:
     pairs = json.loads(engine.to_str())["model"]["merges"]
     byte_of = {c: b for b, c in enumerate(byte_characters())}
     raw = [tuple(bytes(byte_of[c] for c in part) for part in pair) for pair in pairs]
-    return ranked_merges(cast(list[Merge], raw))
+    return ranked_merges(cast(list[Merge], raw))[:max_merges]
 
 
 def ranked_merges(merges: Iterable[Merge]) -> list[Merge]:

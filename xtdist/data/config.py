@@ -93,8 +93,8 @@ class PrepareConfig:
 class DataConfig:
     """The dataset that a run reads.
 
-    ``verify``: ``touch`` hashes each shard when it is first read (60 ms per 64 MiB), ``full`` all of
-    them on opening, ``size`` trusts file sizes.
+    ``verify``: ``touch`` hashes each shard when it is first read (60 ms per 64 MiB), ``full`` all
+    of them on opening, ``size`` trusts file sizes.
     """
 
     path: str

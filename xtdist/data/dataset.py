@@ -6,9 +6,10 @@ import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xtdist.config import DataError
 from xtdist.data.manifest import Manifest, read_manifest
@@ -96,6 +97,23 @@ class TokenDataset:
             raise IndexError(f"window {index} of {self.num_windows(seq_len)}")
         return self.read(index * seq_len, index * seq_len + seq_len + 1)
 
+    def windows(self, indices: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
+        """Many windows at once, as rows of (len(indices), seq_len + 1) int64 ids."""
+        count, width = self.num_windows(seq_len), seq_len + 1
+        if len(indices) and not (indices.min() >= 0 and indices.max() < count):
+            raise IndexError(f"windows {indices.min()} to {indices.max()} of {count}")
+        starts = indices * seq_len
+        shards = np.searchsorted(self._starts, starts, side="right") - 1
+        offsets = starts - self._starts[shards]
+        rows = np.empty((len(indices), width), np.int64)
+        for row, shard, offset in zip(rows, shards.tolist(), offsets.tolist(), strict=True):
+            part = self._shard(shard)[0][offset : offset + width]
+            if len(part) < width:
+                start = int(self._starts[shard]) + offset
+                part = self.read(start, start + width)
+            row[:] = part
+        return rows
+
     def read(self, start: int, stop: int) -> Tokens:
         """Tokens [start, stop); a read-only view of the file unless it spans shards."""
         if not 0 <= start <= stop <= self.total_tokens:
@@ -122,23 +140,14 @@ class TokenDataset:
         return TokenDataset.open, (str(self.folder), self.split, self.verify)
 
     def _shard(self, i: int) -> tuple[Tokens, Tokens]:
+        shard = self._open.get(i)
+        return shard if shard is not None else self._open_shard(i)
+
+    def _open_shard(self, i: int) -> tuple[Tokens, Tokens]:
+        info = self._shards[i]
+        path = self.folder / info.path
         with self._lock:
             if i not in self._open:
-                info = self._shards[i]
-                self._open[i] = open_shard(
-                    self.folder / info.path,
-                    info,
-                    dtype=self.manifest.dtype,
-                    hashed=self.verify != "size",
-                )
-                self._check_ids(i)
+                dtype, hashed = self.manifest.dtype, self.verify != "size"
+                self._open[i] = open_shard(path, info, dtype=dtype, hashed=hashed)
             return self._open[i]
-
-    def _check_ids(self, i: int) -> None:
-        """With ``size`` nothing else stands between a damaged id and an embedding lookup."""
-        if self.verify == "size" and self._open[i][0].max() >= self.manifest.vocab_size:
-            tokens, _ = self._open.pop(i)
-            raise DataError(
-                f"{self.folder / self._shards[i].path}: holds id {cast(int, tokens.max())}, the "
-                f"vocabulary ends at {self.manifest.vocab_size - 1}"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 import time
@@ -19,6 +20,7 @@ from xtdist.data.dataset import TokenDataset
 from xtdist.data.order import Order, rank_slice
 
 PREFETCH_STEPS = 2
+LOOKUP_SAMPLES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class Loader:
                 self.close()
                 return
             wait_s = time.perf_counter() - start
-            yield StepBatch(**{**item.__dict__, "wait_s": wait_s})
+            yield dataclasses.replace(item, wait_s=wait_s)
 
     def close(self) -> None:
         """End the thread; the loader gives nothing more."""
@@ -102,24 +104,27 @@ class Loader:
 
     def _work(self) -> None:
         try:
-            for step in self.steps:
-                self._ready.put(self._read(step))
+            for batch in self._batches():
+                self._ready.put(batch)
                 if self._stop.is_set():
                     return
             self._ready.put(None)
         except BaseException as e:
             self._ready.put(e)
 
-    def _read(self, step: int) -> StepBatch:
-        sample_ids = self.order.sample_ids(step)[self._rows]
-        windows = self.order.windows(sample_ids)
-        rows = np.empty((len(windows), self.seq_len + 1), np.int64)
-        for row, window in zip(rows, windows, strict=True):
-            row[:] = self.dataset.window(int(window), self.seq_len)
-        return StepBatch(
-            step=step,
-            tokens=torch.from_numpy(rows),
-            sample_ids=sample_ids,
-            windows=windows,
-            wait_s=0.0,
-        )
+    def _batches(self) -> Iterator[StepBatch]:
+        """The batches in order. Windows are looked up for many steps at once: the permutation costs
+        12 us per sample in batches of 32, 1 us in batches of 1024."""
+        together = max(1, LOOKUP_SAMPLES // self.order.global_batch)
+        for first in range(0, len(self.steps), together):
+            steps = self.steps[first : first + together]
+            ids = np.stack([self.order.sample_ids(step)[self._rows] for step in steps])
+            windows = self.order.windows(ids.reshape(-1)).reshape(ids.shape)
+            for step, sample_ids, here in zip(steps, ids, windows, strict=True):
+                yield StepBatch(
+                    step=step,
+                    tokens=torch.from_numpy(self.dataset.windows(here, self.seq_len)),
+                    sample_ids=sample_ids,
+                    windows=here,
+                    wait_s=0.0,
+                )

@@ -121,8 +121,8 @@ def _check(manifest: Manifest, path: Path) -> None:
         raise DataError(f"{path}: {manifest.vocab_size} ids don't fit {manifest.dtype}")
     for shards in manifest.splits.values():
         for shard in shards:
-            if Path(shard.path).name != shard.path:
-                raise DataError(f"{path}: shard path {shard.path!r} leaves the dataset's folder")
+            if Path(shard.path).name != shard.path or not shard.path.endswith(".arrow"):
+                raise DataError(f"{path}: {shard.path!r} is not a shard of the dataset's folder")
             if shard.max_id >= manifest.vocab_size:
                 raise DataError(
                     f"{path}: {shard.path} holds id {shard.max_id}, the vocabulary ends at "

@@ -88,7 +88,7 @@ def prepare(config: PrepareConfig, progress: OnProgress | None = None) -> Prepar
     if manifest is None:
         with staged(output, needed_bytes=_needed_bytes(config, counts)) as folder:
             manifest = _build(config, folder, counts, report)
-            publish(folder, output)
+            publish(folder, output, replace=config.replace)
     return PrepareReport(
         folder=str(output),
         dataset_id=manifest.dataset_id,

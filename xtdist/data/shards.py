@@ -22,6 +22,8 @@ from xtdist.data.manifest import FORMAT_VERSION, ShardInfo
 
 Tokens = NDArray[Any]
 
+RESTORE = "restore the file, or delete the folder and prepare the dataset again"
+
 
 def token_dtype(vocab_size: int) -> str:
     """The narrowest of the two id types that holds the vocabulary."""
@@ -135,9 +137,11 @@ def check_size(path: Path, info: ShardInfo) -> None:
     try:
         size = path.stat().st_size
     except OSError:
-        raise DataError(f"{path}: shard is missing; {_FIX}") from None
+        raise DataError(f"{path}: shard is missing; {RESTORE}") from None
     if size != info.bytes:
-        raise DataError(f"{path}: shard has {size} bytes, the manifest says {info.bytes}; {_FIX}")
+        raise DataError(
+            f"{path}: shard has {size} bytes, the manifest says {info.bytes}; {RESTORE}"
+        )
 
 
 def open_shard(path: Path, info: ShardInfo, *, dtype: str, hashed: bool) -> tuple[Tokens, Tokens]:
@@ -151,26 +155,25 @@ def open_shard(path: Path, info: ShardInfo, *, dtype: str, hashed: bool) -> tupl
     try:
         if hashed and file_sha256(path) != info.sha256:
             raise DataError(
-                f"{path}: content changed since it was written (sha256 differs); {_FIX}"
+                f"{path}: content changed since it was written (sha256 differs); {RESTORE}"
             )
         with pa.memory_map(str(path)) as source:
             batches = pa.ipc.open_file(source).read_all().combine_chunks().column("tokens").chunks
         column = batches[0] if len(batches) == 1 else pa.concat_arrays(batches)
         column.validate(full=False)
     except (OSError, pa.ArrowException, KeyError) as e:
-        raise DataError(f"{path}: not a readable shard ({e}); {_FIX}") from None
+        raise DataError(f"{path}: not a readable shard ({e}); {RESTORE}") from None
     if len(column) != info.docs or column.type.value_type != pa.type_for_alias(dtype):
-        raise DataError(f"{path}: holds other data than the manifest says; {_FIX}")
+        raise DataError(f"{path}: holds other data than the manifest says; {RESTORE}")
     offsets = column.offsets.to_numpy()
     tokens = column.values.to_numpy()
     if offsets[0] != 0 or offsets[-1] != len(tokens) or len(tokens) != info.tokens:
-        raise DataError(f"{path}: holds other data than the manifest says; {_FIX}")
+        raise DataError(f"{path}: holds other data than the manifest says; {RESTORE}")
+    if tokens.max() > info.max_id:
+        raise DataError(f"{path}: holds id {tokens.max()}, not at most {info.max_id}; {RESTORE}")
     return tokens, offsets
 
 
 def total(shards: Iterable[ShardInfo], what: str) -> int:
     """Sum of one field over shards."""
     return sum(int(getattr(s, what)) for s in shards)
-
-
-_FIX = "restore the file, or delete the folder and prepare the dataset again"

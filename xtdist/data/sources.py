@@ -110,6 +110,8 @@ def _stdlib() -> Iterator[Document]:
 
 
 def _matching(root: Path, pattern: str) -> list[Path]:
+    if ".." in Path(pattern).parts:
+        raise DataError(f"source.pattern: {pattern!r} leaves the folder {root}")
     try:
         paths = sorted((p for p in root.glob(pattern) if p.is_file()), key=lambda p: p.as_posix())
     except (ValueError, NotImplementedError) as e:

@@ -43,11 +43,15 @@ def staged(output: Path, *, needed_bytes: int) -> Iterator[Path]:
         raise _write_error(e, output, needed_bytes) from e
 
 
-def publish(folder: Path, output: Path) -> None:
-    """Make the finished ``folder`` visible as ``output``; a dataset that is there is replaced."""
+def publish(folder: Path, output: Path, *, replace: bool) -> None:
+    """Make the finished ``folder`` visible as ``output``, moving what is there away if ``replace``.
+
+    Raises:
+        OSError: something appeared in ``output`` meanwhile, and ``replace`` is false.
+    """
     _sync(folder)
     old = None
-    if output.is_dir() and any(output.iterdir()):
+    if replace and output.is_dir() and any(output.iterdir()):
         old = output.with_name(f".{output.name}.build-old-{secrets.token_hex(4)}")
         os.rename(output, old)
     os.rename(folder, output)

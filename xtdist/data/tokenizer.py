@@ -25,8 +25,8 @@ from xtdist.data.config import MIN_BPE_VOCAB, SPECIAL_TOKENS
 TOKENIZER_FILE = "tokenizer.json"
 
 # A long text is encoded in pieces, cut where the split pattern always cuts: before a space or line
-# end that follows a letter, digit or bracket. Only a run of half this many characters without such a
-# place is cut elsewhere (the regex engine's stack is bounded).
+# end that follows a letter, digit or bracket. Only a run of half this many characters without such
+# a place is cut elsewhere (the regex engine's stack is bounded).
 _PIECE_CHARS = 65_536
 _SAFE_CUT = re.compile(r"(?<=[0-9A-Za-z.,;:()\[\]{}])[ \n]")
 
