@@ -39,7 +39,7 @@ LAYERS: tuple[Row, ...] = (
     Row("attn_flash", "attention.backend", False, {False: "auto", True: "sdpa"}),
     Row("rotary_pos_emb", "position.kind", False, {False: "learned", True: "rotary"}),
     Row("rotary_emb_dim", "position.dim", None, needs="rotary_pos_emb"),
-    Row("disable_abs_pos_emb", "position.kind", False, {True: "none"}),
+    Row("disable_abs_pos_emb", "position.kind", None, {True: "none"}),
     Row("use_rmsnorm", "norm.kind", False, {False: "layernorm", True: "rmsnorm"}),
     Row("norm_add_unit_offset", "norm.unit_offset", True),
     Row("ff_mult", "feedforward.mult", 4.0),
@@ -75,6 +75,11 @@ def layers_config(keywords: Mapping[str, Any], *, causal: bool, name: str) -> La
     if given["use_rmsnorm"]:
         tree["norm"]["eps"] = 1e-12
     if given["rotary_pos_emb"]:
+        if given["disable_abs_pos_emb"] is False:
+            raise ConfigError(
+                f"{name}: rotary_pos_emb=True with disable_abs_pos_emb=False asks for rotary and "
+                "learned positions together, which xtdist does not have; leave out one of the two"
+            )
         tree["position"]["kind"] = "rotary"
         tree["position"]["dim"] = given["rotary_emb_dim"] or given["attn_dim_head"] // 2
     return from_mapping(LayersConfig, tree, where=name)
@@ -84,10 +89,9 @@ def model_config(layers: LayersConfig, keywords: Mapping[str, Any]) -> ModelConf
     """The config of ``TransformerWrapper(attn_layers=…, **keywords)``; raises as above."""
     given = _checked(WRAPPER, keywords, "TransformerWrapper")
     tree = to_mapping(layers)
-    position = tree["position"]
     _placed(WRAPPER, given, tree)
-    if position["kind"] != "learned":
-        tree["position"] = to_mapping(layers)["position"]
+    if layers.position.kind != "learned":
+        tree["position"] = to_mapping(layers.position)
     if given["tie_embedding"] and given["tie_embedding_scale"] is None:
         tree["logit_scale"] = layers.dim**-0.5
     return from_mapping(ModelConfig, tree, where="TransformerWrapper")
@@ -104,8 +108,6 @@ def keywords_of(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     wrapper = _keywords(WRAPPER, to_mapping(config))
     if config.position.kind == "none":
         layers.pop("disable_abs_pos_emb", None)
-    if config.position.kind == "rotary":
-        wrapper.pop("use_abs_pos_emb", None)
     again = model_config(layers_config(layers, causal=config.causal, name="Layers"), wrapper)
     theirs, ours = _flat(to_mapping(again)), _flat(to_mapping(config))
     theirs["attention.backend"] = ours["attention.backend"]
