@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
 
-from xtdist.data.tokenizer import byte_tokenizer
+from xtdist.checkpoint.weights import WeightsConfig, save_weights
+from xtdist.config import from_mapping, to_mapping
+from xtdist.data.tokenizer import Tokenizer, byte_tokenizer
 from xtdist.model.config import ModelConfig
-from xtdist.model.wrapper import build_model
+from xtdist.model.wrapper import TransformerWrapper, build_model
 
 MAX_SEQ_LEN = 96
 
 
-def tiny_model(seed: int, *, dim: int = 32) -> torch.nn.Module:
-    config = ModelConfig(
-        dim=dim, depth=2, heads=2, num_tokens=byte_tokenizer().vocab_size, max_seq_len=MAX_SEQ_LEN
-    )
+def tiny_model(seed: int, *, dim: int = 32, num_tokens: int = 259) -> TransformerWrapper:
+    config = ModelConfig(dim=dim, depth=2, heads=2, num_tokens=num_tokens, max_seq_len=MAX_SEQ_LEN)
     model = build_model(config, generator=torch.Generator().manual_seed(seed)).eval()
     with torch.no_grad():  # confident enough that decoders differ from each other
         for parameter in model.parameters():
@@ -67,3 +68,26 @@ def events(response: httpx.Response) -> list[Any]:
     assert all(f.startswith("data: ") for f in frames)
     data = [f.removeprefix("data: ") for f in frames]
     return [d if d == "[DONE]" else json.loads(d) for d in data]
+
+
+def save_tiny(
+    folder: Path,
+    *,
+    seed: int,
+    dim: int = 32,
+    tokenizer: Tokenizer | None = None,
+    objective: str = "autoregressive",
+) -> Path:
+    """A weights folder with a random model."""
+    tokenizer = tokenizer or byte_tokenizer()
+    model = tiny_model(seed, dim=dim, num_tokens=tokenizer.vocab_size)
+    config = from_mapping(
+        WeightsConfig,
+        {"model": to_mapping(model.config), "objective": {"kind": objective}, "meta": {}},
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder.with_suffix(".tokenizer.json"))
+    save_weights(
+        folder, model.state_dict(), config, tokenizer=folder.with_suffix(".tokenizer.json")
+    )
+    return folder

@@ -7,6 +7,7 @@ from ray.serve import Application
 
 from xtdist.config import from_mapping
 from xtdist.serve.config import AppConfig
+from xtdist.serve.loading import resolve
 from xtdist.serve.replica import Replica
 
 # Room beside the engines' queues for requests that never reach one: lists, health, refusals. The
@@ -21,8 +22,9 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises:
         ConfigError: an unknown key (with the nearest name), a wrong type or range.
+        CheckpointError: weights that can not be served.
     """
-    return application(from_mapping(AppConfig, args, where="args"))
+    return application(resolve(from_mapping(AppConfig, args, where="args")))
 
 
 def application(config: AppConfig) -> Application:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -13,9 +14,29 @@ from xtdist.checkpoint.weights import CONFIG, TOKENIZER, WeightsConfig, find_wei
 from xtdist.config import CheckpointError, ConfigError, from_mapping
 from xtdist.data.tokenizer import load_tokenizer
 from xtdist.decode.engine import Engine
+from xtdist.serve.auth import load_keys
 from xtdist.serve.config import AppConfig, ServedModel
 from xtdist.serve.engine_thread import EngineThread
 from xtdist.serve.served import Served
+
+C = TypeVar("C", bound=AppConfig)
+
+
+def resolve(config: C) -> C:
+    """The config with the absolute paths that its paths mean now, everything in them checked: all
+    replicas load the same weights, even while a training run writes newer ones.
+
+    Raises:
+        ConfigError: a key file that can not be read.
+        CheckpointError: weights that can not be served.
+    """
+    load_keys(config.api_keys_file)
+    keys = config.api_keys_file
+    return dataclasses.replace(
+        config,
+        models=tuple(check_served(m) for m in config.models),
+        api_keys_file=str(Path(keys).resolve()) if keys is not None else None,
+    )
 
 
 def load_served(spec: ServedModel, config: AppConfig) -> Served:
@@ -25,7 +46,7 @@ def load_served(spec: ServedModel, config: AppConfig) -> Served:
         CheckpointError: missing or damaged weights, a non-autoregressive model, an amateur with
             another tokenizer.
     """
-    check_served(spec)
+    spec = check_served(spec)
     device = "cuda" if config.gpus else "cpu"
     dtype = None if config.dtype == "saved" else getattr(torch, config.dtype)
     expert = load_weights(spec.weights, dtype=dtype, device=device)
@@ -55,8 +76,7 @@ def check_served(spec: ServedModel) -> ServedModel:
     """Whether a model could be served, without reading its tensors.
 
     Returns:
-        The same model with the absolute folders that its paths mean now: all replicas load the
-        same weights, even while a training run writes newer ones.
+        The same model with the absolute folders that its paths mean now.
 
     Raises:
         CheckpointError: see :func:`load_served`.

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import secrets
 import signal
 import socket
+import sys
 import threading
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from xtdist.config import ResourceError
-from xtdist.serve.auth import load_keys
 from xtdist.serve.config import ServeConfig
-from xtdist.serve.loading import check_served
+from xtdist.serve.loading import resolve
 
 APP = "xtdist"
 _ADDRESS = "RAY_ADDRESS"
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 
 
 class Server:
@@ -87,13 +86,7 @@ def check(config: ServeConfig) -> ServeConfig:
         CheckpointError: weights that can not be served.
     """
     _check_port(config.host, config.port)
-    load_keys(config.api_keys_file)
-    keys = config.api_keys_file
-    return dataclasses.replace(
-        config,
-        models=tuple(check_served(m) for m in config.models),
-        api_keys_file=str(Path(keys).resolve()) if keys is not None else None,
-    )
+    return resolve(config)
 
 
 def run(config: ServeConfig, *, address: str | None = None, block: bool = True) -> Server:
@@ -151,26 +144,36 @@ def _deploy(config: ServeConfig) -> bool:
 
 def _connect(address: str | None) -> bool:
     """Connect to Ray; whether it was started here."""
+    target = address or os.environ.get(_ADDRESS) or "local"
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if target == "local":
+        _require_token()
+        options["include_dashboard"] = False
     import ray
 
     if ray.is_initialized():
         return False
-    target = address or os.environ.get(_ADDRESS) or "local"
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if target == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options["include_dashboard"] = False
     try:
         ray.init(address=target, **options)
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise ResourceError(
             f"no Ray cluster at {target}: {e}; check {_ADDRESS} and the token "
-            "(RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)"
+            f"(RAY_AUTH_MODE, {_TOKEN_PATH})"
         ) from None
     return target == "local"
+
+
+def _require_token() -> None:
+    """Have a cluster that is started here answer only to holders of a token, in this environment.
+
+    Ray reads RAY_AUTH_MODE once, at its import. If that is past, the variable must stay as it was:
+    unset, ``ray.init`` turns the token on by itself; set now, only the children would see it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and _TOKEN_PATH not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _check_room(config: ServeConfig) -> None:

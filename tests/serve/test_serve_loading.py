@@ -1,0 +1,176 @@
+"""From weights folders and YAML to an application, without starting Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_server import Http, save_tiny
+
+from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping, to_mapping
+from xtdist.data.tokenizer import Tokenizer
+from xtdist.serve import AppConfig, ServeConfig, ServedModel, check
+from xtdist.serve.replica import Replica
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return save_tiny(tmp_path / "expert", seed=1)
+
+
+@pytest.fixture
+def config(weights):
+    return ServeConfig(models=(ServedModel(name="tiny", weights=str(weights)),), port=free_port())
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_a_replica_answers_from_a_weights_folder_and_names_the_weights(weights, tmp_path):
+    other = save_tiny(tmp_path / "other", seed=2, dim=16)
+    models = (
+        ServedModel(name="one", weights=str(weights), amateur=str(other)),
+        ServedModel(name="two", weights=str(other)),
+    )
+    replica = Replica(AppConfig(models=models))
+    http = Http(replica.__serve_build_asgi_app__())
+    listed = http.request("GET", "/v1/models").json()["data"]
+    assert [(m["id"], m["contrastive"]) for m in listed] == [("one", True), ("two", False)]
+    one, two = (http.complete(model=m, prompt="x", seed=1).json() for m in ("one", "two"))
+    assert one["choices"] != two["choices"]
+    assert one["system_fingerprint"] != two["system_fingerprint"]
+    contrast = {"prompt": "x", "contrastive": {}}
+    assert http.complete(model="one", **contrast).status_code == 200
+    refused = http.complete(model="two", **contrast)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "contrastive")
+    replica.check_health()
+    replica.backend.models[1].thread.broken = True
+    with pytest.raises(RuntimeError, match="engine of two"):
+        replica.check_health()
+    replica.__del__()
+
+
+def test_checking_resolves_every_path(config, weights, monkeypatch):
+    monkeypatch.chdir(weights.parent)
+    relative = ServeConfig(models=(ServedModel(name="tiny", weights="expert"),), port=config.port)
+    assert check(relative) == check(config)
+    assert check(config).models[0].weights == str(weights.resolve())
+
+
+def test_a_port_in_use_is_named_before_anything_starts(config):
+    with socket.socket() as s:
+        s.bind((config.host, config.port))
+        s.listen()
+        with pytest.raises(ResourceError, match=f"127.0.0.1:{config.port}: can't listen there"):
+            check(config)
+
+
+def test_a_host_of_another_machine_is_refused(config):
+    other = from_mapping(ServeConfig, {**to_mapping(config), "host": "192.0.2.1"})
+    with pytest.raises(ResourceError, match=r"192\.0\.2\.1"):
+        check(other)
+
+
+def test_missing_weights_are_named(config, tmp_path):
+    gone = ServeConfig(models=(ServedModel(name="a", weights=str(tmp_path / "no")),), port=9)
+    with pytest.raises(CheckpointError, match="no weights there"):
+        check(from_mapping(ServeConfig, {**to_mapping(gone), "port": config.port}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_changed_byte_is_refused_before_the_file_is_used(config, weights, name):
+    raw = bytearray((weights / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (weights / name).write_bytes(bytes(raw))
+    with pytest.raises(CheckpointError, match=name):
+        check(config)
+
+
+def test_changed_tensors_do_not_load(config, weights):
+    raw = bytearray((weights / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (weights / "model.safetensors").write_bytes(bytes(raw))
+    with pytest.raises(CheckpointError, match="safetensors"):
+        Replica(config)
+
+
+def test_an_amateur_with_another_tokenizer_is_refused(config, weights, tmp_path):
+    tokenizer = Tokenizer(merges=[(b"a", b"b")])
+    other = save_tiny(tmp_path / "other", seed=2, tokenizer=tokenizer)
+    pair = ServedModel(name="tiny", weights=str(weights), amateur=str(other))
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        Replica(AppConfig(models=(pair,)))
+
+
+def test_a_non_autoregressive_model_is_refused(config, tmp_path):
+    other = save_tiny(tmp_path / "nar", seed=2, objective="nonautoregressive")
+    with pytest.raises(CheckpointError, match="needs an autoregressive one"):
+        Replica(AppConfig(models=(ServedModel(name="nar", weights=str(other)),)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": []}, "name at least one model"),
+        ({"modles": []}, "did you mean 'models'"),
+        ({"port": 70000}, "at most 65535"),
+        ({"port": "8000"}, "port"),
+        ({"limits": {"max_token": 5}}, "did you mean 'max_tokens'"),
+        ({"engine": {"max_waiting": 2}}, "max_prompts"),
+        ({"models": [{"name": "a", "weights": "w"}] * 2}, "names should differ"),
+    ],
+)
+def test_a_wrong_config_is_explained(change, message):
+    good = {"models": [{"name": "a", "weights": "w"}]}
+    from_mapping(ServeConfig, good)
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(ServeConfig, {**good, **change})
+
+
+def test_the_app_builder_checks_its_arguments(weights):
+    from xtdist.serve.app import build
+
+    app = build({"models": [{"name": "a", "weights": str(weights)}], "replicas": 2, "cpus": 3})
+    deployment = app._bound_deployment
+    assert deployment.num_replicas == 2
+    assert deployment.ray_actor_options["num_cpus"] == 3
+    assert deployment.max_ongoing_requests > 72
+    with pytest.raises(ConfigError, match="args: port: unknown key"):
+        build({"models": [{"name": "a", "weights": str(weights)}], "port": 8000})
+    with pytest.raises(CheckpointError, match="no weights there"):
+        build({"models": [{"name": "a", "weights": "w"}]})
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "jobs/configs").glob("serve_*.yaml")), ids=str)
+def test_every_serve_yaml_is_valid_for_ray_and_for_us_and_stays_on_this_machine(path):
+    from ray.serve.schema import ServeDeploySchema
+
+    tree = yaml.safe_load(path.read_text())
+    schema = ServeDeploySchema.model_validate(tree)
+    assert schema.http_options.host == "127.0.0.1"
+    assert "host" in tree["http_options"]  # Ray's default in a YAML is 0.0.0.0
+    for app in schema.applications:
+        assert app.import_path == "xtdist.serve.app:build"
+        from_mapping(AppConfig, app.args)
+
+
+def test_there_is_a_serve_yaml():
+    assert (REPO / "jobs/configs/serve_demo.yaml").is_file()
+
+
+def test_weights_copied_alone_serve(config, weights, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.move(weights, moved)
+    replica = Replica(AppConfig(models=(ServedModel(name="tiny", weights=str(moved)),)))
+    reply = Http(replica.__serve_build_asgi_app__()).complete(prompt="x")
+    assert json.loads(reply.content)["model"] == "tiny"
+    replica.__del__()
