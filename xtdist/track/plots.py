@@ -8,6 +8,8 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -56,7 +58,8 @@ def loss_png(run_folders: Sequence[str | Path], output: str | Path) -> Path:
     _fit_losses(axes, runs)
     axes.set_xlabel("step")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False)
+        for text in axes.legend(frameon=False).get_texts():
+            text.set_parse_math(False)  # a run's name is text
     for row, name in enumerate(("train/lr", "train/grad_norm")):
         small = figure.add_subplot(grid[row, 1])
         _style(small, _TITLES[name])
@@ -89,11 +92,12 @@ def loss_html(run_folders: Sequence[str | Path], output: str | Path) -> Path:
     }
     # "<" could end the script element that the data stands in
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    title = html.escape(", ".join(run.name for run in runs))
+    slots = {"title": html.escape(", ".join(run.name for run in runs)), "data": text}
     page = resources.files("xtdist.track").joinpath("plot.html").read_text(encoding="utf-8")
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page.replace("{{title}}", title).replace("{{data}}", text), encoding="utf-8")
+    page = re.sub(r"\{\{(title|data)\}\}", lambda slot: slots[slot[1]], page)
+    output.write_text(page, encoding="utf-8")
     return output
 
 
@@ -145,17 +149,18 @@ def _read(run_folders: Sequence[str | Path]) -> list[_Run]:
         series = read_series(folder)
         if not series:
             raise DataError(f"{Path(folder) / FILE}: no metrics to plot; give a run's folder")
-        runs.append(_Run(name=Path(folder).resolve().name, series=series))
+        name = os.fsencode(Path(folder).resolve().name).decode(errors="replace")
+        runs.append(_Run(name=name, series=series))
     return runs
 
 
 def _draw_losses(axes: Axes, run: _Run, color: str, *, alone: bool) -> None:
-    label = "" if alone else f"{run.name}, "
+    of_run = "" if alone else f", {run.name}"
     train = run.series.get("train/loss", Series())
     if train.steps:
         even = smooth(train.values, len(train.values) / 40)
         axes.plot(train.steps, train.values, color=color, lw=0.8, alpha=0.25)
-        axes.plot(train.steps, even, color=color, lw=1.6, label=f"{label}train")
+        axes.plot(train.steps, even, color=color, lw=1.6, label=f"train{of_run}")
     for name in sorted(_loss_names(run.series) - {"train/loss"}):
         points = run.series[name]
         axes.plot(
@@ -166,7 +171,7 @@ def _draw_losses(axes: Axes, run: _Run, color: str, *, alone: bool) -> None:
             ls="-" if alone else "--",
             marker="o",
             ms=4,
-            label=f"{label}{name.split('/')[1]}",
+            label=f"{name.split('/')[1]}{of_run}",
         )
 
 
