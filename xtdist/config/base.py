@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -25,6 +24,7 @@ from pydantic_core import ErrorDetails
 from xtdist.config.errors import ConfigError
 
 T = TypeVar("T")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # building one takes milliseconds
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -37,14 +37,15 @@ Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def configclass(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen keyword-only dataclass; values read from outside are checked strictly."""
+    """Make ``cls`` a frozen keyword-only dataclass, checked strictly when read from outside."""
     cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-@functools.cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "") -> T:
@@ -93,7 +94,7 @@ def key_path(cls: Any, loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
 
 
 def describe(cls: Any, err: ErrorDetails, where: str = "") -> str:
-    """One sentence for one pydantic error: where, what was given, what is allowed, how to fix it."""
+    """One sentence for one pydantic error: where, what was given, what is allowed, how to fix."""
     loc = key_path(cls, err["loc"])
     path = ".".join(str(p) for p in loc) or "(top level)"
     prefix = f"{where}: " if where else ""
@@ -108,7 +109,9 @@ def describe(cls: Any, err: ErrorDetails, where: str = "") -> str:
     if err["type"] == "value_error":
         return f"{prefix}{path}: {err['ctx']['error']}" if loc else f"{prefix}{err['ctx']['error']}"
     message = err["msg"][0].lower() + err["msg"][1:]
-    shown = json.dumps(given) if not isinstance(given, float) or math.isfinite(given) else str(given)
+    shown = (
+        json.dumps(given) if not isinstance(given, float) or math.isfinite(given) else str(given)
+    )
     return f"{prefix}{path}: got {shown[:80]}; {message.replace('input should', 'it should')}"
 
 
@@ -123,14 +126,14 @@ def allowed_keys(cls: Any, loc: tuple[str | int, ...]) -> list[str]:
 
 
 def _field_types(tp: Any) -> dict[str, Any] | None:
-    """Fields of a dataclass type; of a union of dataclasses, all of them, plus ``kind=<tag>`` entries
-    that hold each member's own fields."""
+    """Fields of a dataclass type; of a union of dataclasses, all of them, plus ``kind=<tag>``
+    entries that hold each member's own fields."""
     members = [m for m in _flatten(tp) if dataclasses.is_dataclass(m)]
     if not members:
         return None
     fields: dict[str, Any] = {}
     for member in members:
-        hints = _hints(member)
+        hints = get_type_hints(member, include_extras=True)
         own = {f.name: hints[f.name] for f in dataclasses.fields(member)}
         fields.update(own)
         tag = getattr(member, "kind", None)
@@ -142,13 +145,6 @@ def _field_types(tp: Any) -> dict[str, Any] | None:
 def _by_kind(fields: dict[str, Any], tag: str) -> dict[str, Any] | None:
     member = fields.get(f"kind={tag}")
     return _field_types(member) if member is not None else None
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(cls, include_extras=True)
 
 
 def _flatten(tp: Any) -> list[Any]:

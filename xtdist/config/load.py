@@ -86,7 +86,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = raw.decode()
         node = yaml.compose(text, Loader=_Loader)
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        tree = yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
     except (yaml.MarkedYAMLError, ValueError) as e:
@@ -103,8 +103,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def parse_value(text: str) -> Any:
-    """An override's value, read as YAML (``3e-4`` a number, ``[1, 2]`` a list, ``null`` nothing)."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    """An override's value as YAML: ``3e-4`` a number, ``[1, 2]`` a list, ``null`` nothing."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def _record_lines(node: Any, path: tuple[str, ...], file: str, out: dict[str, str]) -> None:

@@ -1,0 +1,35 @@
+"""xtdist config CONFIG [key.path=value ...]: the resolved tree, each value with its source."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from xtdist.config import load, to_mapping
+from xtdist.train.spec import RunSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML of a run")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+
+
+def run(args: argparse.Namespace) -> int:
+    loaded = load(RunSpec, args.config, args.overrides)
+    for path, value in _leaves(to_mapping(loaded.config)):
+        print(f"{path}: {value!r:<32}  # {_source(path, loaded.sources)}")
+    return 0
+
+
+def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict) or not tree:
+        return [(path, tree)]
+    return [leaf for k, v in tree.items() for leaf in _leaves(v, f"{path}.{k}" if path else k)]
+
+
+def _source(path: str, sources: dict[str, str]) -> str:
+    while path:
+        if path in sources:
+            return sources[path]
+        path = path.rpartition(".")[0]
+    return "default"

@@ -1,0 +1,57 @@
+"""xtdist generate WEIGHTS --prompt TEXT [--method NAME ...]"""
+
+from __future__ import annotations
+
+import argparse
+
+from xtdist.checkpoint import load_weights
+from xtdist.config import ConfigError
+from xtdist.decode.text import METHODS, Settings, TextGenerator
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", help="a run folder, a checkpoint, or a weights folder")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        choices=METHODS,
+        default=None,
+        help="default: all that the model can do",
+    )
+    parser.add_argument(
+        "--amateur", help="weaker model for contrastive decoding: a folder as above"
+    )
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.8, help="of method sample")
+    parser.add_argument("--top-p", type=float, default=0.95, help="of method sample")
+    parser.add_argument("--num-beams", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=18, help="of a mask-predict model")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    expert = load_weights(args.weights)
+    amateur = load_weights(args.amateur) if args.amateur else None
+    if amateur is not None and amateur.tokenizer.sha256 != expert.tokenizer.sha256:
+        raise ConfigError(f"--amateur: {amateur.folder} has another tokenizer than {expert.folder}")
+    tokenizer = expert.tokenizer
+    generator = TextGenerator(
+        expert.model,
+        tokenizer,
+        amateur=amateur.model if amateur else None,
+        eos_id=tokenizer.eot_id,
+        banned_ids=(tokenizer.mask_id, tokenizer.pad_id),
+    )
+    settings = Settings(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        num_beams=args.num_beams,
+        steps=args.steps,
+        seed=args.seed,
+    )
+    for method in args.method or generator.methods():
+        print(f"--- {method}")
+        print(args.prompt + generator(args.prompt, method, settings))
+    return 0

@@ -1,0 +1,53 @@
+"""``xtdist <verb>``. Each verb is a file; a user's mistake is one message and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from xtdist.config import UserError
+
+VERBS = {
+    "prepare": "text to Arrow shards of tokens",
+    "train": "train a model on Ray",
+    "evaluate": "validation loss beside a bigram model and xz",
+    "generate": "continue a prompt: greedy, sampling, beams, contrastive, mask-predict",
+    "serve": "an OpenAI-compatible endpoint on Ray Serve",
+    "plot": "loss curves of runs",
+    "config": "the resolved config and where each value comes from",
+    "demo": "all of the above on a small model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="xtdist", description="Distributed training and serving of transformers on Ray."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    words = list(sys.argv[1:] if argv is None else argv)
+    for verb, summary in VERBS.items():
+        sub = verbs.add_parser(verb, help=summary, description=summary)
+        if words[:1] == [verb]:  # only the verb in use is imported: --help stays quick
+            importlib.import_module(f"xtdist.cli.{verb}").add_arguments(sub)
+    args = parser.parse_args(words)
+    module = importlib.import_module(f"xtdist.cli.{args.verb}")
+    try:
+        code: int = module.run(args)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

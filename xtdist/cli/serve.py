@@ -1,0 +1,32 @@
+"""xtdist serve WEIGHTS [--amateur WEIGHTS], or xtdist serve --config FILE [key.path=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+
+from xtdist.config import ConfigError, load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", nargs="?", help="a run folder, a checkpoint, a weights folder")
+    parser.add_argument("--amateur", help="weaker model for contrastive decoding")
+    parser.add_argument("--name", default="xtdist", help="what clients call the model")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--config", help="YAML of an endpoint (instead of the above)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="key.path=value", dest="overrides")
+
+
+def run(args: argparse.Namespace) -> int:
+    from xtdist.serve.config import ServeConfig, ServedModel
+    from xtdist.serve.server import run as serve
+
+    if bool(args.config) == bool(args.weights):
+        raise ConfigError("serve: give either a weights folder or --config FILE")
+    if args.config:
+        config = load(ServeConfig, args.config, args.overrides).config
+    else:
+        model = ServedModel(name=args.name, weights=args.weights, amateur=args.amateur)
+        config = ServeConfig(models=(model,), host=args.host, port=args.port)
+    serve(config)
+    return 0

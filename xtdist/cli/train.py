@@ -1,0 +1,43 @@
+"""xtdist train CONFIG [key.path=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from xtdist.config import load
+from xtdist.launch.submit import ROOT, submit
+from xtdist.launch.trainer import run_training
+from xtdist.train.spec import RunSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML of the run, as jobs/configs/demo_ar.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument(
+        "--submit",
+        metavar="ADDRESS",
+        help="send it to this Ray cluster's job server (http://host:8265) with `ray job submit`",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    spec = load(RunSpec, args.config, args.overrides).config
+    if args.submit:
+        return _submit(args, spec)
+    outcome = run_training(spec)
+    if not outcome.finished:
+        print(f"stopped at step {outcome.step} of {outcome.steps}; the same command goes on")
+        return 130
+    print(f"step {outcome.step} of {outcome.steps} done; all of it is in {outcome.folder}")
+    return 0
+
+
+def _submit(args: argparse.Namespace, spec: RunSpec) -> int:
+    """The job runs elsewhere in the tree: paths that are relative here are made absolute."""
+    paths = {"output": spec.output, "data.path": spec.data.path}
+    fixed = [f"{k}={Path(v).resolve()}" for k, v in paths.items() if "://" not in v]
+    config = Path(args.config).resolve()
+    inside = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
+    entrypoint = ["python", "jobs/train.py", str(inside), *args.overrides, *fixed]
+    return submit(args.submit, entrypoint, name=spec.name)

@@ -1,0 +1,65 @@
+"""A Ray cluster to work on: the one in RAY_ADDRESS, or one that is started here and ends here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+
+from xtdist.config import ResourceError
+
+ADDRESS = "RAY_ADDRESS"
+START_TIMEOUT_S = 60
+
+
+def connect(address: str | None = None, *, dashboard: bool = False) -> bool:
+    """Connect this process to Ray; whether a cluster was started for it (``ray.shutdown`` ends it).
+
+    Args:
+        address: of a running cluster; None: RAY_ADDRESS (set inside a submitted job), else a new
+            local cluster, with token authentication.
+
+    Raises:
+        ResourceError: the cluster can't be reached or started.
+    """
+    target = address or os.environ.get(ADDRESS) or "local"
+    if target == "local":  # Ray reads these when it is first imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    options = {"include_dashboard": dashboard} if target == "local" else {}
+    try:
+        ray.init(address=target, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
+        raise ResourceError(
+            f"no Ray cluster at {target}: {str(e).strip().splitlines()[0]}; check {ADDRESS} and "
+            "the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)"
+        ) from None
+    return target == "local"
+
+
+def check_room(key: str, count: int, *, cpus: float, gpus: float) -> None:
+    """Whether the cluster could ever run ``count`` processes; waiting for ever is no answer.
+
+    Args:
+        key: the config key that sets ``count``, for the message.
+
+    Raises:
+        ResourceError: it could not; says what is wanted and what is there.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        found = have.get(name, 0)
+        if count * each > found:
+            raise ResourceError(
+                f"{key}: {count} with {each:g} {name} each need {count * each:g} {name}s; the "
+                f"cluster has {found:g}. Set {key} to at most {int(found // each)}, take fewer "
+                f"{name}s for each, or add nodes ({ADDRESS} names the cluster)"
+            )

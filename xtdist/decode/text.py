@@ -1,0 +1,113 @@
+"""Text in, text out, by a named method: what the command line and the training samples use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from xtdist.config import ConfigError
+from xtdist.decode.engine import Engine
+from xtdist.decode.maskpredict import MaskPredictParams, mask_predict
+from xtdist.decode.params import ContrastiveParams, GenerationParams
+
+METHODS = ("greedy", "sample", "beam", "contrastive", "mask-predict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of all methods; each uses those it knows. ``steps``: of mask-predict."""
+
+    max_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+    num_beams: int = 4
+    steps: int = 18
+    seed: int = 0
+
+
+class TextGenerator:
+    """Continues prompts with a model, and with an amateur where there is one.
+
+    Args:
+        banned_ids: never generated, the mask token first.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        amateur: Any = None,
+        eos_id: int,
+        banned_ids: tuple[int, ...],
+    ) -> None:
+        self.model, self.tokenizer, self.banned_ids = model, tokenizer, banned_ids
+        self.amateur = amateur
+        self.engine = None
+        if model.config.causal:
+            self.engine = Engine(
+                model,
+                amateur=amateur,
+                tokenizer=tokenizer,
+                eos_ids=(eos_id,),
+                banned_ids=banned_ids,
+            )
+
+    def methods(self) -> tuple[str, ...]:
+        """What this model can do."""
+        if self.engine is None:
+            return ("mask-predict",)
+        return ("greedy", "sample", "beam", *(["contrastive"] if self.amateur is not None else []))
+
+    def __call__(self, prompt: str, method: str, settings: Settings) -> str:
+        """The continuation of ``prompt`` (without it).
+
+        Raises:
+            ConfigError: the model can't do ``method``, or the prompt is too long.
+        """
+        if method not in self.methods():
+            hint = "; give --amateur" if method == "contrastive" and self.engine else ""
+            raise ConfigError(
+                f"method: got {method!r}; this model can do {', '.join(self.methods())}{hint}"
+            )
+        ids = [int(i) for i in self.tokenizer.encode(prompt)]
+        if self.engine is None:
+            return self._fill(ids, settings)
+        params = _params(method, settings)
+        return self.engine.generate([ids], params)[0].choices[0].text
+
+    def _fill(self, ids: list[int], settings: Settings) -> str:
+        longest = self.model.max_seq_len - len(ids)
+        if longest < 1:
+            raise ConfigError(
+                f"prompt: {len(ids)} tokens leave no room in max_seq_len={self.model.max_seq_len}"
+            )
+        mask_id = self.banned_ids[0]
+        row = torch.tensor([[*ids, *[mask_id] * min(settings.max_tokens, longest)]])
+        params = MaskPredictParams(
+            steps=settings.steps, temperature=settings.temperature, seed=settings.seed
+        )
+        out = mask_predict(
+            self.model, row, mask_id=mask_id, params=params, banned_ids=self.banned_ids
+        )
+        return self.tokenizer.decode(out[0, len(ids) :].tolist())
+
+
+def _params(method: str, settings: Settings) -> GenerationParams:
+    n = settings.max_tokens
+    match method:
+        case "greedy":
+            return GenerationParams(max_tokens=n, temperature=0.0)
+        case "beam":
+            return GenerationParams(max_tokens=n, num_beams=settings.num_beams)
+        case "contrastive":
+            return GenerationParams(max_tokens=n, temperature=0.0, contrastive=ContrastiveParams())
+        case _:
+            return GenerationParams(
+                max_tokens=n,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=settings.seed,
+            )

@@ -1,0 +1,121 @@
+"""Everything that can be known to be wrong before a single worker starts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from xtdist.checkpoint import CheckpointStore, read_manifest
+from xtdist.config import CheckpointError, ConfigError, DataError, ResourceError
+from xtdist.data import TokenDataset
+from xtdist.model.wrapper import build_model
+from xtdist.optim import check_schedule
+from xtdist.train.deepspeed import resolve_precision
+from xtdist.train.spec import RunSpec, fit_to_data
+from xtdist.train.state import check_identity, checkpoint_bytes, identity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start. ``done_step``: where it goes on (0: from the beginning)."""
+
+    spec: RunSpec
+    folder: Path
+    dataset_id: str
+    precision: str
+    gpus_per_worker: int
+    parameters: int
+    done_step: int
+
+    @property
+    def finished(self) -> bool:
+        return self.done_step >= self.spec.loop.steps
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        s = self.spec
+        return [
+            f"run      {s.name} in {self.folder}",
+            f"model    {self.parameters / 1e6:.2f} M parameters, {s.objective.kind}",
+            f"data     {s.data.path} (id {self.dataset_id[:12]})",
+            f"step     {s.batch.tokens_per_step} tokens = {s.global_batch} sequences of "
+            f"{s.data.seq_len}: {s.workers.count} workers x {s.accumulation} micro-batches of "
+            f"{s.micro_batch} (at most {s.largest_share} sequences a worker)",
+            f"engine   ZeRO-{s.engine.zero_stage}, {self.precision}, "
+            f"{'GPU' if self.gpus_per_worker else 'CPU'}",
+        ]
+
+
+def resolve(spec: RunSpec) -> RunSpec:
+    """``spec`` completed from its dataset. Needs no cluster, so mistakes show at once.
+
+    Raises:
+        UserError: dataset, model, batch or schedule can't be what the spec says.
+    """
+    train = TokenDataset.open(spec.data.path, split="train", verify="size")
+    valid = TokenDataset.open(spec.data.path, split="valid", verify="size")
+    for data in (train, valid):
+        if data.num_windows(spec.data.seq_len) < 1:
+            raise DataError(
+                f"{spec.data.path}: its {data.split} split has {data.total_tokens} tokens, not one "
+                f"window of data.seq_len + 1 = {spec.data.seq_len + 1}"
+            )
+    check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
+    return fit_to_data(spec, vocab_size=train.tokenizer.vocab_size)
+
+
+def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
+    """Check device, disk and earlier checkpoints of a resolved ``spec``.
+
+    Raises:
+        UserError: the first thing that would stop the run later.
+    """
+    data = TokenDataset.open(spec.data.path, split="train", verify="size")
+    gpus = _gpus(spec, cluster_gpus)
+    precision = resolve_precision(spec.engine.precision, gpu=bool(gpus))
+    folder = Path(spec.output).resolve() / spec.name
+    parameters = sum(p.numel() for p in build_model(spec.model).parameters())
+    plan = Plan(
+        spec=spec,
+        folder=folder,
+        dataset_id=data.dataset_id,
+        precision=precision,
+        gpus_per_worker=gpus,
+        parameters=parameters,
+        done_step=_done_step(folder, identity(spec, data, precision=precision)),
+    )
+    if not plan.finished:
+        _check_disk(folder, parameters)
+    return plan
+
+
+def _gpus(spec: RunSpec, cluster_gpus: int) -> int:
+    if spec.workers.device == "gpu" and cluster_gpus == 0:
+        raise ConfigError("workers.device: got 'gpu', but the cluster has no GPU; use auto or cpu")
+    return int(spec.workers.device == "gpu" or (spec.workers.device == "auto" and cluster_gpus > 0))
+
+
+def _done_step(folder: Path, now: dict[str, object]) -> int:
+    store = CheckpointStore(folder / "checkpoints")
+    for name in reversed(store.names()):
+        try:
+            meta = read_manifest(store.root / name).meta
+        except CheckpointError:
+            continue  # the workers verify, set it aside and take the one before
+        check_identity(meta["identity"], now, store.root / name)
+        return int(meta["step"])
+    return 0
+
+
+def _check_disk(folder: Path, parameters: int) -> None:
+    at = folder
+    while not at.exists():
+        at = at.parent
+    need, free = 2 * checkpoint_bytes(parameters), shutil.disk_usage(at).free
+    if free < need:
+        raise ResourceError(
+            f"{folder}: two checkpoints (one kept, one being written) need about "
+            f"{need / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB free; free some space or "
+            "set output to another disk"
+        )

@@ -1,0 +1,82 @@
+"""All that DeepSpeed is told. Every field that matters is written out: its defaults bite
+(gradient clipping is on by default, a reduce bucket is 2 GB)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from xtdist.config import ConfigError
+from xtdist.train.spec import RunSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(wanted: str, *, gpu: bool) -> str:
+    """``auto`` becomes bf16 where the hardware multiplies it, else fp32.
+
+    Raises:
+        ConfigError: the wanted precision does not exist on this device.
+    """
+    if wanted == "auto":
+        fast = torch.cuda.is_bf16_supported() if gpu else cpu_has_amx()
+        return "bf16" if fast else "fp32"
+    if wanted == "fp16" and not gpu:
+        raise ConfigError("engine.precision: got 'fp16'; a CPU has bf16 and fp32 only")
+    return wanted
+
+
+def cpu_has_amx() -> bool:
+    """Whether this CPU has bf16 matrix tiles (several times the fp32 rate)."""
+    return bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch, "cpu") else False
+
+
+def engine_config(spec: RunSpec, *, precision: str, gpu: bool) -> dict[str, Any]:
+    """The DeepSpeed config of a run."""
+    bucket = 200_000_000 if gpu else 2_000_000
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": spec.micro_batch,
+        "gradient_accumulation_steps": spec.accumulation,
+        "gradient_clipping": float(spec.optim.grad_clip),
+        "zero_optimization": {
+            "stage": spec.engine.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket // 10,
+            "overlap_comm": gpu,
+            "contiguous_gradients": True,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif precision == "fp16":
+        config["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    return config
+
+
+def prepare_process() -> None:
+    """Settings of a worker process; call before DeepSpeed starts.
+
+    Checkpoint pickles are read with torch's restricted unpickler, which knows only the names that
+    DeepSpeed's own files need; and no C++ helper is compiled on CPU (it serves inference only).
+    """
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals(
+        [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+    )
+    deepspeed.utils.logger.setLevel("WARNING")
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")

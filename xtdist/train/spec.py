@@ -1,0 +1,166 @@
+"""RunSpec: everything that a training run is. One YAML file describes one.
+
+The user gives tokens per step; micro-batches and accumulation follow from that, from the number of
+workers and from ``batch.micro_batch_tokens``, and are printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Literal
+
+from xtdist.config import (
+    ConfigError,
+    NonNegativeInt,
+    PositiveInt,
+    configclass,
+)
+from xtdist.data.config import DataConfig
+from xtdist.model.config import ModelConfig
+from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
+from xtdist.optim.config import OptimConfig
+from xtdist.track.config import TrackConfig
+
+
+@configclass
+class RunDataConfig(DataConfig):
+    """Which dataset, and the length of the sequences it is cut into."""
+
+    seq_len: PositiveInt = 512
+
+
+@configclass
+class BatchSpec:
+    """``tokens_per_step``: of all workers together, in one optimizer step.
+    ``micro_batch_tokens``: at most, in one forward pass of one worker (memory follows it)."""
+
+    tokens_per_step: PositiveInt = 32768
+    micro_batch_tokens: PositiveInt = 8192
+
+
+@configclass
+class ZeroSpec:
+    """The DeepSpeed engine. Stage 0 replicates everything, 1 shards the optimizer, 2 also the
+    gradients, 3 also the parameters (1910.02054). ``auto`` precision is bf16 where the hardware
+    multiplies it (a GPU since Ampere, a CPU with AMX), else fp32."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+@configclass
+class WorkersSpec:
+    """How many training processes, and what each gets. ``max_failures``: restarts from the newest
+    checkpoint before the run is given up."""
+
+    count: PositiveInt = 1
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    cpus: PositiveInt = 1
+    max_failures: NonNegativeInt = 3
+
+
+@configclass
+class LoopSpec:
+    """Length of the run and what happens on the way; all ``*_every`` in steps, 0 = never.
+
+    ``valid_windows``: windows of the validation split per validation, evenly spread over it.
+    ``keep``: newest checkpoints kept.
+    """
+
+    steps: PositiveInt
+    valid_every: NonNegativeInt = 100
+    valid_windows: PositiveInt = 64
+    checkpoint_every: PositiveInt = 500
+    keep: PositiveInt = 3
+    sample_prompts: tuple[str, ...] = ()
+    sample_tokens: PositiveInt = 48
+
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+@configclass
+class RunSpec:
+    """The whole config tree of a run. Its folder is ``<output>/<name>``."""
+
+    name: str
+    output: str = "runs"
+    seed: NonNegativeInt = 0
+    data: RunDataConfig
+    model: ModelConfig
+    objective: ObjectiveConfig = AutoregressiveConfig()
+    optim: OptimConfig = OptimConfig()
+    batch: BatchSpec = BatchSpec()
+    loop: LoopSpec
+    engine: ZeroSpec = ZeroSpec()
+    workers: WorkersSpec = WorkersSpec()
+    track: TrackConfig = TrackConfig()
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.name):
+            raise ConfigError(
+                f"name: got {self.name!r}; it names a folder: letters, digits, '.', '_', '-', "
+                "at most 100 of them"
+            )
+        if self.batch.tokens_per_step % self.data.seq_len:
+            low = max(self.batch.tokens_per_step // self.data.seq_len, 1) * self.data.seq_len
+            raise ConfigError(
+                f"batch.tokens_per_step: got {self.batch.tokens_per_step}; it must be a multiple "
+                f"of data.seq_len ({self.data.seq_len}), {low} for example"
+            )
+        if self.global_batch < self.workers.count:
+            raise ConfigError(
+                f"workers.count: got {self.workers.count}; a step of {self.global_batch} sequences "
+                "has work for no more: raise batch.tokens_per_step or take fewer workers"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences in one optimizer step, over all workers."""
+        return self.batch.tokens_per_step // self.data.seq_len
+
+    @property
+    def largest_share(self) -> int:
+        """Sequences of a step that one worker gets, at most."""
+        return math.ceil(self.global_batch / self.workers.count)
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences in one forward pass of one worker, at most."""
+        return max(1, min(self.batch.micro_batch_tokens // self.data.seq_len, self.largest_share))
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches in one step; the same number on every worker."""
+        return math.ceil(self.largest_share / self.micro_batch)
+
+
+def fit_to_data(spec: RunSpec, *, vocab_size: int) -> RunSpec:
+    """Fill in what follows from the rest: vocabulary and longest sequence.
+
+    Raises:
+        ConfigError: the model is given these and they contradict the data or the objective.
+    """
+    causal = isinstance(spec.objective, AutoregressiveConfig)
+    model, seq_len = spec.model, spec.data.seq_len
+    if model.num_tokens not in (0, vocab_size):
+        raise ConfigError(
+            f"model.num_tokens: got {model.num_tokens}, but the dataset's tokenizer has "
+            f"{vocab_size}: leave it out"
+        )
+    if model.max_seq_len and model.max_seq_len < seq_len:
+        raise ConfigError(
+            f"model.max_seq_len: got {model.max_seq_len}, less than data.seq_len ({seq_len}): "
+            "leave it out or raise it"
+        )
+    if model.causal != causal:
+        raise ConfigError(
+            f"model.causal: got {model.causal}; objective.kind {spec.objective.kind!r} needs "
+            f"model.causal: {str(causal).lower()}"
+        )
+    model = dataclasses.replace(
+        model, num_tokens=vocab_size, max_seq_len=model.max_seq_len or seq_len
+    )
+    return dataclasses.replace(spec, model=model)

@@ -1,0 +1,141 @@
+"""One optimizer step: the global batch, cut by rank, cut into micro-batches, one update.
+
+The loss is a sum over tokens divided by the token count of the whole step (all ranks, all
+micro-batches), so neither the number of workers nor the accumulation changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from xtdist.config import derive_seed
+from xtdist.data import StepBatch
+from xtdist.objective import LossOutput, Objective, Prepared
+from xtdist.train.spec import RunSpec
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became nan or infinite; the update was not applied."""
+
+
+class TrainModule(nn.Module):
+    """What DeepSpeed wraps: its forward is the objective's loss."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, prepared: Prepared) -> LossOutput:
+        return self.objective.losses(prepared)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss is the mean over the step's target tokens; ``stop``: some rank was asked to stop."""
+
+    loss: float
+    metrics: dict[str, float]
+    grad_norm: float
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Runs steps and validations on one rank. ``engine`` is DeepSpeed's."""
+
+    engine: Any
+    objective: Objective
+    spec: RunSpec
+    device: torch.device
+
+    def step(self, batch: StepBatch, *, stop_wanted: bool) -> StepResult:
+        """Forward, backward and update for one global batch. All ranks call it together.
+
+        Raises:
+            NonFiniteLossError: on all ranks, before the update.
+        """
+        world, accumulation = dist.get_world_size(), self.spec.accumulation
+        prepared = self._prepare(batch, "noise")
+        weight = _all_reduce(prepared.weight.detach().double()).clamp_min(1e-12)
+        totals: Tensor | None = None
+        names: list[str] = []
+        for micro, last in self._micro_batches(prepared):
+            torch.manual_seed(
+                derive_seed(self.spec.seed, "dropout", batch.step, int(micro.sample_ids[0]))
+            )
+            out = self.engine(micro)
+            self.engine.backward(out.sum * (world * accumulation / weight).to(out.sum.dtype))
+            names, values = _flatten(out)
+            totals = values if totals is None else totals + values
+            if last:
+                summed = self._check(totals, batch.step, stop_wanted=stop_wanted)
+            self.engine.step()
+        loss = float(summed[0] / weight)
+        shown = {n: float(v / weight) for n, v in zip(names, summed[1:-1], strict=True)}
+        return StepResult(
+            loss=loss, metrics=shown, grad_norm=self._grad_norm(), stop=bool(summed[-1] > 0)
+        )
+
+    @torch.no_grad()
+    def validate(self, batches: Iterator[StepBatch]) -> tuple[float, float]:
+        """Sum of losses (nats) and of weights over ``batches``, all ranks together."""
+        self.engine.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            prepared = self._prepare(batch, "validation")
+            for micro, _ in self._micro_batches(prepared):
+                out = self.engine(micro)
+                total += torch.stack([out.sum.double(), out.weight.double()])
+        self.engine.train()
+        total = _all_reduce(total)
+        return float(total[0]), float(total[1])
+
+    def _prepare(self, batch: StepBatch, purpose: str) -> Prepared:
+        step = batch.step if purpose == "noise" else 0
+        tokens, ids = batch.tokens, torch.from_numpy(batch.sample_ids)
+        if not len(tokens):  # nothing for this rank: one row that weighs nothing
+            tokens, ids = tokens.new_zeros(1, self.spec.data.seq_len + 1), ids.new_zeros(1)
+        prepared = self.objective.prepare(
+            tokens, seed=derive_seed(self.spec.seed, purpose, step), sample_ids=ids
+        )
+        return (prepared if len(batch.tokens) else prepared.muted()).to(self.device)
+
+    def _micro_batches(self, prepared: Prepared) -> Iterator[tuple[Prepared, bool]]:
+        """``accumulation`` parts; a rank that has run out of rows repeats one with weight 0, so
+        that all ranks take part in every collective."""
+        size, count = self.spec.micro_batch, self.spec.accumulation
+        for i in range(count):
+            part = prepared[i * size : (i + 1) * size]
+            yield (part if len(part) else prepared[:1].muted()), i == count - 1
+
+    def _check(self, totals: Tensor, step: int, *, stop_wanted: bool) -> Tensor:
+        flag = torch.tensor([float(stop_wanted)], dtype=torch.float64, device=totals.device)
+        summed = _all_reduce(torch.cat([totals, flag]))
+        if not torch.isfinite(summed).all():
+            raise NonFiniteLossError(
+                f"the loss of step {step} is not finite; the update was not applied. Lower "
+                "optim.lr, raise optim.schedule.warmup_steps, or look at this step's data"
+            )
+        return summed
+
+    def _grad_norm(self) -> float:
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+
+def _flatten(out: LossOutput) -> tuple[list[str], Tensor]:
+    names = sorted(out.metrics)
+    parts = [out.sum.detach(), *(out.metrics[n].detach() for n in names)]
+    return names, torch.stack([p.double() for p in parts])
+
+
+def _all_reduce(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor
