@@ -1,4 +1,4 @@
-"""What `xtdist evaluate …` does, for `ray job submit --working-dir . -- python jobs/evaluate.py …`."""
+"""`xtdist evaluate …` for `ray job submit --working-dir . -- python jobs/evaluate.py …`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What `xtdist generate …` does, for `ray job submit --working-dir . -- python jobs/generate.py …`."""
+"""`xtdist generate …` for `ray job submit --working-dir . -- python jobs/generate.py …`."""
 
 import sys
 

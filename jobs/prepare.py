@@ -1,4 +1,4 @@
-"""What `xtdist prepare …` does, for `ray job submit --working-dir . -- python jobs/prepare.py …`."""
+"""`xtdist prepare …` for `ray job submit --working-dir . -- python jobs/prepare.py …`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What `xtdist serve …` does, for `ray job submit --working-dir . -- python jobs/serve.py …`."""
+"""`xtdist serve …` for `ray job submit --working-dir . -- python jobs/serve.py …`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What `xtdist train …` does, for `ray job submit --working-dir . -- python jobs/train.py …`."""
+"""`xtdist train …` for `ray job submit --working-dir . -- python jobs/train.py …`."""
 
 import sys
 

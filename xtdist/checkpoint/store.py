@@ -96,7 +96,7 @@ class CheckpointStore:
         return Commit(path=path, step=int(manifest.meta["step"]), manifest=manifest)
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest ``keep`` checkpoints (``keep`` ≥ 1: the last is never deleted)."""
+        """Delete all but the newest ``keep`` checkpoints; the last one is never deleted."""
         for name in self.names()[: -max(keep, 1)]:
             doomed = self.root / f"{STAGING}delete-{name}"
             (self.root / name).rename(doomed)
