@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xtdist.config import ConfigError, from_mapping, to_mapping
 from xtdist.model import Encoder, ModelConfig, TransformerWrapper, build_model
-from xtdist.nn.attention.backends import eager
+from xtdist.nn.attention.backends import Attend, eager
 
 LLAMA: dict[str, Any] = {"attention": {"dim_head": 16, "kv_heads": 2, "qk_rmsnorm": True}}
 GPT2: dict[str, Any] = {
@@ -50,7 +50,7 @@ class OneSequence:
         k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)
         self.store[layer] = [k, v]
         past = torch.arange(k.shape[2]) <= torch.arange(k.shape[2])[-q.shape[2] :, None]
-        return eager(q, k, v, mask=past[None, None], causal=True, scale=scale, dropout=0.0)
+        return eager(q, k, v, Attend(mask=past[None, None], causal=True, scale=scale))
 
 
 @KINDS

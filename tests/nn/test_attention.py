@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xtdist.nn.attention.backends import BACKENDS
+from xtdist.nn.attention.backends import BACKENDS, Attend
 from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.attention.masks import attention_mask
 from xtdist.nn.attention.module import Attention, AttentionGeometry, AttentionInputs
@@ -44,7 +44,7 @@ def test_grouped_heads_equal_repeated_keys_by_brute_force(
     q, k, v = qkv(kv_heads)
     allowed = torch.ones(2, 7, 7, dtype=torch.bool)
     allowed = allowed.tril() if causal else allowed
-    got = BACKENDS[backend](q, k, v, mask=None, causal=causal, scale=0.3, dropout=0.0)
+    got = BACKENDS[backend](q, k, v, Attend(causal=causal, scale=0.3))
     torch.testing.assert_close(got, brute_force(q, k, v, allowed, 0.3))
 
 
@@ -56,7 +56,7 @@ def test_masks_hide_padding_by_brute_force(backend: str, causal: bool) -> None:
     allowed = real[:, None, :].expand(2, 7, 7)
     allowed = (allowed.tril() if causal else allowed) | torch.eye(7, dtype=torch.bool)
     mask = attention_mask(real, causal=causal)
-    got = BACKENDS[backend](q, k, v, mask=mask, causal=causal, scale=0.3, dropout=0.0)
+    got = BACKENDS[backend](q, k, v, Attend(mask=mask, causal=causal, scale=0.3))
     want = brute_force(q, k, v, allowed, 0.3)
     rows = real[:, None, :, None].expand_as(want)
     torch.testing.assert_close(got[rows], want[rows])
@@ -67,12 +67,8 @@ def test_dropout_drops_whole_weights_and_keeps_the_mean(backend: str) -> None:
     torch.manual_seed(0)
     q, k = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 400, 8)
     v = torch.ones(1, 1, 400, 8)
-    out = torch.cat(
-        [
-            BACKENDS[backend](q, k, v, mask=None, causal=False, scale=1.0, dropout=0.25)
-            for _ in range(200)
-        ]
-    )
+    how = Attend(causal=False, scale=1.0, dropout=0.25)
+    out = torch.cat([BACKENDS[backend](q, k, v, how) for _ in range(200)])
     assert out.mean().item() == pytest.approx(1, abs=0.01)
     assert out[:, 0, 0, 0].std().item() == pytest.approx(math.sqrt(0.25 / 0.75 / 400), rel=0.25)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +75,7 @@ class Prepared:
         return Prepared(**mapped)
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A network and what it is trained for. Subclasses also have a ``forward`` that returns the
     mean loss of raw token ids, for use without this library's training loop."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,20 +14,26 @@ from torch import Tensor
 from xtdist.nn.attention.config import AttentionConfig
 
 
-class Backend(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Attend:
     """``mask`` (True = may attend) already holds causality; without a mask ``causal`` decides.
-    Query head i reads key/value head i // (h // hk)."""
+    ``dropout`` is the probability to drop a weight, 0 outside of training."""
+
+    scale: float
+    causal: bool
+    mask: Bool[Tensor, "b 1 i j"] | None = None
+    dropout: float = 0.0
+
+
+class Backend(Protocol):
+    """Query head i reads key/value head i // (h // hk)."""
 
     def __call__(
         self,
         q: Float[Tensor, "b h i d"],
         k: Float[Tensor, "b hk j d"],
         v: Float[Tensor, "b hk j d"],
-        *,
-        mask: Bool[Tensor, "b 1 i j"] | None,
-        causal: bool,
-        scale: float,
-        dropout: float,
+        how: Attend,
     ) -> Float[Tensor, "b h i d"]: ...
 
 
@@ -34,21 +41,17 @@ def sdpa(
     q: Float[Tensor, "b h i d"],
     k: Float[Tensor, "b hk j d"],
     v: Float[Tensor, "b hk j d"],
-    *,
-    mask: Bool[Tensor, "b 1 i j"] | None,
-    causal: bool,
-    scale: float,
-    dropout: float,
+    how: Attend,
 ) -> Float[Tensor, "b h i d"]:
     """torch's fused kernels: no score matrix is kept."""
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal and mask is None,
-        scale=scale,
+        attn_mask=how.mask,
+        dropout_p=how.dropout,
+        is_causal=how.causal and how.mask is None,
+        scale=how.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
 
@@ -57,21 +60,17 @@ def eager(
     q: Float[Tensor, "b h i d"],
     k: Float[Tensor, "b hk j d"],
     v: Float[Tensor, "b hk j d"],
-    *,
-    mask: Bool[Tensor, "b 1 i j"] | None,
-    causal: bool,
-    scale: float,
-    dropout: float,
+    how: Attend,
 ) -> Float[Tensor, "b h i d"]:
     """The formula, step by step, softmax in fp32. Memory grows with i · j."""
     grouped = rearrange(q, "b (hk g) i d -> b hk g i d", hk=k.shape[1])
-    scores = einsum(grouped, k, "b hk g i d, b hk j d -> b hk g i j").float() * scale
-    if mask is not None:
-        scores = scores.masked_fill(~rearrange(mask, "b 1 i j -> b 1 1 i j"), float("-inf"))
-    elif causal:
+    scores = einsum(grouped, k, "b hk g i d, b hk j d -> b hk g i j").float() * how.scale
+    if how.mask is not None:
+        scores = scores.masked_fill(~rearrange(how.mask, "b 1 i j -> b 1 1 i j"), float("-inf"))
+    elif how.causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
-    weights = F.dropout(scores.softmax(dim=-1), dropout).to(v.dtype)
+    weights = F.dropout(scores.softmax(dim=-1), how.dropout).to(v.dtype)
     out = einsum(weights, v, "b hk g i j, b hk j d -> b hk g i d")
     return rearrange(out, "b hk g i d -> b (hk g) i d")
 

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from xtdist.nn.attention.backends import BACKENDS, resolve_backend
+from xtdist.nn.attention.backends import BACKENDS, Attend, resolve_backend
 from xtdist.nn.attention.cache import KVCache
 from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.linear import Linear
@@ -68,15 +68,13 @@ class Attention(nn.Module):
         if shared.cache is not None:
             out = shared.cache.attend(self.layer, q, k, v, scale=self.scale)
         else:
-            out = BACKENDS[self.backend](
-                q,
-                k,
-                v,
-                mask=shared.mask,
-                causal=self.causal,
+            how = Attend(
                 scale=self.scale,
+                causal=self.causal,
+                mask=shared.mask,
                 dropout=self.dropout if self.training else 0.0,
             )
+            out = BACKENDS[self.backend](q, k, v, how)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def project(
