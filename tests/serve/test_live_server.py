@@ -9,8 +9,9 @@ import urllib.request
 import openai
 import pytest
 from openai import OpenAI
-from tiny_server import save_tiny
+from tiny_server import free_port, save_tiny
 
+from xtdist.config import ResourceError
 from xtdist.data.tokenizer import byte_tokenizer
 from xtdist.decode import ContrastiveParams, Engine, EngineConfig, GenerationParams
 from xtdist.serve import Client, ServeConfig, ServedModel, new_key, run
@@ -32,9 +33,7 @@ def server(weights, tmp_path_factory):
     key, line = new_key("test")
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(line)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     expert, amateur = map(str, weights)
     config = ServeConfig(
         port=port,
@@ -148,6 +147,19 @@ def test_a_stream_that_is_left_does_not_hold_its_place(client):
         next(iter(stream))
         stream.close()
     assert client.completions.create(model="tiny", prompt=PROMPT, max_tokens=1).choices
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"replicas": 999}, "need 999"), ({}, "running on this cluster already")],
+)
+def test_what_the_cluster_can_not_take_is_said_and_the_running_server_stays(
+    weights, client, change, message
+):
+    models = (ServedModel(name="second", weights=str(weights[0])),)
+    with pytest.raises(ResourceError, match=message):
+        run(ServeConfig(models=models, port=free_port(), **change), block=False)
+    assert [m.id for m in client.models.list()] == ["tiny"]
 
 
 def test_our_helper_speaks_the_same_way(server, client):

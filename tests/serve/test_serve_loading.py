@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_server import Http, save_tiny
+from tiny_server import Http, free_port, save_tiny
 
 from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping, to_mapping
 from xtdist.data.tokenizer import Tokenizer
@@ -27,12 +27,6 @@ def weights(tmp_path):
 @pytest.fixture
 def config(weights):
     return ServeConfig(models=(ServedModel(name="tiny", weights=str(weights)),), port=free_port())
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def test_a_replica_answers_from_a_weights_folder_and_names_the_weights(weights, tmp_path):

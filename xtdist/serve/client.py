@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from xtdist.config import ResourceError
@@ -39,17 +40,17 @@ class Client:
 
     def models(self) -> list[str]:
         """Names of the served models."""
-        return [m.id for m in self._openai().models.list().data]
+        return [m.id for m in self._openai.models.list().data]
 
     def complete(self, prompt: str, *, model: str | None = None, **params: Any) -> list[str]:
         """The texts of all choices, best first with beam search."""
-        answer = self._openai().completions.create(**self._arguments(prompt, model, params))
+        answer = self._openai.completions.create(**self._arguments(prompt, model, params))
         return [choice.text for choice in answer.choices]
 
     def stream(self, prompt: str, *, model: str | None = None, **params: Any) -> Iterator[str]:
         """Pieces of the text of one choice as they are generated."""
         arguments = self._arguments(prompt, model, params)
-        for chunk in self._openai().completions.create(**arguments, stream=True):
+        for chunk in self._openai.completions.create(**arguments, stream=True):
             yield from (choice.text for choice in chunk.choices if choice.text)
 
     def _arguments(self, prompt: str, model: str | None, params: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +63,7 @@ class Client:
             **known,
         }
 
+    @cached_property
     def _openai(self) -> Any:
         try:
             from openai import OpenAI

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
 import threading
+from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,34 +20,27 @@ from xtdist.serve.loading import resolve
 
 APP = "xtdist"
 _ADDRESS = "RAY_ADDRESS"
+_ERROR = re.compile(r"[\w.]*(Error|Exception): ")
+_OURS = re.compile(r"^xtdist\.config\.errors\.\w+: ")
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 
 
 class Server:
-    """A running application. ``stop`` (or leaving a ``with``) ends what :func:`run` started:
-    the application, Ray Serve if it was not running before, Ray if it was not.
+    """A running application. ``stop`` (or leaving a ``with``) ends what :func:`run` started, Ray
+    only if it was not running before.
 
     Args:
         url: where clients find it, without ``/v1``.
+        undo: what stops it.
     """
 
-    def __init__(self, url: str, *, owns_serve: bool, owns_ray: bool) -> None:
+    def __init__(self, url: str, undo: ExitStack) -> None:
         self.url = url
-        self._owns_serve = owns_serve
-        self._owns_ray = owns_ray
+        self._undo = undo
 
     def stop(self) -> None:
-        import ray
-        from ray import serve
-
-        if not ray.is_initialized():
-            return
-        if self._owns_serve:
-            serve.shutdown()
-        else:
-            serve.delete(APP)
-        if self._owns_ray:
-            ray.shutdown()
+        """Twice is once."""
+        self._undo.close()
 
     def wait(self) -> None:
         """Until SIGINT or SIGTERM. Call it in the main thread."""
@@ -102,25 +97,20 @@ def run(config: ServeConfig, *, address: str | None = None, block: bool = True) 
             replicas do not come up.
     """
     config = check(config)
-    owns_ray = _connect(address)
-    server = Server(f"http://{config.host}:{config.port}", owns_serve=True, owns_ray=owns_ray)
-    try:
+    with ExitStack() as undo:
+        if _connect(address):
+            undo.callback(_disconnect)
         _check_room(config)
-        server._owns_serve = _deploy(config)
-    except BaseException:
-        server.stop()
-        raise
+        _deploy(config, undo)
+        server = Server(f"http://{config.host}:{config.port}", undo.pop_all())
     if block:
         with server:
             server.wait()
     return server
 
 
-def _deploy(config: ServeConfig) -> bool:
-    """Start the application; whether Ray Serve was started for it.
-
-    Only here, because the import of Ray Serve reads the environment.
-    """
+def _deploy(config: ServeConfig, undo: ExitStack) -> None:
+    """Start Ray Serve with the application in it; ``undo`` gets what stops it."""
     try:
         from ray import serve
 
@@ -130,16 +120,28 @@ def _deploy(config: ServeConfig) -> bool:
             f"serving needs a package that is missing ({e.name}); install it with: "
             "pip install 'xtdist[serve]'"
         ) from None
-    fresh = not serve.status().proxies
-    http: dict[str, Any] = {"host": config.host, "port": config.port}
-    serve.start(proxy_location="HeadOnly", http_options=http)
+    if serve.status().proxies:
+        raise ResourceError(
+            "Ray Serve is running on this cluster already, at a host and port of its own; add the "
+            "model there with 'serve deploy', or stop it with 'serve shutdown'"
+        )
+    serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
+    undo.callback(serve.shutdown)
     try:
         serve.run(application(config), name=APP, route_prefix="/")
     except RuntimeError as e:
-        status = serve.status().applications.get(APP)
-        reason = status.message.strip().splitlines()[-1] if status and status.message else str(e)
-        raise ResourceError(f"the application did not start: {reason}") from None
-    return fresh
+        raise ResourceError(f"the application did not start: {_reason() or e}") from None
+
+
+def _reason() -> str:
+    """The last exception that Ray Serve reports of our replicas."""
+    from ray import serve
+
+    status = serve.status().applications.get(APP)
+    messages = [d.message for d in status.deployments.values()] if status is not None else []
+    lines = [line.strip() for m in messages for line in m.splitlines()]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return _OURS.sub("", errors[-1]) if errors else ""
 
 
 def _connect(address: str | None) -> bool:
@@ -161,6 +163,12 @@ def _connect(address: str | None) -> bool:
             f"(RAY_AUTH_MODE, {_TOKEN_PATH})"
         ) from None
     return target == "local"
+
+
+def _disconnect() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 def _require_token() -> None:
