@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from xtdist.config import ConfigError
 from xtdist.decode import Completion, Engine, EngineConfig, GenerationParams
+from xtdist.decode.scheduler import Scheduler
 from xtdist.model import TransformerWrapper
 
 PROMPTS = ([1, 2, 3, 4, 5], [7], [9, 8, 30, 31])
@@ -43,6 +44,7 @@ def by_transformers(
         length_penalty=params.length_penalty,
         early_stopping=params.early_stopping,
         repetition_penalty=params.repetition_penalty,
+        sequence_bias={(token,): bias for token, bias in params.logit_bias.items()} or None,
         eos_token_id=list(eos) or None,
         pad_token_id=0,
         do_sample=False,
@@ -105,6 +107,27 @@ def test_few_eos_ids_a_minimum_length_and_penalties_equal_transformers(
         assert [c.token_ids for c in completion.choices] == [tokens for tokens, _ in expected]
 
 
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("length_penalty", [1.0, 2.0])
+@pytest.mark.parametrize("bias", [1.0, 2.5])
+def test_many_likely_ends_equal_transformers(
+    expert: TransformerWrapper, bias: float, length_penalty: float, early_stopping: Any
+) -> None:
+    params = GenerationParams(
+        max_tokens=14,
+        num_beams=3,
+        n=3,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        logit_bias=dict.fromkeys(EOS, bias),
+    )
+    for prompt, completion in zip(
+        PROMPTS, run(expert, list(PROMPTS), params, eos=EOS), strict=True
+    ):
+        expected = by_transformers(expert, prompt, params, EOS)
+        assert [c.token_ids for c in completion.choices] == [tokens for tokens, _ in expected]
+
+
 def test_a_beam_as_wide_as_all_sequences_finds_the_global_optimum() -> None:
     model = make_model(5, num_tokens=5)
     prompt, length = [1, 2], 3
@@ -128,12 +151,20 @@ def test_one_beam_is_greedy(expert: TransformerWrapper) -> None:
     assert tokens == [greedy(expert, prompt, 10) for prompt in PROMPTS]
 
 
-def test_beams_under_page_pressure_equal_beams_with_room(expert: TransformerWrapper) -> None:
+def test_beams_preempted_under_page_pressure_equal_beams_with_room(
+    expert: TransformerWrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = GenerationParams(max_tokens=20, num_beams=3, n=3)
     roomy = Engine(expert, eos_ids=EOS).generate(list(PROMPTS), params)
-    tight = EngineConfig(max_sequences=6, max_step_tokens=6, page_tokens=4, pool_tokens=88)
+    tight = EngineConfig(max_sequences=9, max_step_tokens=10, page_tokens=2, pool_tokens=80)
     engine = Engine(expert, eos_ids=EOS, config=tight)
+    preempted: list[int] = []
+    preempt = Scheduler._preempt
+    monkeypatch.setattr(
+        Scheduler, "_preempt", lambda s, r: (preempted.append(r.backlog), preempt(s, r))[1]
+    )
     squeezed = engine.generate(list(PROMPTS), params)
+    assert preempted
     for a, b in zip(roomy, squeezed, strict=True):
         assert [c.token_ids for c in a.choices] == [c.token_ids for c in b.choices]
     assert len(engine.pool.free_pages) == engine.pool.num_pages
