@@ -9,7 +9,8 @@
 # XTDIST_CPUS (default: all) sets how many CPUs it offers.
 set -euo pipefail
 verb=${1:-}; state=${2:-.ray}
-ray=${RAY_BIN:-ray}
+ray=$(command -v "${RAY_BIN:-ray}") || { echo "local.sh: no ray on PATH; set RAY_BIN" >&2; exit 1; }
+PATH=$(dirname "$ray"):$PATH  # jobs start with this python
 
 die() { echo "local.sh: $*" >&2; exit 1; }
 alive() { [ -s "$state/pid" ] && kill -0 "$(cat "$state/pid")" 2>/dev/null; }
@@ -29,6 +30,7 @@ for port in range(21000, 32000):
 print(*found)
 PY
 }
+answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 print_env() {
   alive || die "no cluster in $state; start one with: cluster/local.sh up $state"
   echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$state/token"
@@ -47,13 +49,14 @@ case $verb in
       export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$state/token RAY_USAGE_STATS_ENABLED=0
       export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=${RAY_TRAIN_HEALTH_CHECK_INTERVAL_S:-0.5}
       export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1
+      rm -f "$state/ray.log"
       setsid "$ray" start --head --block --port 0 --temp-dir "$tmp" --disable-usage-stats \
         --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" \
         --dashboard-agent-listen-port "$agent" --ray-client-server-port "$client" \
         --num-cpus "${XTDIST_CPUS:-$(nproc)}" >"$state/ray.log" 2>&1 </dev/null &
       echo $! >"$state/pid"; echo "http://127.0.0.1:$dashboard" >"$state/address"
       for _ in $(seq 240); do
-        grep -q -- --block "$state/ray.log" && break
+        grep -qs -- --block "$state/ray.log" && answers "$dashboard" && break
         alive || { tail -5 "$state/ray.log" >&2; die "Ray did not start; see $state/ray.log"; }
         sleep 0.25
       done

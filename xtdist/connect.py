@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 
 from xtdist.config import ResourceError
 
 ADDRESS = "RAY_ADDRESS"
-START_TIMEOUT_S = 60
 
 
 def connect(address: str | None = None, *, dashboard: bool = False) -> bool:
@@ -23,11 +23,9 @@ def connect(address: str | None = None, *, dashboard: bool = False) -> bool:
         ResourceError: the cluster can't be reached or started.
     """
     target = address or os.environ.get(ADDRESS) or "local"
-    if target == "local":  # Ray reads these when it is first imported
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if target == "local":
+        _require_token()
     import ray
 
     if ray.is_initialized():
@@ -41,6 +39,26 @@ def connect(address: str | None = None, *, dashboard: bool = False) -> bool:
             "the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)"
         ) from None
     return target == "local"
+
+
+def disconnect() -> None:
+    """End the connection, and the cluster if it was started here."""
+    import ray
+
+    ray.shutdown()
+
+
+def _require_token() -> None:
+    """Have a cluster that is started here answer only to holders of a token, in this environment.
+
+    Ray reads RAY_AUTH_MODE once, at its import. If that is past, the variable must stay as it was:
+    unset, ``ray.init`` turns the token on by itself; set now, only the children would see it.
+    """
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    token = os.environ.get("RAY_AUTH_MODE", "token") == "token"
+    if token and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def check_room(key: str, count: int, *, cpus: float, gpus: float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from xtdist.config import ConfigError, load
+from xtdist.serve.config import ServeConfig, ServedModel
+from xtdist.serve.server import run as serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from xtdist.serve.config import ServeConfig, ServedModel
-    from xtdist.serve.server import run as serve
-
     if bool(args.config) == bool(args.weights):
         raise ConfigError("serve: give either a weights folder or --config FILE")
     if args.config:
@@ -28,5 +27,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         model = ServedModel(name=args.name, weights=args.weights, amateur=args.amateur)
         config = ServeConfig(models=(model,), host=args.host, port=args.port)
-    serve(config)
+    with serve(config, block=False) as server:
+        print(f"serving at {server.url}/v1 until Ctrl-C", flush=True)
+        server.wait()
     return 0

@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
 def _submit(args: argparse.Namespace, spec: RunSpec) -> int:
     """The job runs elsewhere in the tree: paths that are relative here are made absolute."""
     paths = {"output": spec.output, "data.path": spec.data.path}
-    fixed = [f"{k}={Path(v).resolve()}" for k, v in paths.items() if "://" not in v]
+    fixed = [f"{k}={v if '://' in v else Path(v).resolve()}" for k, v in paths.items()]
+    others = [o for o in args.overrides if o.partition("=")[0] not in paths]
     config = Path(args.config).resolve()
     inside = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
-    entrypoint = ["python", "jobs/train.py", str(inside), *args.overrides, *fixed]
+    entrypoint = ["python", "jobs/train.py", str(inside), *others, *fixed]
     return submit(args.submit, entrypoint, name=spec.name)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from xtdist.config import derive_seed
+from xtdist.config import FiniteFloat, NonNegativeInt, configclass, derive_seed
 from xtdist.data import TokenDataset
 from xtdist.objective import Objective
 
 
-@dataclass(frozen=True)
+@configclass
 class Score:
     """``nats``: summed over ``tokens`` targets, which spell ``text_bytes`` bytes of text."""
 
-    nats: float
-    tokens: int
-    text_bytes: int
+    nats: FiniteFloat
+    tokens: NonNegativeInt
+    text_bytes: NonNegativeInt
 
     @property
     def loss(self) -> float:

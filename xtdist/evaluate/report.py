@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from xtdist.checkpoint import load_weights
-from xtdist.config import ConfigError, DataError
+from xtdist.checkpoint import LoadedModel, load_weights
+from xtdist.checkpoint.layout import write_atomic
+from xtdist.config import (
+    ConfigError,
+    DataError,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    configclass,
+    from_mapping,
+    to_mapping,
+)
 from xtdist.data import TokenDataset
 from xtdist.evaluate.baselines import fit_bigram, score_bigram, xz_bits_per_byte
 from xtdist.evaluate.perplexity import Score, evaluate_model
@@ -17,30 +27,23 @@ from xtdist.objective import build_objective
 from xtdist.track.console import progress_bar
 
 
-@dataclass(frozen=True)
+@configclass
 class Report:
-    """Scores on one validation split. ``kind``: the model's objective."""
+    """Scores on one validation split. ``objective``: the model's kind; ``weights`` and ``dataset``
+    identify what was scored, in windows of ``seq_len``."""
 
-    kind: str
-    step: int
+    weights: str
+    dataset: str
+    seq_len: PositiveInt
+    objective: str
+    step: NonNegativeInt
     model: Score
     bigram: Score
-    xz_bits_per_byte: float
-
-    def numbers(self) -> dict[str, float | int | str]:
-        """Flat, for JSON."""
-        out: dict[str, float | int | str] = {"objective": self.kind, "step": self.step}
-        for name, score in (("model", self.model), ("bigram", self.bigram)):
-            out[f"{name}/loss"] = score.loss
-            out[f"{name}/perplexity"] = score.perplexity
-            out[f"{name}/bits_per_byte"] = score.bits_per_byte
-        out["xz/bits_per_byte"] = self.xz_bits_per_byte
-        out["tokens"], out["text_bytes"] = self.model.tokens, self.model.text_bytes
-        return out
+    xz_bits_per_byte: FiniteFloat
 
     def table(self) -> str:
         """For people. Lower is better in every column."""
-        bound = "" if self.kind == "autoregressive" else " (upper bound)"
+        bound = "" if self.objective == "autoregressive" else " (upper bound)"
         table = Table(title=f"validation: {self.model.tokens:,} tokens")
         for head in ("", "nats per token", "perplexity", "bits per byte"):
             table.add_column(head, justify="left" if not head else "right")
@@ -51,11 +54,17 @@ class Report:
         console = Console(width=80, color_system=None)
         with console.capture() as capture:
             console.print(table)
-        return capture.get()
+        return capture.get().rstrip()
 
 
-def evaluate(weights: Path, data: Path, *, seq_len: int | None = None) -> Report:
+def evaluate(
+    weights: Path, data: Path, *, seq_len: int | None = None, saved: Path | None = None
+) -> Report:
     """Score ``weights`` on the validation split of ``data``; fit and score the yardsticks.
+
+    Args:
+        saved: file to keep the report in; if it holds the report of the same weights, data and
+            window, that is returned.
 
     Raises:
         UserError: nothing to load, or the model was trained with another tokenizer.
@@ -68,21 +77,44 @@ def evaluate(weights: Path, data: Path, *, seq_len: int | None = None) -> Report
             f"({loaded.tokenizer.sha256[:12]}…): evaluate on data made with the model's tokenizer"
         )
     longest = loaded.model.max_seq_len
-    length = seq_len or longest
+    length = longest if seq_len is None else seq_len
     if not 1 <= length <= longest:
         raise ConfigError(f"--seq-len: got {length}; this model takes 1 to {longest}")
-    objective = build_objective(
-        loaded.objective,
-        loaded.model,
-        mask_id=loaded.tokenizer.mask_id,
-        pad_id=loaded.tokenizer.pad_id,
-    )
-    with progress_bar(valid.total_tokens - 1, "tokens", label="evaluate") as bar:
-        score = evaluate_model(objective, valid, seq_len=length, progress=bar.update)
-    return Report(
-        kind=loaded.objective.kind,
+    known = _read(saved)
+    if known and (known.weights, known.dataset, known.seq_len) == (
+        loaded.digest,
+        valid.dataset_id,
+        length,
+    ):
+        print(f"scored before, nothing to do: {saved}")
+        return known
+    report = Report(
+        weights=loaded.digest,
+        dataset=valid.dataset_id,
+        seq_len=length,
+        objective=loaded.objective.kind,
         step=int(loaded.meta["step"]),
-        model=score,
+        model=_score(loaded, valid, length),
         bigram=score_bigram(fit_bigram(train), valid),
         xz_bits_per_byte=xz_bits_per_byte(valid),
     )
+    if saved is not None:
+        write_atomic(saved, json.dumps(to_mapping(report), indent=1))
+    return report
+
+
+def _score(loaded: LoadedModel, valid: TokenDataset, seq_len: int) -> Score:
+    tokenizer = loaded.tokenizer
+    objective = build_objective(
+        loaded.objective, loaded.model, mask_id=tokenizer.mask_id, pad_id=tokenizer.pad_id
+    )
+    with progress_bar(valid.total_tokens - 1, "tokens", label="evaluate") as bar:
+        return evaluate_model(objective, valid, seq_len=seq_len, progress=bar.update)
+
+
+def _read(path: Path | None) -> Report | None:
+    """A report that was kept, if it can be read."""
+    try:
+        return from_mapping(Report, json.loads(path.read_text())) if path else None
+    except (OSError, ValueError):
+        return None

@@ -28,10 +28,11 @@ def submit(address: str, entrypoint: list[str], *, name: str) -> int:
     Raises:
         ResourceError: nothing answers at ``address``.
     """
+    client = _client(address)
     job_id = f"{name}-{uuid.uuid4().hex[:6]}"
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit"),
-        *("--address", address, "--submission-id", job_id),
+        *(sys.executable, "-m", "ray.scripts.scripts", "--logging-level", "error", "job", "submit"),
+        *("--log-color", "false", "--address", address, "--submission-id", job_id),
         *("--working-dir", str(ROOT), "--runtime-env-json", json.dumps(_runtime_env())),
         *("--", *entrypoint),
     ]
@@ -39,9 +40,9 @@ def submit(address: str, entrypoint: list[str], *, name: str) -> int:
     try:
         child.wait()
     except KeyboardInterrupt:
-        _client(address).stop_job(job_id)
+        client.stop_job(job_id)
         child.wait()
-    return _exit_code(address, job_id)
+    return _exit_code(client, job_id)
 
 
 def _runtime_env() -> dict[str, object]:
@@ -61,8 +62,8 @@ def _client(address: str) -> Any:
         raise ResourceError(f"no Ray job server at {address}: {e}") from None
 
 
-def _exit_code(address: str, job_id: str) -> int:
-    info = _client(address).get_job_info(job_id)
+def _exit_code(client: Any, job_id: str) -> int:
+    info = client.get_job_info(job_id)
     if info.status == "SUCCEEDED":
         return 0
     return 2 if info.driver_exit_code == 2 else 1

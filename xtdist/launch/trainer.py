@@ -18,7 +18,7 @@ import yaml
 from xtdist.checkpoint import CheckpointStore
 from xtdist.checkpoint.layout import write_atomic
 from xtdist.config import UserError, to_mapping
-from xtdist.connect import check_room, connect
+from xtdist.connect import check_room, connect, disconnect
 from xtdist.data import TokenDataset
 from xtdist.launch.preflight import Plan, preflight, resolve
 from xtdist.track import MlflowRun, finish_run, open_run
@@ -76,7 +76,7 @@ def run_training(spec: RunSpec) -> Outcome:
         return _train(plan)
     finally:
         if started:
-            ray.shutdown()
+            disconnect()
 
 
 def _train(plan: Plan) -> Outcome:

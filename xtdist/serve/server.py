@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import secrets
 import signal
 import socket
-import sys
 import threading
 from contextlib import ExitStack
 from types import FrameType, TracebackType
-from typing import Any
 
 from xtdist.config import ResourceError
+from xtdist.connect import check_room, connect, disconnect
 from xtdist.serve.config import ServeConfig
 from xtdist.serve.loading import resolve
 
 APP = "xtdist"
-_ADDRESS = "RAY_ADDRESS"
 _ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 _OURS = re.compile(r"^xtdist\.config\.errors\.\w+: ")
-_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 
 
 class Server:
@@ -98,9 +92,9 @@ def run(config: ServeConfig, *, address: str | None = None, block: bool = True) 
     """
     config = check(config)
     with ExitStack() as undo:
-        if _connect(address):
-            undo.callback(_disconnect)
-        _check_room(config)
+        if connect(address):
+            undo.callback(disconnect)
+        check_room("replicas", config.replicas, cpus=config.cpus, gpus=config.gpus)
         _deploy(config, undo)
         server = Server(f"http://{config.host}:{config.port}", undo.pop_all())
     if block:
@@ -142,60 +136,6 @@ def _reason() -> str:
     lines = [line.strip() for m in messages for line in m.splitlines()]
     errors = [line for line in lines if _ERROR.match(line)]
     return _OURS.sub("", errors[-1]) if errors else ""
-
-
-def _connect(address: str | None) -> bool:
-    """Connect to Ray; whether it was started here."""
-    target = address or os.environ.get(_ADDRESS) or "local"
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if target == "local":
-        _require_token()
-        options["include_dashboard"] = False
-    import ray
-
-    if ray.is_initialized():
-        return False
-    try:
-        ray.init(address=target, **options)
-    except (ConnectionError, RuntimeError, ValueError) as e:
-        raise ResourceError(
-            f"no Ray cluster at {target}: {e}; check {_ADDRESS} and the token "
-            f"(RAY_AUTH_MODE, {_TOKEN_PATH})"
-        ) from None
-    return target == "local"
-
-
-def _disconnect() -> None:
-    import ray
-
-    ray.shutdown()
-
-
-def _require_token() -> None:
-    """Have a cluster that is started here answer only to holders of a token, in this environment.
-
-    Ray reads RAY_AUTH_MODE once, at its import. If that is past, the variable must stay as it was:
-    unset, ``ray.init`` turns the token on by itself; set now, only the children would see it.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "ray" not in sys.modules:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and _TOKEN_PATH not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def _check_room(config: ServeConfig) -> None:
-    import ray
-
-    have = ray.cluster_resources()
-    for name, each in (("CPU", config.cpus), ("GPU", config.gpus)):
-        wanted = config.replicas * each
-        if wanted > have.get(name, 0):
-            raise ResourceError(
-                f"replicas: {config.replicas} with {each:g} {name} each need {wanted:g}; the "
-                f"cluster has {have.get(name, 0):g}. Lower replicas or {name.lower()}s, or add "
-                "nodes"
-            )
 
 
 def _check_port(host: str, port: int) -> None:
