@@ -13,7 +13,11 @@ ray=$(command -v "${RAY_BIN:-ray}") || { echo "local.sh: no ray on PATH; set RAY
 PATH=$(dirname "$ray"):$PATH  # jobs start with this python
 
 die() { echo "local.sh: $*" >&2; exit 1; }
-alive() { [ -s "$state/pid" ] && kill -0 "$(cat "$state/pid")" 2>/dev/null; }
+# Ray's processes are one session, and name its folder: a number that is someone else's by now is not it.
+alive() {
+  [ -s "$state/pid" ] && [ -s "$state/tmp" ] &&
+    pgrep -s "$(cat "$state/pid")" -f -- "$(cat "$state/tmp")" >/dev/null
+}
 free_ports() {  # N free TCP ports outside of Ray's worker range
   python3 - "$1" <<'PY'
 import socket, sys
@@ -33,7 +37,7 @@ PY
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 print_env() {
   alive || die "no cluster in $state; start one with: cluster/local.sh up $state"
-  echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$state/token"
+  echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$(printf %q "$state/token")"
   echo "export RAY_API_SERVER_ADDRESS=$(cat "$state/address")"
   echo "export RAY_ADDRESS=$(sed -n "s/.*ray start --address='\([^']*\)'.*/\1/p" "$state/ray.log" | head -1)"
 }
@@ -53,7 +57,7 @@ case $verb in
       setsid "$ray" start --head --block --port 0 --temp-dir "$tmp" --disable-usage-stats \
         --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" \
         --dashboard-agent-listen-port "$agent" --ray-client-server-port "$client" \
-        --num-cpus "${XTDIST_CPUS:-$(nproc)}" >"$state/ray.log" 2>&1 </dev/null &
+        --num-cpus "${XTDIST_CPUS:-$(env -u OMP_NUM_THREADS nproc)}" >"$state/ray.log" 2>&1 </dev/null &
       echo $! >"$state/pid"; echo "http://127.0.0.1:$dashboard" >"$state/address"
       for _ in $(seq 240); do
         grep -qs -- --block "$state/ray.log" && answers "$dashboard" && break
@@ -65,11 +69,12 @@ case $verb in
     ;;
   env) state=$(cd "$state" 2>/dev/null && pwd) || die "no such folder"; print_env ;;
   down)
-    [ -s "$state/pid" ] || exit 0
-    pid=$(cat "$state/pid")
-    kill -TERM "$pid" 2>/dev/null || true
-    for _ in $(seq 60); do pgrep -g "$pid" >/dev/null || break; sleep 0.25; done
-    kill -KILL -- "-$pid" 2>/dev/null || true
+    if alive; then
+      pid=$(cat "$state/pid")
+      kill -TERM "$pid" 2>/dev/null || pkill -TERM -s "$pid"
+      for _ in $(seq 60); do ps -o stat= -s "$pid" | grep -qv ^Z || break; sleep 0.25; done
+      pkill -KILL -s "$pid" || true
+    fi
     [ -s "$state/tmp" ] && rm -rf "$(cat "$state/tmp")"
     rm -f "$state/pid" "$state/address" "$state/token" "$state/tmp"
     ;;

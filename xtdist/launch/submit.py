@@ -46,7 +46,8 @@ def submit(address: str, entrypoint: list[str], *, name: str) -> int:
 
 
 def _runtime_env() -> dict[str, object]:
-    return {"excludes": [".git", ".venv", ".demo", "runs", "data", "tests"]}
+    # The slash ties a name to the top: without it "data" would take the package xtdist/data along.
+    return {"excludes": ["/.git", "/.venv", "/.demo", "/runs", "/data", "/tests"]}
 
 
 def _environment() -> dict[str, str]:
