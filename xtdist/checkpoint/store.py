@@ -125,10 +125,12 @@ class PendingCommit:
         self._thread = threading.Thread(target=self._run, name="checkpoint-commit", daemon=True)
         self._thread.start()
 
-    def wait(self) -> str | None:
+    def wait(self, timeout_s: float | None = None) -> str | None:
         """Block until this rank's part is done; what went wrong, or None. Earlier checkpoints are
         untouched by a failure."""
-        self._thread.join()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return f"{self.staging}: not finished after {timeout_s:.0f} s"
         return None if self.error is None else f"{self.staging}: {self.error}"
 
     def _run(self) -> None:

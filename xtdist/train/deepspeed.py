@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -35,13 +36,15 @@ def cpu_has_amx() -> bool:
 
 def engine_config(spec: RunSpec, *, precision: str, gpu: bool) -> dict[str, Any]:
     """The DeepSpeed config of a run."""
+    stage = spec.engine.zero_stage
+    replicated = stage == 0 and precision == "fp32"  # clipped in step.py
     bucket = 200_000_000 if gpu else 2_000_000
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": spec.micro_batch,
         "gradient_accumulation_steps": spec.accumulation,
-        "gradient_clipping": float(spec.optim.grad_clip),
+        "gradient_clipping": 0.0 if replicated else float(spec.optim.grad_clip),
         "zero_optimization": {
-            "stage": spec.engine.zero_stage,
+            "stage": stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket // 10,
@@ -54,7 +57,8 @@ def engine_config(spec: RunSpec, *, precision: str, gpu: bool) -> dict[str, Any]
     }
     if precision == "bf16":
         config["bf16"] = {"enabled": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if stage:  # stage 0 can only accumulate in bf16
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
     elif precision == "fp16":
         config["fp16"] = {"enabled": True, "initial_scale_power": 16}
     return config
@@ -77,6 +81,7 @@ def prepare_process() -> None:
     torch.serialization.add_safe_globals(
         [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
     )
-    deepspeed.utils.logger.setLevel("WARNING")
+    deepspeed.utils.logger.setLevel("ERROR")
+    warnings.filterwarnings("ignore", module=r"(torch|deepspeed)\.")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")

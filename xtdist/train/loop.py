@@ -55,14 +55,22 @@ def train_worker(payload: dict[str, Any]) -> None:
     errors = Path(job.folder) / ERROR_FILE
     if errors.exists():
         return
+    prepare_process()
     try:
-        _train(job)
+        train(job)
     except UserError as e:
         write_atomic(errors, json.dumps({"kind": type(e).__name__, "message": str(e)}))
         raise
+    dist.barrier()
+    dist.destroy_process_group()
 
 
-def _train(job: WorkerJob) -> None:
+def train(job: WorkerJob) -> None:
+    """One run of a prepared process; all ranks call it together.
+
+    Raises:
+        UserError: on all ranks, unless the cause is one rank's own (a damaged shard).
+    """
     with ExitStack() as stack:
         run = stack.enter_context(start(job))
         for batch in stack.enter_context(run.loader()):
@@ -182,11 +190,18 @@ class Run:
         if self.tracker is not None:
             self.tracker.flush()
 
+    def close(self) -> None:
+        """Also after an error: let a save in flight come to its end (without the other ranks, which
+        may be gone) and the last metrics out."""
+        if self.pending is not None:
+            self.pending.wait(timeout_s=60)
+        if self.tracker is not None:
+            self.tracker.close()
+
 
 @contextmanager
 def start(job: WorkerJob) -> Iterator[Run]:
     """Build everything of one rank, resume if there is something to resume, clean up after."""
-    prepare_process()
     import deepspeed
 
     spec, folder = job.spec, Path(job.folder)
@@ -210,26 +225,24 @@ def start(job: WorkerJob) -> Iterator[Run]:
     store = CheckpointStore(folder / "checkpoints")
     name = state.find_commit(store, identity)
     position = state.restore(engine, store.root / name) if name else state.Position()
-    tracker = Tracker(folder, job.mlflow) if dist.get_rank() == 0 else None
-    run_id = job.mlflow.run_id if job.mlflow else None
+    run = Run(
+        spec=spec,
+        folder=folder,
+        data=data,
+        valid=valid,
+        stepper=Stepper(engine=engine, objective=objective, spec=spec, device=device),
+        store=store,
+        record=state.Record(
+            spec, identity, job.mlflow.run_id if job.mlflow else None, data.folder / TOKENIZER_FILE
+        ),
+        position=position,
+        attempt=_attempt_id(),
+        tracker=Tracker(folder, job.mlflow) if dist.get_rank() == 0 else None,
+    )
     try:
-        yield Run(
-            spec=spec,
-            folder=folder,
-            data=data,
-            valid=valid,
-            stepper=Stepper(engine=engine, objective=objective, spec=spec, device=device),
-            store=store,
-            record=state.Record(spec, identity, run_id, data.folder / TOKENIZER_FILE),
-            position=position,
-            attempt=_attempt_id(),
-            tracker=tracker,
-        )
+        yield run
     finally:
-        if tracker is not None:
-            tracker.close()
-    dist.barrier()
-    dist.destroy_process_group()
+        run.close()
 
 
 def _attempt_id() -> str:

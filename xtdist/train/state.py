@@ -6,6 +6,7 @@ is the step, so a resumed run repeats the one that was never interrupted bit for
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,8 +25,8 @@ from xtdist.train.spec import RunSpec
 
 NET_PREFIX = "objective.net."
 TAG = "zero"
-# bytes per parameter in a checkpoint: weights, fp32 master copy, two moments
-BYTES_PER_PARAMETER = 4 + 4 + 8
+# bytes per parameter in a checkpoint: weights to serve, the engine's own, fp32 masters, two moments
+BYTES_PER_PARAMETER = 4 + 4 + 4 + 8
 
 
 @dataclass
@@ -96,8 +97,19 @@ def find_commit(store: CheckpointStore, now: dict[str, Any]) -> str | None:
 
 
 def restore(engine: Any, path: Path) -> Position:
-    """Load a committed checkpoint of the same world size and stage into a fresh engine."""
-    loaded, client = engine.load_checkpoint(str(path), tag=TAG, load_lr_scheduler_states=False)
+    """Load a committed checkpoint of the same world size and stage into a fresh engine.
+
+    Raises:
+        CheckpointError: it holds something else than ours do, code in a pickle for example.
+    """
+    try:
+        loaded, client = engine.load_checkpoint(str(path), tag=TAG, load_lr_scheduler_states=False)
+    except pickle.UnpicklingError as e:
+        reason = str(e).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: its shards hold more than tensors and numbers, so nothing was loaded; use "
+            f"another checkpoint ({reason})"
+        ) from None
     if loaded is None:
         raise CheckpointError(f"{path}: the engine did not load it; its shards are not all there")
     meta = read_manifest(path).meta

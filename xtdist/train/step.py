@@ -6,6 +6,7 @@ micro-batches), so neither the number of workers nor the accumulation changes it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,25 +15,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from xtdist.config import derive_seed
+from xtdist.config import UserError, derive_seed
 from xtdist.data import StepBatch
 from xtdist.objective import LossOutput, Objective, Prepared
 from xtdist.train.spec import RunSpec
 
+HELP = "Lower optim.lr, raise optim.schedule.warmup_steps, or look at this step's data"
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became nan or infinite; the update was not applied."""
+
+class NonFiniteLossError(UserError):
+    """The loss or its gradient became nan or infinite. A repetition would do the same, so it is
+    shown to the user and not retried; the newest checkpoint is of before it."""
 
 
 class TrainModule(nn.Module):
-    """What DeepSpeed wraps: its forward is the objective's loss."""
+    """What DeepSpeed wraps: its forward is the objective's loss, as plain tensors, among which
+    ZeRO-3 finds the ones to hook its backward pass to."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
 
-    def forward(self, prepared: Prepared) -> LossOutput:
-        return self.objective.losses(prepared)
+    def forward(self, prepared: Prepared) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum, weight and metrics of :class:`LossOutput`."""
+        out = self.objective.losses(prepared)
+        return out.sum, out.weight, out.metrics
 
 
 @dataclass(frozen=True)
@@ -69,17 +76,23 @@ class Stepper:
             torch.manual_seed(
                 derive_seed(self.spec.seed, "dropout", batch.step, int(micro.sample_ids[0]))
             )
-            out = self.engine(micro)
+            out = LossOutput(*self.engine(micro))
             self.engine.backward(out.sum * (world * accumulation / weight).to(out.sum.dtype))
             names, values = _flatten(out)
             totals = values if totals is None else totals + values
             if last:
                 summed = self._check(totals, batch.step, stop_wanted=stop_wanted)
+                norm = self._clip_replicated()
             self.engine.step()
         loss = float(summed[0] / weight)
         shown = {n: float(v / weight) for n, v in zip(names, summed[1:-1], strict=True)}
         return StepResult(
-            loss=loss, metrics=shown, grad_norm=self._grad_norm(), stop=bool(summed[-1] > 0)
+            loss=loss,
+            metrics=shown,
+            grad_norm=self._finite(
+                float(self.engine.get_global_grad_norm() if norm is None else norm), batch.step
+            ),
+            stop=bool(summed[-1] > 0),
         )
 
     @torch.no_grad()
@@ -90,7 +103,7 @@ class Stepper:
         for batch in batches:
             prepared = self._prepare(batch, "validation")
             for micro, _ in self._micro_batches(prepared):
-                out = self.engine(micro)
+                out = LossOutput(*self.engine(micro))
                 total += torch.stack([out.sum.double(), out.weight.double()])
         self.engine.train()
         total = _all_reduce(total)
@@ -119,14 +132,27 @@ class Stepper:
         summed = _all_reduce(torch.cat([totals, flag]))
         if not torch.isfinite(summed).all():
             raise NonFiniteLossError(
-                f"the loss of step {step} is not finite; the update was not applied. Lower "
-                "optim.lr, raise optim.schedule.warmup_steps, or look at this step's data"
+                f"the loss of step {step} is not finite; the update was not applied. {HELP}"
             )
         return summed
 
-    def _grad_norm(self) -> float:
-        norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+    def _clip_replicated(self) -> Tensor | None:
+        """DeepSpeed's wrapped optimizers clip and tell the norm. fp32 at stage 0 has no wrapper:
+        every rank holds the whole gradient, and it is clipped here."""
+        if not isinstance(self.engine.optimizer, torch.optim.Optimizer):
+            return None
+        limit = self.spec.optim.grad_clip or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), limit)
+
+    def _finite(self, norm: float, step: int) -> float:
+        """fp16 skips an update whose gradient overflowed and lowers its loss scale; anything else
+        must have a finite gradient."""
+        if not math.isfinite(norm) and self.spec.engine.precision != "fp16":
+            raise NonFiniteLossError(
+                f"the gradient of step {step} is not finite (its loss is). {HELP}; the newest "
+                "checkpoint is of before it"
+            )
+        return norm
 
 
 def _flatten(out: LossOutput) -> tuple[list[str], Tensor]:

@@ -1,0 +1,132 @@
+"""Runs training jobs in fresh processes that form a gloo group, as Ray's workers would.
+
+``run_ranks`` is for tests. This file is also what the processes execute: each trains the given
+jobs one after the other and writes what became of them. Start-up costs seconds, so tests give
+many jobs to one group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from xtdist.config import to_mapping
+from xtdist.train.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended on every rank: None, or "ErrorClass: message". ``printed``: all that the
+    processes wrote to stdout and stderr."""
+
+    errors: list[str | None]
+    printed: str
+
+    @property
+    def ok(self) -> bool:
+        return self.errors == [None] * len(self.errors)
+
+
+def run_ranks(
+    specs: list[RunSpec], *, patches: dict[int, str] | None = None, timeout_s: float = 240
+) -> list[Outcome]:
+    """Train ``specs`` in order in one group of processes; all want the same number of workers.
+
+    patches: for the job of that index, the name of a fault in faults.py.
+    """
+    (world,) = {spec.workers.count for spec in specs}
+    jobs = [
+        {
+            "payload": {
+                "spec": to_mapping(spec),
+                "folder": str(Path(spec.output) / spec.name),
+                "mlflow": None,
+            },
+            "fault": (patches or {}).get(i),
+        }
+        for i, spec in enumerate(specs)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "jobs.json").write_text(json.dumps(jobs))
+        logs = [(root / f"log-{rank}").open("w") for rank in range(world)]
+        group = [
+            subprocess.Popen(
+                [sys.executable, __file__, str(root)],
+                env=_environment(rank, world),
+                stdout=logs[rank],
+                stderr=subprocess.STDOUT,
+            )
+            for rank in range(world)
+        ]
+        try:
+            for process in group:
+                process.wait(timeout_s)
+        finally:
+            for process in group:
+                process.kill()
+            for log in logs:
+                log.close()
+        printed = "".join((root / f"log-{rank}").read_text() for rank in range(world))
+        assert [p.returncode for p in group] == [0] * world, printed
+        results = [json.loads((root / f"result-{rank}").read_text()) for rank in range(world)]
+    return [Outcome([r[i] for r in results], printed) for i in range(len(specs))]
+
+
+def _environment(rank: int, world: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def _main(root: Path) -> None:
+    import torch
+    import torch.distributed as dist
+    from faults import FAULTS
+
+    from xtdist.config import from_mapping
+    from xtdist.train.deepspeed import prepare_process
+    from xtdist.train.loop import WorkerJob, train
+
+    torch.set_num_threads(1)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{root / 'rendezvous'}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
+    prepare_process()
+    results: list[str | None] = []
+    for job in json.loads((root / "jobs.json").read_text()):
+        Path(job["payload"]["folder"]).mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        try:
+            with FAULTS[job["fault"]](Path(job["payload"]["folder"])):
+                train(from_mapping(WorkerJob, job["payload"]))
+            results.append(None)
+        except Exception as e:
+            results.append(f"{type(e).__name__}: {e}")
+            if not job["fault"]:
+                traceback.print_exc()
+    (root / f"result-{rank}").write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

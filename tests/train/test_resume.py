@@ -1,0 +1,106 @@
+"""A resumed run is the uninterrupted one, bit for bit, in fresh processes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from runs import checkpoints, folder_of, records, steps_of
+
+from xtdist.checkpoint import read_manifest
+from xtdist.checkpoint.weights import load_weights
+from xtdist.train import RunSpec
+from xtdist.train.state import BYTES_PER_PARAMETER
+
+STEPS, SAVED = 6, 3
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a ZeRO shard, by its place in the file."""
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(node: Any, name: str) -> None:
+        if isinstance(node, torch.Tensor):
+            found[name] = node
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{name}/{key}")
+        elif isinstance(node, list | tuple):
+            for i, value in enumerate(node):
+                walk(value, f"{name}/{i}")
+
+    walk(torch.load(path, weights_only=False), "")
+    return found
+
+
+def assert_same_checkpoint(a: Path, b: Path) -> None:
+    """Equal weights, masters and moments of every rank."""
+    names = [n for n in read_manifest(a).files if n.endswith((".pt", ".safetensors"))]
+    assert names == [n for n in read_manifest(b).files if n.endswith((".pt", ".safetensors"))]
+    assert any("optim_states" in n for n in names) or "zero/mp_rank_00_model_states.pt" in names
+    for name in names:
+        if name.endswith(".safetensors"):
+            assert (a / name).read_bytes() == (b / name).read_bytes()
+            continue
+        ours, theirs = tensors(a / name), tensors(b / name)
+        assert ours
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours), name
+
+
+def tensor_bytes(checkpoint: Path) -> int:
+    """Bytes of the tensors in all files of a checkpoint."""
+    total = (checkpoint / "weights" / "model.safetensors").stat().st_size
+    for path in checkpoint.rglob("*.pt"):
+        total += sum(t.numel() * t.element_size() for t in tensors(path).values())
+    return total
+
+
+def cut_back(whole: RunSpec, cut: RunSpec) -> None:
+    """Make ``cut`` the run ``whole`` as it was when it had only its first checkpoint."""
+    first = checkpoints(whole)[0]
+    shutil.copytree(first, folder_of(cut) / "checkpoints" / first.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    make_spec: Any, precision: str
+) -> None:
+    changes = {
+        "engine.precision": precision,
+        "loop.steps": STEPS,
+        "loop.checkpoint_every": SAVED,
+        "loop.sample_prompts": ("def ",),
+        "loop.sample_tokens": 4,
+        "batch.micro_batch_tokens": 32,
+        "model.feedforward": {"kind": "mlp", "dropout": 0.1},
+        "optim.schedule": {"kind": "cosine", "warmup_steps": 2},
+    }
+    whole = [make_spec(f"whole{z}", changes | {"engine.zero_stage": z}) for z in range(4)]
+    cut = [make_spec(f"cut{z}", changes | {"engine.zero_stage": z}) for z in range(4)]
+    for outcome in run_ranks(whole):
+        assert outcome.ok, outcome.printed
+    for a, b in zip(whole, cut, strict=True):
+        assert steps_of(a) == [SAVED, STEPS]
+        cut_back(a, b)
+    for outcome in run_ranks(cut):
+        assert outcome.ok, outcome.printed
+    for a, b in zip(whole, cut, strict=True):
+        for key in ("train/loss", "train/lr", "train/grad_norm", "train/tokens"):
+            assert records(b, key) == records(a, key)[SAVED:], (b.name, key)
+        assert steps_of(b) == [SAVED, STEPS]
+        assert_same_checkpoint(checkpoints(a)[-1], checkpoints(b)[-1])
+        samples = (folder_of(a) / "samples.jsonl").read_text().splitlines()
+        assert (folder_of(b) / "samples.jsonl").read_text().splitlines() == samples[1:]
+        parameters = sum(p.numel() for p in load_weights(folder_of(a)).model.parameters())
+        assert tensor_bytes(checkpoints(a)[-1]) <= parameters * BYTES_PER_PARAMETER
+    if precision == "fp32":  # every stage exports the same network
+        trained = [load_weights(folder_of(spec)).model.state_dict() for spec in whole]
+        for other in trained[1:]:
+            for name, tensor in trained[0].items():
+                torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-4)
