@@ -21,7 +21,7 @@ from xtdist.config import UserError, to_mapping
 from xtdist.connect import check_room, connect, disconnect
 from xtdist.data import TokenDataset
 from xtdist.launch.preflight import Plan, preflight, resolve
-from xtdist.track import MlflowRun, finish_run, open_run
+from xtdist.track import MlflowRun, finish_run, open_run, read_series
 from xtdist.track.console import follow
 from xtdist.track.mlflow import RunStatus
 from xtdist.track.plots import loss_html, loss_png
@@ -192,11 +192,11 @@ def _open_tracking(plan: Plan) -> MlflowRun | None:
 
 def _close_tracking(folder: Path, run: MlflowRun | None, *, status: RunStatus) -> None:
     """Plots and config to MLflow, then the run's end. A tracking error never fails a run."""
-    plots = [
-        loss_png([folder], folder / "loss.png"),
-        loss_html([folder], folder / "loss.html"),
-    ]
+    artifacts = [folder / "config.yaml"]
+    if read_series(folder):  # a run that failed at its start has nothing to plot
+        artifacts.append(loss_png([folder], folder / "loss.png"))
+        artifacts.append(loss_html([folder], folder / "loss.html"))
     if run is not None:
-        for path in (*plots, folder / "config.yaml"):
+        for path in artifacts:
             run.log_artifact(path)
         finish_run(run, status)
