@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from xtdist.config import (
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
+    ResourceError,
     configclass,
     from_mapping,
     to_mapping,
@@ -67,7 +69,8 @@ def evaluate(
             window, that is returned.
 
     Raises:
-        UserError: nothing to load, or the model was trained with another tokenizer.
+        UserError: nothing to load, the model was trained with another tokenizer, or ``saved``
+            can't be written.
     """
     loaded = load_weights(weights)
     train, valid = TokenDataset.open(data, "train"), TokenDataset.open(data, "valid")
@@ -80,6 +83,7 @@ def evaluate(
     length = longest if seq_len is None else seq_len
     if not 1 <= length <= longest:
         raise ConfigError(f"--seq-len: got {length}; this model takes 1 to {longest}")
+    _make_room(saved)
     known = _read(saved)
     if known and (known.weights, known.dataset, known.seq_len) == (
         loaded.digest,
@@ -93,7 +97,7 @@ def evaluate(
         dataset=valid.dataset_id,
         seq_len=length,
         objective=loaded.objective.kind,
-        step=int(loaded.meta["step"]),
+        step=int(loaded.meta.get("step", 0)),
         model=_score(loaded, valid, length),
         bigram=score_bigram(fit_bigram(train), valid),
         xz_bits_per_byte=xz_bits_per_byte(valid),
@@ -110,6 +114,18 @@ def _score(loaded: LoadedModel, valid: TokenDataset, seq_len: int) -> Score:
     )
     with progress_bar(valid.total_tokens - 1, "tokens", label="evaluate") as bar:
         return evaluate_model(objective, valid, seq_len=seq_len, progress=bar.update)
+
+
+def _make_room(path: Path | None) -> None:
+    """Find out now whether the report can be kept, not after the work."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ResourceError(f"--json: {path.parent} can't be made ({e.strerror})") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ResourceError(f"--json: {path} can't be written; give a file in a folder of yours")
 
 
 def _read(path: Path | None) -> Report | None:
