@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ class Counted:
 
     def __init__(self, tokens: list[int], vocab: int) -> None:
         self.vocab = vocab
-        self.pairs = Counter(zip(tokens, tokens[1:], strict=False))
+        self.pairs = Counter(pairwise(tokens))
         self.firsts = Counter(tokens[:-1])
         self.seconds = Counter(tokens[1:])
         self.total = len(tokens) - 1
@@ -29,7 +30,7 @@ class Counted:
         return math.log((self.pairs[a, b] + c * unigram) / (self.firsts[a] + c))
 
     def score(self, tokens: list[int], c: float) -> float:
-        return sum(self.log_prob(a, b, c) for a, b in zip(tokens, tokens[1:], strict=False))
+        return sum(self.log_prob(a, b, c) for a, b in pairwise(tokens))
 
 
 @pytest.fixture(params=[None, 7, 64], ids=["one-block", "blocks-of-7", "blocks-of-64"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -22,6 +23,7 @@ FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_T
 def local_sh(*words: str, cpus: int = 2) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k not in FOREIGN}
     env |= {"RAY_BIN": str(RAY), "XTDIST_CPUS": str(cpus)}
+    env["RAY_worker_niceness"] = "0"  # else everything else on the machine comes first
     return subprocess.run(
         [str(SCRIPT), *words], env=env, capture_output=True, text=True, timeout=180, cwd=ROOT
     )
@@ -82,6 +84,16 @@ def finish(child: subprocess.Popen[str], *, timeout_s: float = 240) -> Result:
         out, err = child.communicate()
         raise AssertionError(f"not done in {timeout_s:.0f} s:\n{out}\n{err}") from None
     return Result(child.returncode, out, err, time.monotonic() - start)
+
+
+def steps_done(folder: Path) -> list[int]:
+    """Steps in a run's metrics.jsonl, in the order in which they were done."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    return [r["step"] for r in records if "train/loss" in r]
 
 
 def wait_until(

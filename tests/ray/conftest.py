@@ -13,7 +13,23 @@ from cluster_tools import Cluster, local_sh, parse_exports
 
 from xtdist.cli.main import main
 
-WORDS = "def return import class self for in if else None True x y z 0 1 ( ) : = + [ ]".split()
+WORDS = [
+    "def",
+    "return",
+    "class",
+    "self",
+    "for",
+    "in",
+    "if",
+    "None",
+    "x",
+    "y",
+    "0",
+    "(",
+    ")",
+    ":",
+    "=",
+]
 MakeConfig = Callable[..., Path]
 
 
