@@ -42,6 +42,8 @@ class TokenEmbedding(Head):
     Tied this way, a copy of the model is tied to itself.
     """
 
+    is_embedding = True
+
     def forward(
         self, x: Int[Tensor, "b n"] | Float[Tensor, "... d"], function: HeadFunction = F.linear
     ) -> Tensor:

@@ -14,9 +14,10 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """The trainable parameters in at most two groups, ``decay`` and ``no_decay``.
 
     Decayed: matrices. Not decayed: biases, norm gains and whatever else is a vector (all axes but
-    one have length 1), and the weights of ``nn.Embedding`` unless ``decay_embeddings``: rows of
-    rare tokens get hardly any gradient and would only shrink (https://arxiv.org/abs/2501.00656,
-    section 3.4.2). A weight tied to an embedding counts as that embedding.
+    one have length 1), and the weights of embeddings (``nn.Embedding``, or a module that says
+    ``is_embedding``) unless ``decay_embeddings``: rows of rare tokens get hardly any gradient and
+    would only shrink (https://arxiv.org/abs/2501.00656, section 3.4.2). A weight tied to an
+    embedding counts as that embedding.
 
     Each group has the keys ``params``, ``name``, ``weight_decay`` and ``lr_scale``, by which
     :func:`xtdist.optim.set_lr` multiplies the rate. Empty groups are left out; the order follows
@@ -26,7 +27,9 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
         ConfigError: no parameter is trainable.
     """
     embeddings = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) or getattr(module, "is_embedding", False)
     }
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []

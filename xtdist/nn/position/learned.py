@@ -13,6 +13,8 @@ from xtdist.nn.linear import scaled_normal_
 class LearnedPosition(nn.Module):
     """Position ↦ vector, for positions below ``max_seq_len``."""
 
+    is_embedding = True
+
     def __init__(self, max_seq_len: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(max_seq_len, dim))
