@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from xtdist.nn.embedding import HeadFunction
 
-CHUNK_LOGITS = 2**24
-"""Logits that exist at once, in fp32: 64 MiB, and as much again for their gradient."""
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**24}
+"""Logits that exist at once, in fp32: 64 MiB on a GPU, fewer where they should fit a cache."""
 
 
 def cross_entropy_of(
@@ -25,7 +25,8 @@ def cross_entropy_of(
     """
 
     def function(hidden: Tensor, weight: Tensor) -> Tensor:
-        rows = chunk_rows or max(1, CHUNK_LOGITS // weight.shape[0])
+        limit = CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
+        rows = chunk_rows or max(1, limit // weight.shape[0])
         total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, rows)
         return total
 
@@ -52,15 +53,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(at, at + rows)
             logits = torch.mm(hidden[part], weight.t()).float()
             target, share = targets[part, None], weights[part, None].float()
-            log_z = logits.logsumexp(dim=-1, keepdim=True)
-            total += ((log_z - logits.gather(1, target)) * share).sum()
+            chosen, top = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
+            powers = logits.sub_(top).exp_()  # in place, and for the loss and its gradient alike
+            z = powers.sum(dim=-1, keepdim=True)
+            total += ((z.log() + top - chosen) * share).sum()
             if not any(wanted[:2]):
                 continue
-            d_logits = logits.sub_(log_z).exp_().mul_(share)
-            d_logits = d_logits.scatter_add_(1, target, -share).mul_(lift).to(hidden.dtype)
+            share = share * lift
+            d_logits = powers.mul_(share / z).scatter_add_(1, target, -share).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[part] = torch.mm(d_logits, weight).to(exact) / lift
-            if d_weight is not None:
+            if d_weight is not None and d_logits.dtype == d_weight.dtype:
+                d_weight.addmm_(d_logits.t(), hidden[part])
+            elif d_weight is not None:
                 d_weight += torch.mm(d_logits.t(), hidden[part]) / lift
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
