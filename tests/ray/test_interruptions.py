@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -101,7 +102,7 @@ def test_the_non_autoregressive_model_learns_evaluates_and_generates(cluster, fi
     records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     valid = {r["step"]: r["eval/valid/loss"] for r in records if "eval/valid/loss" in r}
     assert list(valid) == [20, 40, 60]
-    assert valid[60] < valid[20] < 5.56  # ln 259: knowing nothing
+    assert max(valid.values()) < 0.7 * math.log(259)  # of knowing nothing
     report = folder / "evaluation.json"
     done = cluster.xtdist("evaluate", str(folder), "--data", str(dataset), "--json", str(report))
     assert done.code == 0, done.err

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     loaded = load(RunSpec, args.config, args.overrides)
     for path, value in _leaves(to_mapping(loaded.config)):
-        print(f"{path}: {value!r:<32}  # {_source(path, loaded.sources)}")
+        print(f"{path}: {value!r:<32}  # {loaded.sources.get(path, 'default')}")
     return 0
 
 
@@ -25,11 +25,3 @@ def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     if not isinstance(tree, dict) or not tree:
         return [(path, tree)]
     return [leaf for k, v in tree.items() for leaf in _leaves(v, f"{path}.{k}" if path else k)]
-
-
-def _source(path: str, sources: dict[str, str]) -> str:
-    while path:
-        if path in sources:
-            return sources[path]
-        path = path.rpartition(".")[0]
-    return "default"

@@ -89,10 +89,11 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         tree = yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
-    except (yaml.MarkedYAMLError, ValueError) as e:
+    except (yaml.YAMLError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: {getattr(e, 'problem', None) or e}") from None
+        problem = getattr(e, "problem", None) or str(e).splitlines()[0]
+        raise ConfigError(f"{path}{line}: {problem}") from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -137,13 +138,25 @@ def _apply(cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str) -
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"override {text!r}: {value_text!r} is not a YAML value") from None
     old = node.get(keys[-1])
+    source = f"override {text!r}"
     if isinstance(value, dict) and isinstance(old, dict) and "kind" not in value:
         node[keys[-1]] = {**old, **value}
+        sources[path] = source
+        for key, part in value.items():
+            _set_source(f"{path}.{key}", part, source, sources)
     else:
         node[keys[-1]] = value
+        _set_source(path, value, source, sources)
+
+
+def _set_source(path: str, value: Any, source: str, sources: dict[str, str]) -> None:
+    """``value`` and all in it is from ``source``; what stood at ``path`` is gone."""
     for known in [k for k in sources if k.startswith(f"{path}.")]:
         del sources[known]
-    sources[path] = f"override {text!r}"
+    sources[path] = source
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _set_source(f"{path}.{key}", part, source, sources)
 
 
 def _place(line: str, sources: dict[str, str], default: str) -> str:

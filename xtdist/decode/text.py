@@ -32,6 +32,10 @@ class TextGenerator:
 
     Args:
         banned_ids: never generated, the mask token first.
+
+    Raises:
+        ConfigError: an amateur for a model that has no contrastive decoding, or one that does not
+            fit it.
     """
 
     def __init__(
@@ -46,6 +50,10 @@ class TextGenerator:
         self.model, self.tokenizer, self.banned_ids = model, tokenizer, banned_ids
         self.amateur = amateur
         self.engine = None
+        if amateur is not None and not model.config.causal:
+            raise ConfigError(
+                "amateur: a model that fills masks has no contrastive decoding; leave it out"
+            )
         if model.config.causal:
             self.engine = Engine(
                 model,
@@ -79,13 +87,16 @@ class TextGenerator:
         return self.engine.generate([ids], params)[0].choices[0].text
 
     def _fill(self, ids: list[int], settings: Settings) -> str:
-        longest = self.model.max_seq_len - len(ids)
-        if longest < 1:
+        total, longest = len(ids) + settings.max_tokens, self.model.max_seq_len
+        if settings.max_tokens < 1:
+            raise ConfigError(f"max_tokens: got {settings.max_tokens}; give at least 1")
+        if total > longest:
             raise ConfigError(
-                f"prompt: {len(ids)} tokens leave no room in max_seq_len={self.model.max_seq_len}"
+                f"prompt of {len(ids)} tokens + max_tokens {settings.max_tokens} = {total}, more "
+                f"than the model's {longest}; shorten the prompt or lower max_tokens"
             )
         mask_id = self.banned_ids[0]
-        row = torch.tensor([[*ids, *[mask_id] * min(settings.max_tokens, longest)]])
+        row = torch.tensor([[*ids, *[mask_id] * settings.max_tokens]])
         params = MaskPredictParams(
             steps=settings.steps, temperature=settings.temperature, seed=settings.seed
         )

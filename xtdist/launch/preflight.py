@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xtdist.checkpoint import CheckpointStore, read_manifest
 from xtdist.config import CheckpointError, ConfigError, DataError, ResourceError
-from xtdist.data import TokenDataset
+from xtdist.data import TokenDataset, Tokenizer
 from xtdist.model.wrapper import build_model
 from xtdist.optim import check_schedule
 from xtdist.train.deepspeed import resolve_precision
@@ -62,7 +62,23 @@ def resolve(spec: RunSpec) -> RunSpec:
                 f"window of data.seq_len + 1 = {spec.data.seq_len + 1}"
             )
     check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
-    return fit_to_data(spec, vocab_size=train.tokenizer.vocab_size)
+    spec = fit_to_data(spec, vocab_size=train.tokenizer.vocab_size)
+    _check_samples(spec, train.tokenizer)
+    return spec
+
+
+def _check_samples(spec: RunSpec, tokenizer: Tokenizer) -> None:
+    """Whether samples can be drawn, which a run would otherwise learn at its first checkpoint."""
+    for prompt in spec.loop.sample_prompts:
+        length, more = len(tokenizer.encode(prompt)), spec.loop.sample_tokens
+        if not length:
+            raise ConfigError("loop.sample_prompts: one is empty; give at least one character")
+        if length + more > spec.model.max_seq_len:
+            raise ConfigError(
+                f"loop.sample_prompts: {prompt[:40]!r} of {length} tokens + loop.sample_tokens "
+                f"{more} = {length + more}, more than the model's {spec.model.max_seq_len} "
+                "(data.seq_len); shorten one of them"
+            )
 
 
 def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
