@@ -1,0 +1,115 @@
+"""What is known before a worker starts, and what is said when workers have failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xtdist.checkpoint.layout import MANIFEST, write_manifest
+from xtdist.config import CheckpointError, ConfigError, DataError, UserError, from_mapping
+from xtdist.data import ByteTokenizerConfig, FilesSource, PrepareConfig, TokenDataset, prepare
+from xtdist.launch.preflight import preflight, resolve
+from xtdist.launch.trainer import TrainingFailedError, _explain
+from xtdist.train import RunSpec
+from xtdist.train.loop import ERROR_FILE
+from xtdist.train.state import identity
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("launch")
+    (root / "text").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        (root / "text" / f"{i}.txt").write_text(" ".join(rng.choice(["a", "b", "c"], size=40)))
+    config = PrepareConfig(
+        output=str(root / "dataset"),
+        source=FilesSource(path=str(root / "text")),
+        tokenizer=ByteTokenizerConfig(),
+        valid_fraction=0.3,
+    )
+    prepare(config)
+    return root / "dataset"
+
+
+@pytest.fixture
+def spec(dataset: Path, tmp_path: Path) -> RunSpec:
+    tree = {
+        "name": "run",
+        "output": str(tmp_path / "runs"),
+        "data": {"path": str(dataset), "seq_len": 16},
+        "model": {"dim": 16, "depth": 1, "heads": 2, "attention": {"dim_head": 8}},
+        "optim": {"schedule": {"kind": "constant", "warmup_steps": 1}},
+        "batch": {"tokens_per_step": 160, "micro_batch_tokens": 32},
+        "loop": {"steps": 10},
+        "engine": {"precision": "fp32"},
+        "workers": {"count": 3},
+    }
+    return resolve(from_mapping(RunSpec, tree))
+
+
+def commit(spec: RunSpec, step: int) -> Path:
+    """A checkpoint of ``spec``, as far as a manifest makes one."""
+    folder = Path(spec.output) / spec.name / "checkpoints" / f"step_{step:08d}-aaaaaaaa"
+    folder.mkdir(parents=True)
+    own = identity(spec, TokenDataset.open(spec.data.path), precision="fp32")
+    write_manifest(folder, {}, {"step": step, "identity": own})
+    return folder
+
+
+def test_the_plan_says_how_a_step_is_cut(spec):
+    """10 sequences over 3 workers: 4, 3, 3; in micro-batches of 2: 2 each."""
+    plan = preflight(spec, cluster_gpus=0)
+    text = "\n".join(plan.lines())
+    assert "160 tokens = 10 sequences of 16: 3 workers x 2 micro-batches of 2" in text
+    assert "(at most 4 sequences a worker)" in text
+    assert f"id {TokenDataset.open(spec.data.path).dataset_id[:12]}" in text
+    assert (plan.done_step, plan.finished, plan.precision) == (0, False, "fp32")
+    assert not plan.folder.exists()
+
+
+def test_gpus_are_taken_where_there_are_some(spec):
+    assert preflight(spec, cluster_gpus=4).gpus_per_worker == 1
+    assert preflight(spec, cluster_gpus=0).gpus_per_worker == 0
+
+
+def test_the_newest_checkpoint_that_can_be_read_is_where_it_goes_on(spec):
+    commit(spec, 4)
+    newest = commit(spec, 8)
+    assert preflight(spec, cluster_gpus=0).done_step == 8
+    (newest / MANIFEST).write_text("{")
+    assert preflight(spec, cluster_gpus=0).done_step == 4
+
+
+def test_a_run_is_finished_at_its_last_step(spec):
+    commit(spec, 10)
+    assert preflight(spec, cluster_gpus=0).finished
+
+
+def test_the_vocabulary_and_the_length_come_from_the_data(spec):
+    assert (spec.model.num_tokens, spec.model.max_seq_len) == (259, 16)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError])
+def test_the_workers_own_mistake_comes_back_as_what_it_was(tmp_path, kind):
+    raw = {"kind": kind.__name__, "message": "shard 3 is damaged"}
+    (tmp_path / ERROR_FILE).write_text(json.dumps(raw))
+    error = _explain(RuntimeError("Worker failed"), tmp_path)
+    assert type(error) is kind
+    assert str(error) == "shard 3 is damaged"
+
+
+def test_a_mistake_of_an_unknown_kind_is_still_a_mistake(tmp_path):
+    (tmp_path / ERROR_FILE).write_text(json.dumps({"kind": "NewError", "message": "m"}))
+    assert type(_explain(None, tmp_path)) is UserError
+
+
+def test_a_failure_without_a_mistake_is_not_the_users(tmp_path):
+    error = _explain(RuntimeError("Worker died"), tmp_path)
+    assert isinstance(error, TrainingFailedError)
+    assert not isinstance(error, UserError)
+    assert "Worker died" in str(error)
+    assert _explain(None, tmp_path) is None
