@@ -18,11 +18,11 @@ alive() {
   [ -s "$state/pid" ] && [ -s "$state/tmp" ] &&
     pgrep -s "$(cat "$state/pid")" -f -- "$(cat "$state/tmp")" >/dev/null
 }
-free_ports() {  # N free TCP ports outside of Ray's worker range
+free_ports() {  # N free TCP ports outside of Ray's worker range, at random: clusters may start at once
   python3 - "$1" <<'PY'
-import socket, sys
+import random, socket, sys
 found, open_ = [], []
-for port in range(21000, 32000):
+for port in random.sample(range(21000, 32000), 11000):
     s = socket.socket()
     try:
         s.bind(("127.0.0.1", port))

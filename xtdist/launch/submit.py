@@ -86,10 +86,16 @@ def _environment() -> dict[str, str]:
 
 
 def _client(address: str) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError:
+        raise ResourceError(
+            f"the job server at {address} refuses the token; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH to the file of that cluster's token"
+        ) from None
     except (ConnectionError, RuntimeError) as e:
         raise ResourceError(f"no Ray job server at {address}: {e}") from None
 
