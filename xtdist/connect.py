@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 
 from xtdist.config import ResourceError
@@ -26,6 +27,7 @@ def connect(address: str | None = None, *, dashboard: bool = False) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if target == "local":
         _require_token()
+    _check_reachable(target)
     import ray
 
     if ray.is_initialized():
@@ -39,6 +41,20 @@ def connect(address: str | None = None, *, dashboard: bool = False) -> bool:
             "the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)"
         ) from None
     return target == "local"
+
+
+def _check_reachable(target: str) -> None:
+    """Find out in seconds whether something listens at ``host:port``; Ray tries for minutes."""
+    host, colon, port = target.rpartition(":")
+    if "://" in target or not (colon and host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as e:
+        raise ResourceError(
+            f"no Ray cluster at {target}: nothing answers there ({e}); check {ADDRESS}, or unset "
+            "it to start a local cluster"
+        ) from None
 
 
 def disconnect() -> None:

@@ -1,0 +1,51 @@
+"""Addresses at which there is no cluster. (With one: tests/ray.)"""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from xtdist.config import ResourceError
+from xtdist.connect import connect
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Ray itself would try for minutes."""
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda *a, **k: pytest.fail("it asked Ray"))
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        yield s.getsockname()[1]
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid"])
+def test_nothing_at_the_address_is_said_at_once(closed_port, host):
+    with pytest.raises(ResourceError, match=f"no Ray cluster at {host}:{closed_port}: nothing"):
+        connect(f"{host}:{closed_port}")
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("port", [0, 70000, 10**30])
+def test_a_port_that_does_not_exist_is_a_users_mistake(port):
+    with pytest.raises(ResourceError, match="no Ray cluster at"):
+        connect(f"127.0.0.1:{port}")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_the_environment_names_the_cluster(closed_port, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    with pytest.raises(ResourceError, match="check RAY_ADDRESS, or unset it"):
+        connect()
+
+
+def test_an_address_that_is_none_is_a_users_mistake():
+    with pytest.raises(ResourceError, match="no Ray cluster at nonsense"):
+        connect("nonsense")
