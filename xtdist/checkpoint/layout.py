@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from xtdist.config import CheckpointError, ConfigError, PositiveInt, configclass, from_mapping
 from xtdist.config.base import NonNegativeInt, to_mapping
+from xtdist.files import write_atomic
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -58,26 +58,6 @@ def list_files(folder: Path) -> list[str]:
         for p in found
         if p.as_posix() != MANIFEST and not any(part.startswith(".") for part in p.parts)
     )
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds all of it or is not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_manifest(folder: Path, files: dict[str, FileEntry], meta: dict[str, Any]) -> Manifest:

@@ -10,7 +10,6 @@ a worker that was cut off from writing into its successor's checkpoint.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -21,15 +20,14 @@ from typing import Any
 from xtdist.checkpoint.layout import (
     FileEntry,
     Manifest,
-    fsync_folder,
     hash_file,
     list_files,
     read_manifest,
     verify,
-    write_atomic,
     write_manifest,
 )
 from xtdist.config import CheckpointError, from_mapping, to_mapping
+from xtdist.files import sync, write_atomic
 
 STAGING = ".staging-"
 DAMAGED = "damaged-"
@@ -154,10 +152,10 @@ class PendingCommit:
         for rank in range(self.world):
             _receipt(self.staging, rank).unlink()
         for name in files:
-            _fsync(self.staging / name)
+            sync(self.staging / name)
         write_manifest(self.staging, files, self.meta)
         self.staging.rename(self.store.root / self.staging.name.removeprefix(STAGING))
-        fsync_folder(self.store.root)
+        sync(self.store.root)
 
 
 def _receipt(folder: Path, rank: int) -> Path:
@@ -174,11 +172,3 @@ def _read_receipt(folder: Path, rank: int) -> dict[str, FileEntry] | None:
     except FileNotFoundError:
         return None
     return {name: from_mapping(FileEntry, entry) for name, entry in raw.items()}
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from xtdist.data.manifest import (
 from xtdist.data.shards import ShardWriter, token_dtype, total
 from xtdist.data.staging import publish, staged
 from xtdist.data.tokenizer import TOKENIZER_FILE, Tokenizer, byte_tokenizer, train_bpe
+from xtdist.files import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +143,7 @@ def _build(config: PrepareConfig, folder: Path, counts: Counts, report: OnProgre
         build=_build_info(config, counts),
         splits={split: writer.close() for split, writer in writers.items()},
     )
-    with open(folder / MANIFEST_FILE, "wb") as file:
-        file.write(canonical_text(manifest).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomic(folder / MANIFEST_FILE, canonical_text(manifest))
     return manifest
 
 

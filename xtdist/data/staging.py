@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xtdist.config import ResourceError
+from xtdist.files import sync
 
 _MARGIN_BYTES = 16 * 2**20
 
@@ -49,13 +50,13 @@ def publish(folder: Path, output: Path, *, replace: bool) -> None:
     Raises:
         OSError: something appeared in ``output`` meanwhile, and ``replace`` is false.
     """
-    _sync(folder)
+    sync(folder)
     old = None
     if replace and output.is_dir() and any(output.iterdir()):
         old = output.with_name(f".{output.name}.build-old-{secrets.token_hex(4)}")
         os.rename(output, old)
     os.rename(folder, output)
-    _sync(output.parent)
+    sync(output.parent)
     if old:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -98,11 +99,3 @@ def _space_message(output: Path, needed_bytes: int, free: int) -> str:
         f"{(needed_bytes + _MARGIN_BYTES) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; make "
         "room, or set another place with output="
     )
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from xtdist.checkpoint import LoadedModel, load_weights
-from xtdist.checkpoint.layout import write_atomic
 from xtdist.config import (
     ConfigError,
     DataError,
@@ -25,6 +24,7 @@ from xtdist.config import (
 from xtdist.data import TokenDataset
 from xtdist.evaluate.baselines import fit_bigram, score_bigram, xz_bits_per_byte
 from xtdist.evaluate.perplexity import Score, evaluate_model
+from xtdist.files import write_atomic
 from xtdist.objective import build_objective
 from xtdist.track.console import progress_bar
 

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from xtdist.checkpoint import CheckpointStore
-from xtdist.checkpoint.layout import write_atomic
 from xtdist.config import UserError, to_mapping
 from xtdist.connect import check_room, connect, disconnect
 from xtdist.data import TokenDataset
+from xtdist.files import write_atomic
 from xtdist.launch.preflight import Plan, preflight, resolve
 from xtdist.track import MlflowRun, finish_run, open_run, read_series
 from xtdist.track.console import follow

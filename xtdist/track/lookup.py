@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtdist.config import ConfigError, ResourceError
+from xtdist.files import write_atomic
 from xtdist.track.config import TrackConfig
 from xtdist.track.mlflow import (
     MlflowRun,
@@ -137,7 +137,5 @@ def _read(folder: Path, uri: str) -> MlflowRun | None:
 
 
 def _write(run: MlflowRun) -> None:
-    path = Path(run.run_folder) / RUN_FILE
-    temp = path.with_suffix(".tmp")
-    temp.write_text(json.dumps({"uri": run.uri, "run_id": run.run_id}) + "\n")
-    os.replace(temp, path)
+    noted = json.dumps({"uri": run.uri, "run_id": run.run_id})
+    write_atomic(Path(run.run_folder) / RUN_FILE, noted + "\n")

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from xtdist.checkpoint import CheckpointStore, PendingCommit
-from xtdist.checkpoint.layout import write_atomic
 from xtdist.config import CheckpointError, UserError, configclass, derive_seed, from_mapping
 from xtdist.data import TOKENIZER_FILE, Loader, Order, TokenDataset
+from xtdist.files import write_atomic
 from xtdist.model.wrapper import build_model
 from xtdist.objective import build_objective
 from xtdist.optim import build_optimizer, lr_at, set_lr
