@@ -23,7 +23,7 @@ from xtdist.launch.submit import ROOT
 from xtdist.serve.client import Client
 from xtdist.track.describe import describe_run
 
-PROMPT = "def read_file(path, mode='r'):\n    "
+PROMPT = "def read_file(path, mode='r'):\n"
 RUN = "demo-ar"
 
 
@@ -133,10 +133,12 @@ class Demo:
             words = [str(self.run_folder), "--amateur", str(self.amateur()), "--port", str(port)]
             command = [*_xtdist("serve"), *words]
             print("$", shlex.join(["xtdist", *command[3:]]))
-            child = subprocess.Popen(command, env=self.env, cwd=ROOT)
+            log = self.folder / "serve.log"
+            with log.open("w") as stderr:
+                child = subprocess.Popen(command, env=self.env, cwd=ROOT, stderr=stderr)
             try:
                 url = f"http://127.0.0.1:{port}"
-                _wait_for(f"{url}/health", child)
+                _wait_for(f"{url}/health", child, log)
                 _ask(url)
             finally:
                 child.terminate()
@@ -182,11 +184,15 @@ def _free_port() -> int:
     return port
 
 
-def _wait_for(url: str, child: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
+def _wait_for(
+    url: str, child: subprocess.Popen[bytes], log: Path, *, timeout_s: float = 180
+) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise StageFailedError(f"the demo stops here: `xtdist serve` ended with {child.poll()}")
+            raise StageFailedError(
+                f"the demo stops here: `xtdist serve` ended with {child.poll()}\n{log.read_text()}"
+            )
         try:
             with urllib.request.urlopen(url, timeout=20):
                 return
