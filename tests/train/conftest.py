@@ -45,14 +45,15 @@ def make_dataset(root: Path, *, seed: int) -> Path:
     return root / "dataset"
 
 
-@pytest.fixture
-def make_spec(dataset: Path, tmp_path: Path) -> MakeSpec:
+@pytest.fixture(scope="module")
+def make_spec(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeSpec:
     """``make_spec("name", {"engine.zero_stage": 3, …})``: a run of 8 steps of 8 sequences."""
+    output = tmp_path_factory.mktemp("runs")
 
     def make(name: str, changes: dict[str, Any] | None = None) -> RunSpec:
         tree: dict[str, Any] = {
             "name": name,
-            "output": str(tmp_path / "runs"),
+            "output": str(output),
             "seed": 3,
             "data": {"path": str(dataset), "seq_len": 16},
             "model": {

@@ -33,6 +33,13 @@ class Outcome:
     def ok(self) -> bool:
         return self.errors == [None] * len(self.errors)
 
+    @property
+    def same_error(self) -> str:
+        """The error that every rank ended with."""
+        (error,) = set(self.errors)
+        assert error is not None
+        return error
+
 
 def run_ranks(
     specs: list[RunSpec], *, patches: dict[int, str] | None = None, timeout_s: float = 240
