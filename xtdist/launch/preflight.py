@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class Plan:
 def resolve(spec: RunSpec) -> RunSpec:
     """``spec`` completed from its dataset. Needs no cluster, so mistakes show at once.
 
+    Paths become absolute: the workers run in another folder.
+
     Raises:
         UserError: dataset, model, batch or schedule can't be what the spec says.
     """
@@ -64,7 +67,8 @@ def resolve(spec: RunSpec) -> RunSpec:
     check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
     spec = fit_to_data(spec, vocab_size=train.tokenizer.vocab_size)
     _check_samples(spec, train.tokenizer)
-    return spec
+    data = dataclasses.replace(spec.data, path=str(Path(spec.data.path).resolve()))
+    return dataclasses.replace(spec, data=data, output=str(Path(spec.output).resolve()))
 
 
 def _check_samples(spec: RunSpec, tokenizer: Tokenizer) -> None:
