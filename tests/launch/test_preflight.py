@@ -67,7 +67,7 @@ def test_the_plan_says_how_a_step_is_cut(spec):
     assert "160 tokens = 10 sequences of 16: 3 workers x 2 micro-batches of 2" in text
     assert "(at most 4 sequences a worker)" in text
     assert f"id {TokenDataset.open(spec.data.path).dataset_id[:12]}" in text
-    assert (plan.done_step, plan.finished, plan.precision) == (0, False, "fp32")
+    assert (plan.done_step, plan.finished, plan.spec.engine.precision) == (0, False, "fp32")
     assert not plan.folder.exists()
 
 

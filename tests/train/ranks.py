@@ -117,7 +117,7 @@ def _main(root: Path) -> None:
         world_size=world,
         timeout=timedelta(seconds=60),
     )
-    prepare_process()
+    prepare_process(gpu=False)
     results: list[str | None] = []
     for job in json.loads((root / "jobs.json").read_text()):
         Path(job["payload"]["folder"]).mkdir(parents=True, exist_ok=True)

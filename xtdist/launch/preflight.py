@@ -24,7 +24,6 @@ class Plan:
     spec: RunSpec
     folder: Path
     dataset_id: str
-    precision: str
     gpus_per_worker: int
     parameters: int
     done_step: int
@@ -43,7 +42,7 @@ class Plan:
             f"step     {s.batch.tokens_per_step} tokens = {s.global_batch} sequences of "
             f"{s.data.seq_len}: {s.workers.count} workers x {s.accumulation} micro-batches of "
             f"{s.micro_batch} (at most {s.largest_share} sequences a worker)",
-            f"engine   ZeRO-{s.engine.zero_stage}, {self.precision}, "
+            f"engine   ZeRO-{s.engine.zero_stage}, {s.engine.precision}, "
             f"{'GPU' if self.gpus_per_worker else 'CPU'}",
         ]
 
@@ -67,8 +66,8 @@ def resolve(spec: RunSpec) -> RunSpec:
     check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
     spec = fit_to_data(spec, vocab_size=train.tokenizer.vocab_size)
     _check_samples(spec, train.tokenizer)
-    data = dataclasses.replace(spec.data, path=str(Path(spec.data.path).resolve()))
-    return dataclasses.replace(spec, data=data, output=str(Path(spec.output).resolve()))
+    place = dataclasses.replace(spec.data, path=str(Path(spec.data.path).resolve()))
+    return dataclasses.replace(spec, data=place, output=str(Path(spec.output).resolve()))
 
 
 def _check_samples(spec: RunSpec, tokenizer: Tokenizer) -> None:
@@ -94,13 +93,13 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     data = TokenDataset.open(spec.data.path, split="train", verify="size")
     gpus = _gpus(spec, cluster_gpus)
     precision = resolve_precision(spec.engine.precision, gpu=bool(gpus))
+    spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, precision=precision))
     folder = Path(spec.output).resolve() / spec.name
     parameters = sum(p.numel() for p in build_model(spec.model).parameters())
     plan = Plan(
         spec=spec,
         folder=folder,
         dataset_id=data.dataset_id,
-        precision=precision,
         gpus_per_worker=gpus,
         parameters=parameters,
         done_step=_done_step(folder, identity(spec, data, precision=precision)),

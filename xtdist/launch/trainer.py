@@ -86,7 +86,9 @@ def _train(plan: Plan) -> Outcome:
     for stale in (STOP_FILE, ERROR_FILE):
         (folder / stale).unlink(missing_ok=True)
     tracked = _open_tracking(plan)
-    job = WorkerJob(spec=plan.spec, folder=str(folder), mlflow=tracked)
+    job = WorkerJob(
+        spec=plan.spec, folder=str(folder), mlflow=tracked, gpu=bool(plan.gpus_per_worker)
+    )
     error = _explain(_fit(plan, to_mapping(job)), folder)
     names = CheckpointStore(folder / "checkpoints").names()
     step = int(names[-1].split("_")[1].split("-")[0]) if names else 0

@@ -5,25 +5,23 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from xtdist.config import ConfigError
-from xtdist.train.spec import RunSpec
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from xtdist.train.spec import Precision, RunSpec
 
 
-def resolve_precision(wanted: str, *, gpu: bool) -> str:
-    """``auto`` becomes bf16 where the hardware multiplies it, else fp32.
+def resolve_precision(wanted: Literal["auto"] | Precision, *, gpu: bool) -> Precision:
+    """``auto`` becomes bf16 on a GPU and on a CPU with AMX, else fp32. The driver decides, so that
+    workers on different machines agree.
 
     Raises:
         ConfigError: the wanted precision does not exist on this device.
     """
     if wanted == "auto":
-        fast = torch.cuda.is_bf16_supported() if gpu else cpu_has_amx()
-        return "bf16" if fast else "fp32"
+        return "bf16" if gpu or cpu_has_amx() else "fp32"
     if wanted == "fp16" and not gpu:
         raise ConfigError("engine.precision: got 'fp16'; a CPU has bf16 and fp32 only")
     return wanted
@@ -64,14 +62,31 @@ def engine_config(spec: RunSpec, *, precision: str, gpu: bool) -> dict[str, Any]
     return config
 
 
-def prepare_process() -> None:
+def device_of(*, gpu: bool, precision: str) -> torch.device:
+    """This worker's device.
+
+    Raises:
+        ConfigError: its GPU has no bf16.
+    """
+    if not gpu:
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise ConfigError(
+            f"engine.precision: bf16, which {torch.cuda.get_device_name()} does not have; set "
+            "engine.precision to fp16 or fp32"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def prepare_process(*, gpu: bool) -> None:
     """Settings of a worker process; call before DeepSpeed starts.
 
     Checkpoint pickles are read with torch's restricted unpickler, which knows only the names that
     DeepSpeed's own files need; and no C++ helper is compiled on CPU (it serves inference only).
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     import deepspeed
     import deepspeed.ops
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -84,4 +99,4 @@ def prepare_process() -> None:
     deepspeed.utils.logger.setLevel("ERROR")
     warnings.filterwarnings("ignore", module=r"(torch|deepspeed)\.")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo")

@@ -27,7 +27,12 @@ from xtdist.objective import build_objective
 from xtdist.optim import build_optimizer, lr_at, set_lr
 from xtdist.track import MlflowRun, Tracker
 from xtdist.train import state
-from xtdist.train.deepspeed import engine_config, prepare_process, resolve_precision
+from xtdist.train.deepspeed import (
+    device_of,
+    engine_config,
+    prepare_process,
+    resolve_precision,
+)
 from xtdist.train.samples import draw_samples
 from xtdist.train.spec import RunSpec
 from xtdist.train.step import Stepper, StepResult, TrainModule
@@ -43,6 +48,7 @@ class WorkerJob:
     spec: RunSpec
     folder: str
     mlflow: MlflowRun | None
+    gpu: bool = False
 
 
 def train_worker(payload: dict[str, Any]) -> None:
@@ -55,7 +61,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     errors = Path(job.folder) / ERROR_FILE
     if errors.exists():
         return
-    prepare_process()
+    prepare_process(gpu=job.gpu)
     try:
         train(job)
     except UserError as e:
@@ -205,9 +211,8 @@ def start(job: WorkerJob) -> Iterator[Run]:
     import deepspeed
 
     spec, folder = job.spec, Path(job.folder)
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
-    precision = resolve_precision(spec.engine.precision, gpu=gpu)
+    precision = resolve_precision(spec.engine.precision, gpu=job.gpu)
+    device = device_of(gpu=job.gpu, precision=precision)
     data = TokenDataset.open(spec.data.path, split="train", verify=spec.data.verify)
     valid = TokenDataset.open(spec.data.path, split="valid", verify=spec.data.verify)
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
@@ -219,7 +224,7 @@ def start(job: WorkerJob) -> Iterator[Run]:
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=build_optimizer(spec.optim, module),
-        config=engine_config(spec, precision=precision, gpu=gpu),
+        config=engine_config(spec, precision=precision, gpu=job.gpu),
     )
     identity = state.identity(spec, data, precision=precision)
     store = CheckpointStore(folder / "checkpoints")

@@ -40,6 +40,9 @@ class BatchSpec:
     micro_batch_tokens: PositiveInt = 8192
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
 @configclass
 class ZeroSpec:
     """The DeepSpeed engine. Stage 0 replicates everything, 1 shards the optimizer, 2 also the
@@ -47,7 +50,7 @@ class ZeroSpec:
     multiplies it (a GPU since Ampere, a CPU with AMX), else fp32."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto"] | Precision = "auto"
 
 
 @configclass
