@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
+# Tests start many processes: more threads than cores only wait for each other.
+test test-fast test-long: export OMP_NUM_THREADS := 1
 
 .PHONY: install demo test test-fast test-long check format clean
 

@@ -23,7 +23,7 @@ from xtdist.launch.submit import ROOT
 from xtdist.serve.client import Client
 from xtdist.track.describe import describe_run
 
-PROMPT = "def read_file(path, mode='r'):\n"
+PROMPT = 'def read_file(path, mode="r"):\n    """'
 RUN = "demo-ar"
 
 
@@ -134,8 +134,8 @@ class Demo:
             command = [*_xtdist("serve"), *words]
             print("$", shlex.join(["xtdist", *command[3:]]))
             log = self.folder / "serve.log"
-            with log.open("w") as stderr:
-                child = subprocess.Popen(command, env=self.env, cwd=ROOT, stderr=stderr)
+            with log.open("w") as out:
+                child = subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=out, stderr=out)
             try:
                 url = f"http://127.0.0.1:{port}"
                 _wait_for(f"{url}/health", child, log)
