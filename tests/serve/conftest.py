@@ -29,7 +29,7 @@ def make_engine() -> Callable[[], Engine]:
             tokenizer=tokenizer,
             eos_ids=(tokenizer.eot_id,),
             banned_ids=(tokenizer.mask_id, tokenizer.pad_id),
-            config=EngineConfig(max_sequences=4, max_waiting=8, seed=7, **options),
+            config=EngineConfig(max_sequences=4, max_waiting=16, seed=7, **options),
         )
 
     return make

@@ -52,7 +52,9 @@ def test_the_decoders_disagree_so_that_the_test_above_means_something(http):
 def test_requests_at_the_same_time_get_what_they_get_alone(http):
     bodies = [{"prompt": f"{PROMPT}{i}", **CASES[c][0]} for i in range(2) for c in CASES]
     alone = [http.complete(**b).json()["choices"] for b in bodies]
-    together = [r.json()["choices"] for r in http.gather(*bodies)]
+    replies = http.gather(*bodies)
+    assert [r.status_code for r in replies] == [200] * len(bodies), [r.text for r in replies]
+    together = [r.json()["choices"] for r in replies]
     without_score = [
         [{k: v for k, v in c.items() if k != "score"} for c in choices] for choices in together
     ]
