@@ -57,11 +57,13 @@ class Cluster:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell's background job ignores SIGINT, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
         self.processes.append(child)
         return child
 
-    def xtdist(self, *words: str, timeout_s: float = 240) -> Result:
+    def xtdist(self, *words: str, timeout_s: float = 500) -> Result:
         return finish(self.start(*words), timeout_s=timeout_s)
 
 
@@ -75,7 +77,7 @@ class Result:
     seconds: float
 
 
-def finish(child: subprocess.Popen[str], *, timeout_s: float = 240) -> Result:
+def finish(child: subprocess.Popen[str], *, timeout_s: float = 500) -> Result:
     start = time.monotonic()
     try:
         out, err = child.communicate(timeout=timeout_s)
@@ -97,7 +99,7 @@ def steps_done(folder: Path) -> list[int]:
 
 
 def wait_until(
-    condition: Callable[[], bool], *, child: subprocess.Popen[str], timeout_s: float = 180
+    condition: Callable[[], bool], *, child: subprocess.Popen[str], timeout_s: float = 400
 ) -> None:
     """Poll ``condition`` while ``child`` runs."""
     deadline = time.monotonic() + timeout_s
