@@ -33,6 +33,8 @@ def connect(address: str | None = None, *, dashboard: bool = False) -> bool:
     if ray.is_initialized():
         return False
     options = {"include_dashboard": dashboard} if target == "local" else {}
+    if target == "local":
+        print("starting a local Ray cluster …", flush=True)
     try:
         ray.init(address=target, logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:

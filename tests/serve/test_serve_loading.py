@@ -13,7 +13,7 @@ from tiny_server import Http, free_port, save_tiny
 
 from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping, to_mapping
 from xtdist.data.tokenizer import Tokenizer
-from xtdist.serve import AppConfig, ServeConfig, ServedModel, check
+from xtdist.serve import AppConfig, ServeConfig, ServedModel, check, new_key
 from xtdist.serve.replica import Replica
 
 REPO = Path(__file__).parents[2]
@@ -72,6 +72,16 @@ def test_a_host_of_another_machine_is_refused(config):
     other = from_mapping(ServeConfig, {**to_mapping(config), "host": "192.0.2.1"})
     with pytest.raises(ResourceError, match=r"192\.0\.2\.1"):
         check(other)
+
+
+def test_a_host_that_others_reach_needs_keys(config, tmp_path):
+    open_to_all = {**to_mapping(config), "host": "0.0.0.0"}
+    with pytest.raises(ConfigError, match="api_keys_file"):
+        check(from_mapping(ServeConfig, open_to_all))
+    _, line = new_key("me")
+    (tmp_path / "keys").write_text(line + "\n")
+    keyed = {**open_to_all, "api_keys_file": str(tmp_path / "keys")}
+    assert check(from_mapping(ServeConfig, keyed)).host == "0.0.0.0"
 
 
 def test_missing_weights_are_named(config, tmp_path):

@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "dataset": ({}, ["dataset_id"]),
     "seed": ({"seed": 4}, ["seed: checkpoint 3, config 4"]),
     "stage": ({"engine.zero_stage": 1}, ["zero_stage: checkpoint 2, config 1"]),
-    "batch": ({"batch.tokens_per_step": 64}, ["global_batch: checkpoint 8, config 4"]),
+    "batch": ({"batch.tokens_per_step": 64}, ["batch.tokens_per_step: checkpoint 128, config 64"]),
     "precision": ({"engine.precision": "bf16"}, ["precision: checkpoint 'fp32', config 'bf16'"]),
 }
 """What a run may not change when it goes on, and what it is told."""
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused(
     spec = make_spec("one-worker", BASE | {"workers.count": 1})
     shutil.copytree(folder_of(first["source"][0]) / "checkpoints", folder_of(spec) / "checkpoints")
     (outcome,) = run_ranks([spec])
-    assert "workers: checkpoint 2, config 1" in outcome.same_error
+    assert "workers.count: checkpoint 2, config 1" in outcome.same_error
     assert outcome.same_error.startswith("CheckpointError: ")
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--amateur", help="weaker model for contrastive decoding: a folder as above"
     )
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, help="default: 64, less where there is no room")
     parser.add_argument("--temperature", type=float, default=0.8, help="of method sample")
     parser.add_argument("--top-p", type=float, default=0.95, help="of method sample")
     parser.add_argument("--num-beams", type=int, default=4)
@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
         eos_id=tokenizer.eot_id,
         banned_ids=(tokenizer.mask_id, tokenizer.pad_id),
     )
+    room = expert.model.max_seq_len - len(tokenizer.encode(args.prompt))
+    max_tokens = max(min(64, room), 1) if args.max_tokens is None else args.max_tokens
     settings = Settings(
-        max_tokens=args.max_tokens,
+        max_tokens=max_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
         num_beams=args.num_beams,

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from xtdist.config import UserError
 
@@ -24,19 +25,8 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="xtdist", description="Distributed training and serving of transformers on Ray."
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    words = list(sys.argv[1:] if argv is None else argv)
-    for verb, summary in VERBS.items():
-        sub = verbs.add_parser(verb, help=summary, description=summary)
-        if words[:1] == [verb]:  # only the verb in use is imported: --help stays quick
-            importlib.import_module(f"xtdist.cli.{verb}").add_arguments(sub)
-    args = parser.parse_args(words)
-    module = importlib.import_module(f"xtdist.cli.{args.verb}")
     try:
-        code: int = module.run(args)
+        return _run(sys.argv[1:] if argv is None else argv)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -46,6 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="xtdist", description="Distributed training and serving of transformers on Ray."
+    )
+    parser.add_argument("--version", action="version", version=f"xtdist {version('xtdist')}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, summary in VERBS.items():
+        sub = verbs.add_parser(verb, help=summary, description=summary)
+        if list(words[:1]) == [verb]:  # only the verb in use is imported: --help stays quick
+            importlib.import_module(f"xtdist.cli.{verb}").add_arguments(sub)
+    args = parser.parse_args(words)
+    code: int = importlib.import_module(f"xtdist.cli.{args.verb}").run(args)
     return code
 
 

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="xtdist", help="what clients call the model")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--api-keys-file", help="who may ask; make a line of it with xtdist.serve.new_key"
+    )
     parser.add_argument("--config", help="YAML of an endpoint (instead of the above)")
     parser.add_argument("--set", nargs="*", default=[], metavar="key.path=value", dest="overrides")
 
@@ -26,7 +29,11 @@ def run(args: argparse.Namespace) -> int:
         config = load(ServeConfig, args.config, args.overrides).config
     else:
         model = ServedModel(name=args.name, weights=args.weights, amateur=args.amateur)
-        config = ServeConfig(models=(model,), host=args.host, port=args.port)
+        if args.overrides:
+            raise ConfigError("serve: --set changes a --config FILE; there is none")
+        config = ServeConfig(
+            models=(model,), host=args.host, port=args.port, api_keys_file=args.api_keys_file
+        )
     with serve(config, block=False) as server:
         print(f"serving at {server.url}/v1 until Ctrl-C", flush=True)
         server.wait()

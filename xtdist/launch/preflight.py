@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from xtdist.checkpoint import CheckpointStore, read_manifest
-from xtdist.config import CheckpointError, ConfigError, DataError, ResourceError
+from xtdist.checkpoint import CheckpointStore
+from xtdist.config import ConfigError, DataError, ResourceError
 from xtdist.data import TokenDataset, Tokenizer
 from xtdist.model.wrapper import build_model
 from xtdist.optim import check_schedule
@@ -80,7 +80,7 @@ def _check_samples(spec: RunSpec, tokenizer: Tokenizer) -> None:
             raise ConfigError(
                 f"loop.sample_prompts: {prompt[:40]!r} of {length} tokens + loop.sample_tokens "
                 f"{more} = {length + more}, more than the model's {spec.model.max_seq_len} "
-                "(data.seq_len); shorten one of them"
+                "(data.seq_len); shorten one of them, or draw none: loop.sample_prompts=[]"
             )
 
 
@@ -116,15 +116,11 @@ def _gpus(spec: RunSpec, cluster_gpus: int) -> int:
 
 
 def _done_step(folder: Path, now: dict[str, object]) -> int:
-    store = CheckpointStore(folder / "checkpoints")
-    for name in reversed(store.names()):
-        try:
-            meta = read_manifest(store.root / name).meta
-        except CheckpointError:
-            continue  # the workers verify, set it aside and take the one before
-        check_identity(meta["identity"], now, store.root / name)
-        return int(meta["step"])
-    return 0
+    commit = CheckpointStore(folder / "checkpoints").newest_valid()
+    if commit is None:
+        return 0
+    check_identity(commit.manifest.meta["identity"], now, commit.path)
+    return commit.step
 
 
 def _check_disk(folder: Path, parameters: int) -> None:

@@ -23,7 +23,7 @@ from xtdist.files import write_atomic
 from xtdist.launch.preflight import Plan, preflight, resolve
 from xtdist.track import MlflowRun, finish_run, open_run, read_series
 from xtdist.track.console import follow
-from xtdist.track.mlflow import RunStatus
+from xtdist.track.mlflow import RunStatus, flatten
 from xtdist.track.plots import loss_html, loss_png
 from xtdist.train.loop import ERROR_FILE, STOP_FILE, WorkerJob, train_worker
 from xtdist.train.spec import RunSpec
@@ -69,14 +69,28 @@ def run_training(spec: RunSpec) -> Outcome:
         check_room("workers.count", workers.count, cpus=workers.cpus, gpus=plan.gpus_per_worker)
         print("\n".join(plan.lines()), flush=True)
         if plan.finished:
-            print(f"already at step {plan.done_step} of {spec.loop.steps}: nothing to train")
+            more = "" if plan.done_step == spec.loop.steps else "; raise loop.steps to go on"
+            print(f"already at step {plan.done_step} of {spec.loop.steps}: nothing to train{more}")
             return Outcome(plan.folder, plan.done_step, spec.loop.steps, reused=True)
         if plan.done_step:
             print(f"going on from the checkpoint at step {plan.done_step}", flush=True)
+            for line in _changes(plan):
+                print(f"  changed since then: {line}", flush=True)
         return _train(plan)
     finally:
         if started:
             disconnect()
+
+
+def _changes(plan: Plan) -> list[str]:
+    """Settings that a resumed run takes over changed, each with its old and new value."""
+    try:
+        before = flatten(yaml.safe_load((plan.folder / "config.yaml").read_text()))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    now = flatten(to_mapping(plan.spec))
+    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    return [f"{k} {before.get(k, '-')} → {now.get(k, '-')}" for k in keys]
 
 
 def _train(plan: Plan) -> Outcome:
@@ -89,6 +103,7 @@ def _train(plan: Plan) -> Outcome:
     job = WorkerJob(
         spec=plan.spec, folder=str(folder), mlflow=tracked, gpu=bool(plan.gpus_per_worker)
     )
+    print(f"starting {plan.spec.workers.count} workers …", flush=True)
     error = _explain(_fit(plan, to_mapping(job)), folder)
     names = CheckpointStore(folder / "checkpoints").names()
     step = int(names[-1].split("_")[1].split("-")[0]) if names else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import re
 import signal
 import socket
@@ -9,7 +11,7 @@ import threading
 from contextlib import ExitStack
 from types import FrameType, TracebackType
 
-from xtdist.config import ResourceError
+from xtdist.config import ConfigError, ResourceError
 from xtdist.connect import check_room, connect, disconnect
 from xtdist.serve.config import ServeConfig
 from xtdist.serve.loading import resolve
@@ -71,10 +73,15 @@ def check(config: ServeConfig) -> ServeConfig:
 
     Raises:
         ResourceError: the address can not be listened on.
-        ConfigError: a key file that can not be read.
+        ConfigError: a key file that can not be read, or none for a host that others reach.
         CheckpointError: weights that can not be served.
     """
     _check_port(config.host, config.port)
+    if config.api_keys_file is None and not _is_loopback(config.host):
+        raise ConfigError(
+            f"host: got {config.host!r} without api_keys_file: whoever reaches it could use it; "
+            "name a file of keys, or listen on 127.0.0.1"
+        )
     return resolve(config)
 
 
@@ -119,6 +126,8 @@ def _deploy(config: ServeConfig, undo: ExitStack) -> None:
             "Ray Serve is running on this cluster already, at a host and port of its own; add the "
             "model there with 'serve deploy', or stop it with 'serve shutdown'"
         )
+    # Its lines would say that host and port were ignored, when they were just set.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
     undo.callback(serve.shutdown)
     try:
@@ -136,6 +145,13 @@ def _reason() -> str:
     lines = [line.strip() for m in messages for line in m.splitlines()]
     errors = [line for line in lines if _ERROR.match(line)]
     return _OURS.sub("", errors[-1]) if errors else ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_port(host: str, port: int) -> None:

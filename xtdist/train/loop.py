@@ -7,6 +7,7 @@ same branch everywhere: what one of them learns alone (a signal, a full disk) is
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -164,7 +165,7 @@ class Run:
         batches = validation_batches(self.valid, self.spec)
         nats, weight = self.stepper.validate(batches)
         loss = nats / max(weight, 1e-12)
-        bits_per_byte = loss / 0.6931471805599453 * self.valid.total_tokens / self.valid.text_bytes
+        bits_per_byte = loss / math.log(2) * self.valid.total_tokens / self.valid.text_bytes
         self.emit({"eval/valid/loss": loss, "eval/valid/bits_per_byte": bits_per_byte})
         self.clock = time.perf_counter()
 

@@ -38,18 +38,18 @@ class Position:
 
 
 def identity(spec: RunSpec, data: TokenDataset, *, precision: str) -> dict[str, Any]:
-    """What a checkpoint belongs to; a run resumes only where all of this is the same."""
+    """What a checkpoint belongs to; a run resumes only where all of this is the same. Settings
+    stand at their place in the config, so that a refusal names them as the user writes them."""
     return {
         "dataset_id": data.dataset_id,
         "tokenizer_sha256": data.tokenizer.sha256,
         "model": to_mapping(spec.model),
         "objective": to_mapping(spec.objective),
         "seed": spec.seed,
-        "seq_len": spec.data.seq_len,
-        "global_batch": spec.global_batch,
-        "precision": precision,
-        "workers": spec.workers.count,
-        "zero_stage": spec.engine.zero_stage,
+        "data": {"seq_len": spec.data.seq_len},
+        "batch": {"tokens_per_step": spec.batch.tokens_per_step},
+        "engine": {"precision": precision, "zero_stage": spec.engine.zero_stage},
+        "workers": {"count": spec.workers.count},
     }
 
 
