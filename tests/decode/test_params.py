@@ -14,6 +14,14 @@ WRONG = [
     ("top_p", 0.0),
     ("top_p", 1.5),
     ("top_k", -1),
+    ("top_k", 2**31),
+    ("temperature", 1e300),
+    ("length_penalty", 101.0),
+    ("length_penalty", -101.0),
+    ("logit_bias", {3: 1e300}),
+    ("logit_bias", {3: -1e300}),
+    ("repetition_penalty", 1e-300),
+    ("repetition_penalty", 1e300),
     ("min_p", 1.0),
     ("repetition_penalty", 0.0),
     ("presence_penalty", 3.0),
@@ -55,6 +63,10 @@ def test_params_survive_the_way_through_plain_data() -> None:
 def test_the_other_configs_check_their_ranges_too() -> None:
     with pytest.raises(ConfigError, match="alpha"):
         ContrastiveParams(alpha=1.5)
+    with pytest.raises(ConfigError, match="temperature"):
+        ContrastiveParams(temperature=1e-4)
+    with pytest.raises(ConfigError, match="beta"):
+        ContrastiveParams(beta=1e300)
     with pytest.raises(ConfigError, match="max_step_tokens"):
         EngineConfig(max_step_tokens=4, max_sequences=8)
     with pytest.raises(ConfigError, match="steps"):

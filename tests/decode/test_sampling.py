@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from decode_models import make_model
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -13,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from xtdist.decode import GenerationParams
+from xtdist.decode import Engine, GenerationParams
 from xtdist.decode.noise import gumbel, noise_key
 from xtdist.decode.sampling import Row, Sampler, adjust
 
@@ -137,3 +138,25 @@ def test_noise_of_a_token_does_not_depend_on_what_stands_beside_it() -> None:
     everything = gumbel(keys, torch.arange(100)[None])
     some = gumbel(keys[2:3], torch.tensor([[7, 99, 3]]))
     assert torch.equal(some, everything[2:3, [7, 99, 3]])
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"top_k": 2**31 - 1},
+        {"temperature": 100.0},
+        {"temperature": 1e-4},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100.0},
+        {"logit_bias": {5: 1e4}},
+        {"logit_bias": {6: -1e4}, "temperature": 100.0},
+    ],
+)
+def test_a_banned_id_is_never_drawn_at_the_ends_of_the_ranges(extreme: dict[str, Any]) -> None:
+    engine = Engine(make_model(0), banned_ids=(5, 7))
+    params = GenerationParams(max_tokens=20, n=4, seed=1, **extreme)
+    (completion,) = engine.generate([[5, 7, 1]], params)
+    assert len(completion.choices) == 4
+    for choice in completion.choices:
+        assert len(choice.token_ids) == 20
+        assert not {5, 7} & set(choice.token_ids)

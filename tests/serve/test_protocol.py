@@ -201,3 +201,25 @@ def test_the_sequences_of_all_prompts_count_together():
 def test_a_refusal_does_not_repeat_the_value():
     for body in ({"prompt": [1, "canary"]}, {"temperature": "canary"}, {"stop": {"canary": 1}}):
         assert "canary" not in str(refused(body).body())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"top_k": 2**31},
+        {"top_k": 2**63},
+        {"temperature": 1e300},
+        {"repetition_penalty": 1e-300},
+        {"length_penalty": 101},
+        {"logit_bias": {"65": 1e300}},
+        {"contrastive": {"temperature": 1e-4}},
+    ],
+)
+def test_values_that_no_number_in_the_engine_can_hold_are_refused(body):
+    assert refused(body).code == "invalid_value"
+
+
+def test_beam_search_with_one_beam_is_greedy():
+    assert accept({"use_beam_search": True}).greedy
+    assert accept({"use_beam_search": True, "num_beams": 1}).greedy
+    assert not accept({"num_beams": 1}).greedy

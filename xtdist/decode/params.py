@@ -11,11 +11,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from xtdist.config import (
     ConfigError,
-    FiniteFloat,
     Fraction,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Probability,
     configclass,
@@ -26,6 +23,13 @@ Width = Annotated[int, Field(ge=1, le=1024)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TopMass = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+TopCount = Annotated[int, Field(ge=0, lt=2**31)]
+Repetition = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
+LengthPenalty = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Contrast = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+AmateurTemperature = Annotated[float, Field(ge=1e-3, le=100, allow_inf_nan=False)]
 GREEDY_BELOW = 1e-5
 
 
@@ -39,8 +43,8 @@ class ContrastiveParams:
     """
 
     alpha: Fraction = 0.1
-    beta: NonNegativeFloat = 0.5
-    temperature: PositiveFloat = 1.0
+    beta: Contrast = 0.5
+    temperature: AmateurTemperature = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -56,19 +60,22 @@ class GenerationParams:
 
     ``num_beams`` > 1 is beam search with the semantics of transformers: ``n`` best of ``num_beams``
     beams by sum of log-probabilities / length ** ``length_penalty``. It draws nothing, so
-    temperature must be 0 or 1 and no filter may be set.
+    temperature must be 0 or 1 and no filter may be set. Where the search ends with fewer than ``n``
+    hypotheses, the best one is repeated; where it has none, all ``n`` are empty.
+
+    The ranges keep every stage finite: no value may turn a banned id into a candidate.
     """
 
     max_tokens: PositiveInt = 16
     min_tokens: NonNegativeInt = 0
-    temperature: NonNegativeFloat = 1.0
-    top_k: NonNegativeInt = 0
+    temperature: Temperature = 1.0
+    top_k: TopCount = 0
     top_p: TopMass = 1.0
     min_p: Probability = 0.0
-    repetition_penalty: PositiveFloat = 1.0
+    repetition_penalty: Repetition = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    logit_bias: dict[NonNegativeInt, FiniteFloat] = dataclasses.field(default_factory=dict)
+    logit_bias: dict[NonNegativeInt, Bias] = dataclasses.field(default_factory=dict)
     seed: Seed | None = None
     n: Width = 1
     stop: Annotated[tuple[StopString, ...], Field(max_length=16)] = ()
@@ -76,7 +83,7 @@ class GenerationParams:
     ignore_eos: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     num_beams: Width = 1
-    length_penalty: FiniteFloat = 1.0
+    length_penalty: LengthPenalty = 1.0
     early_stopping: bool | Literal["never"] = False
     contrastive: ContrastiveParams | None = None
 

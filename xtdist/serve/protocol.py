@@ -61,7 +61,7 @@ class Contrastive(Wire):
 
     alpha: float = Field(0.1, gt=0, le=1)
     beta: float = Field(0.5, ge=0, le=10)
-    temperature: float = Field(1.0, gt=0, le=100)
+    temperature: float = Field(1.0, ge=1e-3, le=100)
 
 
 class StreamOptions(Wire):
@@ -90,9 +90,9 @@ class CompletionRequest(Wire):
     user: str | None = Field(None, max_length=256)
     # vLLM's names
     use_beam_search: bool = False
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, lt=2**31)
     min_p: float = Field(0.0, ge=0, lt=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     length_penalty: float = Field(1.0, ge=-100, le=100)
     stop_token_ids: list[int] = Field(default_factory=list)
     ignore_eos: bool = False
@@ -104,7 +104,7 @@ class CompletionRequest(Wire):
 
     @property
     def beams(self) -> int:
-        """Beam width; 1 means sampling."""
+        """Beam width; 1 means sampling, or greedy when ``use_beam_search`` is set."""
         return self.num_beams or (self.n if self.use_beam_search else 1)
 
 
@@ -162,7 +162,7 @@ def to_params(request: CompletionRequest) -> GenerationParams:
     try:
         return GenerationParams(
             max_tokens=r.max_tokens,
-            temperature=r.temperature,
+            temperature=0.0 if r.use_beam_search and r.beams == 1 else r.temperature,
             top_k=max(r.top_k, 0),
             top_p=r.top_p,
             min_p=r.min_p,
