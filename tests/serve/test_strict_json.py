@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -77,3 +79,21 @@ def test_messages_never_repeat_the_input():
     with pytest.raises(ApiError) as e:
         parse_object(b'{"canary": 1, "canary": 2}', max_depth=3)
     assert "canary" not in json.dumps(e.value.body())
+
+
+def test_a_long_run_of_escaped_quotes_is_answered_without_stepping_back():
+    code = """if True:
+        from xtdist.serve.errors import ApiError
+        from xtdist.serve.strict_json import parse_object
+
+        for end in (b"", b"\\\\", b'"', b'"}', b'x"}'):
+            raw = b'{"a": "' + b'\\\\"' * 100_000 + end
+            try:
+                print(len(parse_object(raw, max_depth=9)["a"]))
+            except ApiError as e:
+                print(e.code)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, check=True, text=True
+    )
+    assert done.stdout.split() == ["invalid_json"] * 3 + ["100000", "100001"]

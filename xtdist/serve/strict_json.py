@@ -15,7 +15,7 @@ import numpy as np
 
 from xtdist.serve.errors import ApiError, invalid
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)  # linear: no step back
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _MAX_DIGITS = 40
 
