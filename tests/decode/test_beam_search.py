@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, Pr
 from transformers.modeling_outputs import CausalLMOutput
 
 from xtdist.config import ConfigError
-from xtdist.decode import Completion, Engine, EngineConfig, GenerationParams
+from xtdist.decode import Completion, ContrastiveParams, Engine, EngineConfig, GenerationParams
+from xtdist.decode.beam import BeamSearch
 from xtdist.decode.scheduler import Scheduler
 from xtdist.model import TransformerWrapper
 
@@ -177,3 +179,37 @@ def test_beams_preempted_under_page_pressure_equal_beams_with_room(
 def test_what_beam_search_can_not_honour_is_refused(conflict: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(conflict))):
         GenerationParams(num_beams=4, **conflict)
+
+
+def test_a_search_that_finds_too_few_repeats_its_best() -> None:
+    prompt, contrast = [1, 2, 3], ContrastiveParams(alpha=1.0)  # one candidate at every step
+    params = GenerationParams(max_tokens=6, num_beams=4, n=4, contrastive=contrast)
+    engine = Engine(make_model(0), amateur=make_model(1))
+    choices = engine.generate([prompt], params)[0].choices
+    assert [c.token_ids for c in choices] == [greedy(make_model(0), prompt, 6)] * 4
+    assert len({c.score for c in choices}) == 1
+
+
+def test_a_search_that_finds_nothing_ends_with_empty_choices() -> None:
+    model = make_model(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(float("nan"))
+    params = GenerationParams(max_tokens=6, num_beams=3, n=2)
+    (completion,) = run(model, [[1, 2]], params)
+    assert [(c.token_ids, c.finish_reason, c.score) for c in completion.choices] == [
+        ((), "length", None)
+    ] * 2
+
+
+@pytest.mark.parametrize("early_stopping", [False, "never"])
+@pytest.mark.parametrize("length_penalty", [-100.0, 100.0])
+def test_extreme_length_penalties_keep_scores_finite(
+    length_penalty: float, early_stopping: Any
+) -> None:
+    search = BeamSearch(2, 4096, length_penalty, early_stopping, generated=4000)
+    logprobs = torch.tensor([[-0.5, -1.0, -2.0]])
+    search.advance(logprobs, ends=lambda c: c.token < 2, tokens_of=lambda c: (c.token,))
+    assert len(search.finished) == 2
+    assert all(math.isfinite(f.score) for f in search.finished)
+    assert search.finished[0].score > search.finished[1].score

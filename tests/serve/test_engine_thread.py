@@ -19,7 +19,8 @@ class ScriptedEngine:
     """Gives every request one token per step, its own prompt's tokens in order, then the end.
 
     Prompts that begin with -1, -2, -3 are refused as wrong, for a full queue, by a crash;
-    a step with a request whose prompt begins with -4 raises; -5 never ends.
+    a step with a request whose prompt begins with -4 raises; -5 never ends; -6 is forgotten
+    without an end; -7 is known for ever, but is no work.
     """
 
     def __init__(self, max_requests: int = 100) -> None:
@@ -32,7 +33,7 @@ class ScriptedEngine:
 
     @property
     def has_work(self):
-        return bool(self.requests)
+        return any(tokens[0] != -7 for tokens in self.requests.values())
 
     def add(self, prompt_ids, params, *, request_id=None):
         self.threads.add(threading.get_ident())
@@ -50,6 +51,10 @@ class ScriptedEngine:
         self.threads.add(threading.get_ident())
         outputs = []
         for name, tokens in list(self.requests.items()):
+            if tokens[0] == -6:
+                del self.requests[name]
+            if tokens[0] in (-6, -7):
+                continue
             if tokens[0] == -4:
                 raise RuntimeError("device lost")
             token = tokens[0] if tokens[0] == -5 else tokens.pop(0)
@@ -59,6 +64,9 @@ class ScriptedEngine:
                 del self.requests[name]
         time.sleep(0.001)
         return outputs
+
+    def knows(self, request_id):
+        return request_id in self.requests
 
     def abort(self, request_id):
         self.aborted.append(request_id)
@@ -177,6 +185,32 @@ def test_a_job_past_its_deadline_is_aborted_and_told_so(thread, engine):
     assert (error.status, error.code) == (504, "deadline_exceeded")
     assert len(engine.aborted) == 1
     assert not engine.requests
+
+
+def test_the_deadline_is_kept_while_the_engine_has_nothing_to_do(thread, engine):
+    async def main():
+        stuck = job([-7], timeout_s=0.05)
+        thread.submit(stuck)
+        with pytest.raises(ApiError) as e:
+            await tokens(stuck)
+        return e.value.code
+
+    assert run(main()) == "deadline_exceeded"
+    assert thread.running == 0
+
+
+def test_a_job_that_the_engine_has_forgotten_ends_with_an_error(thread, engine):
+    async def main():
+        busy, lost = job([-5]), job([-6], [1, 2])
+        thread.submit(busy)
+        thread.submit(lost)
+        with pytest.raises(ApiError) as e:
+            await tokens(lost)
+        thread.cancel(busy)
+        return e.value.code
+
+    assert run(main()) == "internal_error"
+    assert not thread.broken
 
 
 def test_a_cancelled_job_stops_before_the_next_step(thread, engine):

@@ -8,12 +8,15 @@ generated tokens (the EOS counts) ** ``length_penalty``. Ties go to the lower (b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
+
+LARGEST_EXPONENT = 600.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,13 @@ class BeamSearch:
             return True
         longest = self.early_stopping == "never" and self.length_penalty > 0
         length = self.max_tokens if longest else self.generated
-        return self.scores[0] / length**self.length_penalty <= self.finished[-1].score
+        return self.scores[0] / self._divisor(length) <= self.finished[-1].score
 
     def _penalised(self, score: float) -> float:
-        return score / self.generated**self.length_penalty
+        return score / self._divisor(self.generated)
+
+    def _divisor(self, length: int) -> float:
+        """length ** length_penalty, kept where it and the scores divided by it are finite."""
+        if abs(self.length_penalty) * math.log(length) > LARGEST_EXPONENT:
+            return math.exp(math.copysign(LARGEST_EXPONENT, self.length_penalty))
+        return float(length**self.length_penalty)

@@ -28,7 +28,8 @@ class BeamGroup:
 
     def advance(self, group: Seq[Ready], logits: StepLogits) -> list[Output]:
         """``group``: all beams of one request, best first. Outputs come when the search is over:
-        the ``n`` best, with their scores; the request then has no sequences left."""
+        the ``n`` best, with their scores; the request then has no sequences left. Fewer than ``n``
+        are filled up with the best one; without any, all are empty and have no score."""
         request = group[0].request
         assert request.beams is not None
         parents = [r.sequence for r in group]
@@ -50,7 +51,11 @@ class BeamGroup:
         for parent in parents:
             self.pool.release(parent.table)
         request.sequences = []
-        best = request.beams.finished[: request.params.n]
+        n = request.params.n
+        best = request.beams.finished[:n]
+        if not best:
+            return [Output(request.id, i, finish_reason="length") for i in range(n)]
+        best += best[:1] * (n - len(best))
         return [self._output(request, i, finished) for i, finished in enumerate(best)]
 
     def _scores(self, group: Seq[Ready], logits: StepLogits) -> Float[Tensor, "r v"]:

@@ -123,6 +123,10 @@ class Engine:
             self._forget(request)
         return request is not None
 
+    def knows(self, request_id: str) -> bool:
+        """Whether a request is waiting or running here."""
+        return request_id in self._requests
+
     def generate(
         self, prompts: Sequence[Sequence[int]], params: GenerationParams
     ) -> list[Completion]:

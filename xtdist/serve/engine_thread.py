@@ -24,6 +24,7 @@ from xtdist.serve.job import Event, Job, Piece
 from xtdist.serve.protocol import refused
 
 log = logging.getLogger(__name__)
+_LOOK_S = 1.0  # seconds between looks at the deadlines while the engine is idle
 
 
 class EngineLike(Protocol):
@@ -36,6 +37,7 @@ class EngineLike(Protocol):
     ) -> str: ...
     def step(self) -> list[Output]: ...
     def abort(self, request_id: str) -> object: ...
+    def knows(self, request_id: str) -> bool: ...
 
 
 class EngineThread:
@@ -108,10 +110,14 @@ class EngineThread:
             self._fail_everything()
 
     def _wait(self) -> bool:
-        """Sleep while there is nothing to do. False when it is time to end."""
+        """Sleep while there is nothing to do. False when it is time to end.
+
+        While there are jobs it wakes at least every second, so that their deadlines are kept even
+        if the engine has nothing to do for them."""
         with self._news:
             while not (self._inbox or self._stopping or self.engine.has_work):
-                self._news.wait()
+                if not self._news.wait(_LOOK_S if self._jobs else None) and self._jobs:
+                    break
             return not self._stopping
 
     def _turn(self) -> None:
@@ -132,6 +138,7 @@ class EngineThread:
         if self.engine.has_work:
             events += self._collect(self.engine.step())
             self.steps += 1
+        events += self._end_lost()
         self._wake_loop(events)
 
     def _admit(self, job: Job) -> Event:
@@ -159,6 +166,16 @@ class EngineThread:
             self.engine.abort(request_id)
             del self._jobs[request_id]
         job.live.clear()
+
+    def _end_lost(self) -> list[tuple[Job, Event]]:
+        """Errors for the jobs with a request that is over in the engine, but with fewer endings
+        than were asked for: nothing more would come."""
+        jobs = ((name, job) for name, (job, _) in self._jobs.items())
+        lost = {id(job): job for name, job in jobs if not self.engine.knows(name)}
+        for job in lost.values():
+            log.error("engine %s ended a request without all of its outputs", self.name)
+            self._drop(job)
+        return [(job, internal()) for job in lost.values()]
 
     def _collect(self, outputs: list[Output]) -> list[tuple[Job, Event]]:
         """The outputs of a step, by job."""
