@@ -10,7 +10,7 @@ import torch
 from xtdist.config import ConfigError
 from xtdist.decode.engine import Engine
 from xtdist.decode.maskpredict import MaskPredictParams, mask_predict
-from xtdist.decode.params import ContrastiveParams, GenerationParams
+from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams
 
 METHODS = ("greedy", "sample", "beam", "contrastive", "mask-predict")
 
@@ -49,19 +49,14 @@ class TextGenerator:
     ) -> None:
         self.model, self.tokenizer, self.banned_ids = model, tokenizer, banned_ids
         self.amateur = amateur
-        self.engine = None
+        self.eos_id = eos_id
+        self.engine: Engine | None = None
         if amateur is not None and not model.config.causal:
             raise ConfigError(
                 "amateur: a model that fills masks has no contrastive decoding; leave it out"
             )
         if model.config.causal:
-            self.engine = Engine(
-                model,
-                amateur=amateur,
-                tokenizer=tokenizer,
-                eos_ids=(eos_id,),
-                banned_ids=banned_ids,
-            )
+            self.engine = self._make_engine(EngineConfig())
 
     def methods(self) -> tuple[str, ...]:
         """What this model can do."""
@@ -84,7 +79,19 @@ class TextGenerator:
         if self.engine is None:
             return self._fill(ids, settings)
         params = _params(method, settings)
+        if params.width > self.engine.config.max_sequences:
+            self.engine = self._make_engine(EngineConfig(max_sequences=params.width))
         return self.engine.generate([ids], params)[0].choices[0].text
+
+    def _make_engine(self, config: EngineConfig) -> Engine:
+        return Engine(
+            self.model,
+            amateur=self.amateur,
+            tokenizer=self.tokenizer,
+            eos_ids=(self.eos_id,),
+            banned_ids=self.banned_ids,
+            config=config,
+        )
 
     def _fill(self, ids: list[int], settings: Settings) -> str:
         total, longest = len(ids) + settings.max_tokens, self.model.max_seq_len
@@ -112,7 +119,8 @@ def _params(method: str, settings: Settings) -> GenerationParams:
         case "greedy":
             return GenerationParams(max_tokens=n, temperature=0.0)
         case "beam":
-            return GenerationParams(max_tokens=n, num_beams=settings.num_beams)
+            greedy = 0.0 if settings.num_beams == 1 else 1.0  # one beam is greedy
+            return GenerationParams(max_tokens=n, num_beams=settings.num_beams, temperature=greedy)
         case "contrastive":
             return GenerationParams(max_tokens=n, temperature=0.0, contrastive=ContrastiveParams())
         case _:
