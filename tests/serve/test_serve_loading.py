@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import socket
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from tiny_server import Http, free_port, save_tiny
 
+from xtdist.cli import serve as cli
 from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping, to_mapping
 from xtdist.data.tokenizer import Tokenizer
 from xtdist.serve import AppConfig, ServeConfig, ServedModel, check, new_key
@@ -105,6 +107,27 @@ def test_changed_tensors_do_not_load(config, weights):
     (weights / "model.safetensors").write_bytes(bytes(raw))
     with pytest.raises(CheckpointError, match="safetensors"):
         Replica(config)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_manifest_that_does_not_list_a_file_is_refused(config, weights, name):
+    path = weights / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"][name]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=f"does not list {name}"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--amateur=w", "--name=a", "--host=0.0.0.0", "--port=1", "--api-keys-file=k"],
+)
+def test_an_option_beside_a_config_file_is_refused_not_dropped(option):
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    with pytest.raises(ConfigError, match=f"{option.partition('=')[0]} does not go with --config"):
+        cli.run(parser.parse_args(["--config", "serve.yaml", option]))
 
 
 def test_an_amateur_with_another_tokenizer_is_refused(config, weights, tmp_path):

@@ -12,9 +12,9 @@ from xtdist.serve.server import run as serve
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", nargs="?", help="a run folder, a checkpoint, a weights folder")
     parser.add_argument("--amateur", help="weaker model for contrastive decoding")
-    parser.add_argument("--name", default="xtdist", help="what clients call the model")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--name", help="what clients call the model (xtdist)")
+    parser.add_argument("--host", help="address to listen at (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen at (8000)")
     parser.add_argument(
         "--api-keys-file", help="who may ask; make a line of it with xtdist.serve.new_key"
     )
@@ -26,15 +26,30 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.config) == bool(args.weights):
         raise ConfigError("serve: give either a weights folder or --config FILE")
     if args.config:
+        _refuse_beside_config(args)
         config = load(ServeConfig, args.config, args.overrides).config
     else:
-        model = ServedModel(name=args.name, weights=args.weights, amateur=args.amateur)
+        name = "xtdist" if args.name is None else args.name
+        model = ServedModel(name=name, weights=args.weights, amateur=args.amateur)
         if args.overrides:
             raise ConfigError("serve: --set changes a --config FILE; there is none")
         config = ServeConfig(
-            models=(model,), host=args.host, port=args.port, api_keys_file=args.api_keys_file
+            models=(model,),
+            host="127.0.0.1" if args.host is None else args.host,
+            port=8000 if args.port is None else args.port,
+            api_keys_file=args.api_keys_file,
         )
     with serve(config, block=False) as server:
         print(f"serving at {server.url}/v1 until Ctrl-C", flush=True)
         server.wait()
     return 0
+
+
+def _refuse_beside_config(args: argparse.Namespace) -> None:
+    """Raises ConfigError for an option that the file of ``--config`` would silently override."""
+    for name in ("amateur", "name", "host", "port", "api_keys_file"):
+        if getattr(args, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"serve: {option} does not go with --config; write it in the file, or use --set"
+            )

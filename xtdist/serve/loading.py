@@ -10,7 +10,14 @@ from typing import TypeVar
 import torch
 
 from xtdist.checkpoint.layout import read_manifest, verify
-from xtdist.checkpoint.weights import CONFIG, TOKENIZER, WeightsConfig, find_weights, load_weights
+from xtdist.checkpoint.weights import (
+    CONFIG,
+    TENSORS,
+    TOKENIZER,
+    WeightsConfig,
+    find_weights,
+    load_weights,
+)
 from xtdist.config import CheckpointError, ConfigError, from_mapping
 from xtdist.data.tokenizer import load_tokenizer
 from xtdist.decode.engine import Engine
@@ -98,8 +105,12 @@ def check_served(spec: ServedModel) -> ServedModel:
 def _check_folder(folder: Path, where: str) -> str:
     """The digest of the tokenizer in a weights folder whose small files are in order."""
     manifest = read_manifest(folder)
-    if not {CONFIG, TOKENIZER} <= manifest.files.keys():
-        raise CheckpointError(f"{folder}: its manifest lists no {CONFIG} or {TOKENIZER}")
+    missing = sorted({CONFIG, TOKENIZER, TENSORS} - manifest.files.keys())
+    if missing:
+        raise CheckpointError(
+            f"{folder}: its manifest does not list {', '.join(missing)}; nothing vouches for what "
+            "is loaded: export the weights again"
+        )
     verify(folder, manifest, names=(CONFIG, TOKENIZER))
     try:
         config = from_mapping(WeightsConfig, json.loads((folder / CONFIG).read_text()))
