@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import shutil
@@ -231,6 +232,53 @@ def test_a_subset_for_the_tokenizer_is_bounded(settings: Make, tmp_path: Path) -
     prepare(settings(tmp_path / "d", tokenizer=spec), seen.append)
     used = max(p.done_bytes for p in seen if p.stage == "tokenizer")
     assert 10_000 < used < 30_000
+
+
+def test_a_folder_with_some_manifest_and_other_files_is_never_replaced(
+    settings: Make, dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "my app"}')
+    (dataset / "notes.md").write_text("mine")
+    for folder, name in ((tmp_path / "app", "manifest.json"), (dataset, "notes.md")):
+        before = {p.name: p.read_bytes() for p in folder.iterdir()}
+        with pytest.raises(DataError, match=f"not a dataset .*{name}"):
+            prepare(settings(folder, shard_tokens=5000, replace=True))
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_bpe_from_few_large_documents_learns_from_the_first_by_lot(
+    settings: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "c").mkdir()
+    for i in range(8):
+        (tmp_path / "c" / f"{i}.txt").write_text(f"{i} the cat sat on the mat; " * 2000)
+    config = settings(
+        tmp_path / "d",
+        source=FilesSource(path=str(tmp_path / "c")),
+        tokenizer=BpeTokenizerConfig(vocab_size=270, train_bytes=500),
+        valid_fraction=0.5,
+    )
+    assert prepare(config).vocab_size == 270
+    tokenizer = TokenDataset.open(tmp_path / "d").tokenizer
+    train = texts_of(tmp_path / "d", "train")
+    first = min(train, key=lambda t: hashlib.sha256(t.encode()).digest()[24:32])
+    assert tokenizer.sha256 == train_bpe([first[:500]], 270).sha256
+
+
+def test_remote_places_are_refused_and_the_home_folder_is_understood(
+    corpus: Path, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"output: .*s3://b/d.*not supported yet.*local"):
+        settings("s3://b/d")
+    for source in (FilesSource, JsonlSource):
+        with pytest.raises(ConfigError, match=r"path: .*gs://b.*not supported yet"):
+            source(path="gs://b")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(corpus, tmp_path / "text")
+    report = prepare(settings("~/d", source=FilesSource(path="~/text")))
+    assert report.folder == str(tmp_path / "d")
+    assert TokenDataset.open("~/d").dataset_id == report.dataset_id
 
 
 @pytest.mark.parametrize("name", ["prepare_demo.yaml", "prepare_bytes.yaml"])

@@ -220,3 +220,21 @@ def test_the_dataset_id_changes_with_any_shard_hash(dataset: Path) -> None:
 def test_the_dataset_id_does_not_depend_on_the_folder(built: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(built, tmp_path / "elsewhere")
     assert read_manifest(moved).dataset_id == read_manifest(built).dataset_id
+
+
+@pytest.mark.parametrize(("key", "value"), [("eot_id", 3), ("vocab_size", 5000)])
+def test_a_manifest_that_contradicts_its_tokenizer_is_refused(
+    dataset: Path, key: str, value: int
+) -> None:
+    path = dataset / "manifest.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, key: value}, sort_keys=True, indent=1) + "\n")
+    with pytest.raises(DataError, match=f"{key} is {value}, its tokenizer has {tree[key]}"):
+        TokenDataset.open(dataset)
+
+
+def test_a_deeply_nested_manifest_is_refused(dataset: Path) -> None:
+    for text in ("[" * 3000, "[" * 300_000):
+        (dataset / "manifest.json").write_text(text)
+        with pytest.raises(DataError, match=r"manifest\.json: damaged"):
+            TokenDataset.open(dataset)

@@ -186,3 +186,23 @@ def test_an_edited_tokenizer_file_is_refused(bpe: Tokenizer, tmp_path: Path) -> 
         path.write_text(json.dumps(spec))
         with pytest.raises(DataError, match="not a tokenizer of this package"):
             load_tokenizer(path)
+
+
+def test_bpe_learns_from_and_encodes_long_runs_of_one_character(tmp_path: Path) -> None:
+    runs = ["x" * 300_000, " " * 300_000, "hello world " * 50]
+    tokenizer = train_bpe(runs, 400)
+    assert tokenizer.kind == "bpe"
+    assert max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.eot_id)) <= 128
+    for text in runs:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    tokenizer.save(tmp_path / "tokenizer.json")
+    hf = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "x" * 5000 + " hello"
+    assert tokenizer.encode(text).tolist() == hf.encode(text).ids
+
+
+def test_a_deeply_nested_tokenizer_file_is_refused(tmp_path: Path) -> None:
+    for text in ("[" * 3000, "[" * 300_000):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(DataError, match="not JSON"):
+            load_tokenizer(tmp_path / "tokenizer.json")

@@ -9,10 +9,14 @@ encoded with lower ranks only, ends as its listed pair; ``ranked_merges`` keeps 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 Merge = tuple[bytes, bytes]
+
+_MAX_TOKEN_BYTES = 128  # checking a token is quadratic in its length: long runs must end
+_LONG_RUN = re.compile(r"\S{2048}|\s{2048}")  # the trainer is quadratic in a word's length, too
 
 # The split into words of GPT-2, as Hugging Face's ByteLevel pre-tokenizer has it.
 SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -42,12 +46,22 @@ def train_merges(texts: Iterable[str], max_merges: int) -> list[Merge]:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
         special_tokens=[],
+        max_token_length=_MAX_TOKEN_BYTES,
     )
-    engine.train_from_iterator(iter(texts), trainer)
+    engine.train_from_iterator((part for text in texts for part in _bounded(text)), trainer)
     pairs = json.loads(engine.to_str())["model"]["merges"]
     byte_of = {c: b for b, c in enumerate(byte_characters())}
     raw = [tuple(bytes(byte_of[c] for c in part) for part in pair) for pair in pairs]
     return ranked_merges(cast(list[Merge], raw))[:max_merges]
+
+
+def _bounded(text: str) -> Iterator[str]:
+    """``text``, cut within runs of 2048 characters without (or of nothing but) white space."""
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    yield text[start:]
 
 
 def ranked_merges(merges: Iterable[Merge]) -> list[Merge]:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xtdist.config import configclass
+from xtdist.config import ConfigError, configclass
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|mask|>", "<|pad|>")
 MIN_BPE_VOCAB = 256 + len(SPECIAL_TOKENS) + 1
 
 OnBadDocument = Literal["error", "skip"]
+
+
+def local_path(path: str | Path) -> Path:
+    """``path`` with a leading ``~`` replaced by the home folder."""
+    return Path(os.path.expanduser(path))
+
+
+def _check_local(key: str, path: str) -> None:
+    if "://" in path:
+        raise ConfigError(
+            f"{key}: got {path!r}; remote storage is not supported yet; give a local or mounted "
+            "path"
+        )
 
 
 @configclass
@@ -44,6 +59,9 @@ class FilesSource:
     pattern: str = "**/*.txt"
     bad_documents: OnBadDocument = "error"
 
+    def __post_init__(self) -> None:
+        _check_local("path", self.path)
+
 
 @configclass
 class JsonlSource:
@@ -53,6 +71,9 @@ class JsonlSource:
     path: str
     field: str = "text"
     bad_documents: OnBadDocument = "error"
+
+    def __post_init__(self) -> None:
+        _check_local("path", self.path)
 
 
 @configclass
@@ -87,6 +108,9 @@ class PrepareConfig:
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     shard_tokens: Annotated[int, Field(gt=0, le=2**30)] = 32 * 2**20
     replace: bool = False
+
+    def __post_init__(self) -> None:
+        _check_local("output", self.output)
 
 
 @configclass

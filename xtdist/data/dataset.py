@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtdist.config import DataError
-from xtdist.data.manifest import Manifest, read_manifest
+from xtdist.data.config import local_path
+from xtdist.data.manifest import MANIFEST_FILE, Manifest, read_manifest
 from xtdist.data.shards import Tokens, check_size, open_shard, total
 from xtdist.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
@@ -59,7 +60,7 @@ class TokenDataset:
                 another size, a tokenizer other than the one it was made with. A shard whose content
                 changed is refused when first read (``touch``) or here (``full``).
         """
-        folder = Path(folder)
+        folder = local_path(folder)
         manifest = read_manifest(folder)
         if not manifest.splits.get(split):
             raise DataError(
@@ -72,6 +73,13 @@ class TokenDataset:
                 f"(sha256 {tokenizer.sha256[:12]}…, the manifest says "
                 f"{manifest.tokenizer.sha256[:12]}…); restore it, or prepare the dataset again"
             )
+        for key in ("vocab_size", "eot_id"):
+            said, is_ = getattr(manifest, key), getattr(tokenizer, key)
+            if said != is_:
+                raise DataError(
+                    f"{folder / MANIFEST_FILE}: {key} is {said}, its tokenizer has {is_}; prepare "
+                    "the dataset again"
+                )
         return cls(folder, split, manifest=manifest, tokenizer=tokenizer, verify=verify)
 
     @property

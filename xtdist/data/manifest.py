@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         manifest = from_mapping(Manifest, tree)
         intact = canonical_text(manifest) == text
-    except (ConfigError, ValueError) as e:
+    except (ConfigError, ValueError, RecursionError) as e:
         raise DataError(f"{path}: damaged ({e}); prepare the dataset again") from None
     if not intact:
         raise DataError(f"{path}: was edited by hand; prepare the dataset again")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from xtdist.config import ConfigError, DataError, to_mapping
-from xtdist.data.config import BpeTokenizerConfig, PrepareConfig
-from xtdist.data.corpus import SPLITS, Counts, Split, scan, texts
+from xtdist.config import DataError, to_mapping
+from xtdist.data.config import BpeTokenizerConfig, PrepareConfig, local_path
+from xtdist.data.corpus import SPLITS, Counts, Split, Text, scan, texts
 from xtdist.data.dataset import TokenDataset
 from xtdist.data.manifest import (
     MANIFEST_FILE,
@@ -26,6 +26,7 @@ from xtdist.data.manifest import (
     canonical_text,
     read_manifest,
 )
+from xtdist.data.ours import refuse_foreign
 from xtdist.data.shards import ShardWriter, token_dtype, total
 from xtdist.data.staging import publish, staged
 from xtdist.data.tokenizer import TOKENIZER_FILE, Tokenizer, byte_tokenizer, train_bpe
@@ -71,13 +72,14 @@ def prepare(config: PrepareConfig, progress: OnProgress | None = None) -> Prepar
     """Make the dataset that ``config`` describes, in one process and bounded memory.
 
     Raises:
-        DataError: no text, text that can't be read, or ``output`` holds something else.
+        DataError: no text, text that can't be read, or ``output`` holds something else (files that
+            are not a dataset's are never replaced).
         ResourceError: no room on the disk.
     """
     start = time.monotonic()
     report = progress or (lambda _: None)
-    output = Path(config.output)
-    _refuse_foreign(output)
+    output = local_path(config.output)
+    refuse_foreign(output)
     counts = scan(
         config.source,
         config.valid_fraction,
@@ -88,6 +90,7 @@ def prepare(config: PrepareConfig, progress: OnProgress | None = None) -> Prepar
     if manifest is None:
         with staged(output, needed_bytes=_needed_bytes(config, counts)) as folder:
             manifest = _build(config, folder, counts, report)
+            refuse_foreign(output)
             publish(folder, output, replace=config.replace)
     return PrepareReport(
         folder=str(output),
@@ -156,14 +159,22 @@ def _make_tokenizer(config: PrepareConfig, counts: Counts, report: OnProgress) -
     expected = int(share * counts.text_bytes["train"])
 
     def chosen() -> Iterator[str]:
-        done = 0
+        done, lowest = 0, None
         for text in texts(config.source, config.valid_fraction, Counts()):
             if text.split == "train" and text.lot < share:
                 done += text.bytes
                 report(Progress(stage="tokenizer", done_bytes=done, total_bytes=expected))
-                yield text.text
+                yield text.text[: spec.train_bytes]
+            elif text.split == "train" and not done:
+                lowest = _lower(lowest, text)
+        if lowest and not done:  # few large documents, none of them chosen
+            yield lowest.text[: spec.train_bytes]
 
     return train_bpe(chosen(), spec.vocab_size)
+
+
+def _lower(one: Text | None, other: Text) -> Text:
+    return other if one is None or other.lot < one.lot else one
 
 
 def _finished(config: PrepareConfig, output: Path, counts: Counts) -> Manifest | None:
@@ -187,18 +198,6 @@ def _finished(config: PrepareConfig, output: Path, counts: Counts) -> Manifest |
         f"output: {output} holds another dataset ({changed}); choose another output, or set "
         "replace=true to build this one in its place"
     )
-
-
-def _refuse_foreign(output: Path) -> None:
-    """Never build over files that are not ours."""
-    if not output.name:
-        raise ConfigError(f"output: {str(output)!r} is not a folder that can be made")
-    if output.exists() and not output.is_dir():
-        raise DataError(f"output: {output} is a file; give a folder")
-    if output.is_dir() and not (output / MANIFEST_FILE).exists() and any(output.iterdir()):
-        raise DataError(
-            f"output: {output} holds files that are not a dataset; choose a new or empty folder"
-        )
 
 
 def _build_info(config: PrepareConfig, counts: Counts) -> BuildInfo:

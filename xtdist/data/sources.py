@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import assert_never
 
 from xtdist.config import DataError
-from xtdist.data.config import FilesSource, JsonlSource, SourceConfig, StdlibSource
+from xtdist.data.config import FilesSource, JsonlSource, SourceConfig, StdlibSource, local_path
 
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
@@ -45,7 +45,7 @@ def documents(source: SourceConfig) -> Iterator[Document]:
 
 
 def _files(source: FilesSource) -> Iterator[Document]:
-    root = Path(source.path)
+    root = local_path(source.path)
     if not root.is_dir():
         raise DataError(f"source.path: {root} is not a folder; give the folder that holds the text")
     paths = _matching(root, source.pattern)
@@ -63,7 +63,7 @@ def _files(source: FilesSource) -> Iterator[Document]:
 
 
 def _jsonl(source: JsonlSource) -> Iterator[Document]:
-    root = Path(source.path)
+    root = local_path(source.path)
     if not root.exists():
         raise DataError(
             f"source.path: {root} does not exist; give a .jsonl file or a folder of them"

@@ -138,7 +138,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         spec = json.loads(path.read_bytes())
     except OSError as e:
         raise DataError(f"{path}: can't be read ({e.strerror}); give a tokenizer.json") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(
             f"{path}: not JSON; give a tokenizer.json made by `xtdist prepare`"
         ) from None
@@ -150,7 +150,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ]
         tokenizer = Tokenizer(merges)
         same = _to_json(merges) == spec
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         same = False
     if not same:
         raise DataError(
