@@ -56,7 +56,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "") -
     """
     try:
         text = json.dumps(mapping)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, RecursionError) as e:
         raise ConfigError(f"{where or cls.__name__}: not plain data ({e})") from None
     try:
         config: T = _adapter(cls).validate_json(text)
@@ -79,18 +79,31 @@ def digest(config: Any) -> str:
 
 def key_path(cls: Any, loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """pydantic's location without the tags of tagged unions: the path as written in YAML."""
+    return _walk(cls, loc)[0]
+
+
+def _walk(
+    cls: Any, loc: tuple[str | int, ...]
+) -> tuple[tuple[str | int, ...], list[str], tuple[str, dict[str, Any]] | None]:
+    """The path of pydantic's ``loc``, the keys that may stand below it, and, if it ends in the tag
+    of a union, that kind and the fields of the whole union."""
     path: list[str | int] = []
     fields = _field_types(cls)
+    union = None
     for part in loc:
+        if isinstance(part, int):
+            path.append(part)
+            continue
         if isinstance(part, str) and fields is not None and part not in fields:
             tagged = _by_kind(fields, part)
             if tagged is not None:
-                fields = tagged
+                union, fields = (part, fields), tagged
                 continue
+        union = None
         path.append(part)
         inner = fields.get(part) if isinstance(part, str) and fields is not None else None
         fields = _field_types(inner)
-    return tuple(path)
+    return tuple(path), _names(fields), union
 
 
 def describe(cls: Any, err: ErrorDetails, where: str = "") -> str:
@@ -100,10 +113,7 @@ def describe(cls: Any, err: ErrorDetails, where: str = "") -> str:
     prefix = f"{where}: " if where else ""
     given = err.get("input")
     if err["type"] == "unexpected_keyword_argument":
-        allowed = allowed_keys(cls, loc[:-1])
-        near = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}"
-        return f"{prefix}{path}: unknown key; {hint}"
+        return f"{prefix}{path}: unknown key; {_unknown_hint(cls, err['loc'])}"
     if err["type"] in ("missing", "missing_argument"):
         return f"{prefix}{path}: required key is missing"
     if err["type"] == "value_error":
@@ -122,6 +132,23 @@ def allowed_keys(cls: Any, loc: tuple[str | int, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         fields = _field_types(fields.get(part)) if fields is not None else None
+    return _names(fields)
+
+
+def _unknown_hint(cls: Any, loc: tuple[str | int, ...]) -> str:
+    """What to write instead of the key that ``loc`` ends in; of the chosen kind for a union."""
+    key = str(loc[-1])
+    _, allowed, union = _walk(cls, loc[:-1])
+    if union and key in union[1]:
+        members = {k.removeprefix("kind="): m for k, m in union[1].items() if k.startswith("kind=")}
+        having = [repr(k) for k, m in members.items() if key in (_field_types(m) or {})]
+        have = "has" if len(having) == 1 else "have"
+        return f"not a key of kind {union[0]!r}; kind {', '.join(having)} {have} it"
+    near = difflib.get_close_matches(key, allowed, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}"
+
+
+def _names(fields: dict[str, Any] | None) -> list[str]:
     return sorted(k for k in fields or {} if not k.startswith("kind="))
 
 

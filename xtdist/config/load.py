@@ -31,7 +31,7 @@ class Loaded(Generic[T]):
 
 class _Loader(yaml.SafeLoader):
     """safe_load without its surprises: 3e-4 is a number, on/off/yes/no are words, keys are unique,
-    no aliases (a small file can not become a large tree)."""
+    no aliases or merges (a small file can not become a large tree), 010 is not 8, 1:30 not 90."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -49,13 +49,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*)([eE][-+]?\d+)?$")
+_FLOAT = re.compile(r"^[-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)$")
+_INT = re.compile(r"^[-+]?(0|[1-9][0-9_]*)$")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, rx) for tag, rx in pairs if tag.rsplit(":", 1)[1] in ("int", "null", "merge")]
+    first: [(tag, rx) for tag, rx in pairs if tag.rsplit(":", 1)[1] == "null"]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[T]:
@@ -94,6 +96,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(e, "problem", None) or str(e).splitlines()[0]
         raise ConfigError(f"{path}{line}: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply to be a config") from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -135,8 +139,13 @@ def _apply(cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str) -
             node = child
     try:
         value = parse_value(value_text)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"override {text!r}: {value_text!r} is not a YAML value") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"override {text[:80]!r}: its value is not a YAML value") from None
+    if str(value).count("#") < value_text.count("#"):
+        raise ConfigError(
+            f"override {text!r}: YAML takes what follows '#' for a comment; quote the value, as in "
+            f"{path}='\"a #b\"'"
+        )
     old = node.get(keys[-1])
     source = f"override {text!r}"
     if isinstance(value, dict) and isinstance(old, dict) and "kind" not in value:
