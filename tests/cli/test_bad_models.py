@@ -109,7 +109,7 @@ def test_a_number_out_of_range_is_refused(refused, save_model, kind, option, val
     [
         ("autoregressive", "--top-p", 1.5, "top_p"),
         ("autoregressive", "--num-beams", 0, "num_beams"),
-        ("autoregressive", "--num-beams", 99, "num_beams"),
+        ("autoregressive", "--num-beams", 9999, "num_beams"),
         ("nonautoregressive", "--steps", 0, "steps"),
     ],
 )

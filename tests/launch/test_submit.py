@@ -119,10 +119,10 @@ def test_a_job_gets_absolute_paths_and_all_other_overrides(fake, tmp_path, monke
 def test_a_config_and_an_output_outside_of_the_tree_stay_where_they_are(fake, tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text((ROOT / "jobs" / "configs" / "demo_ar.yaml").read_text())
-    main(["train", str(config), "output=s3://bucket/runs", "--submit", "http://head:8265"])
+    main(["train", str(config), "--submit", "http://head:8265", 'output="/shared/my runs #2"'])
     entry = fake.command[fake.command.index("--") + 1 :]
     assert entry[2] == str(config)
-    assert "output=s3://bucket/runs" in entry
+    assert 'output="/shared/my runs #2"' in entry
 
 
 def test_nobody_at_the_address_is_a_users_mistake(capsys, monkeypatch):

@@ -10,6 +10,7 @@ a worker that was cut off from writing into its successor's checkpoint.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -31,6 +32,7 @@ from xtdist.files import sync, write_atomic
 
 STAGING = ".staging-"
 DAMAGED = "damaged-"
+_NAME = re.compile(r"step_\d{8,}-[0-9a-z]+")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class CheckpointStore:
         """Names of committed checkpoints, oldest step first."""
         if not self.root.is_dir():
             return []
-        return sorted(p.name for p in self.root.iterdir() if p.name.startswith("step_"))
+        return sorted(p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name))
 
     def staging(self, step: int, attempt: str) -> Path:
         """Where the ranks write the files of a checkpoint before it is committed."""

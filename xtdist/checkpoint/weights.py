@@ -87,6 +87,12 @@ def load_weights(
     """
     path = find_weights(Path(folder))
     manifest = read_manifest(path)
+    missing = {TENSORS, CONFIG, TOKENIZER} - manifest.files.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path / MANIFEST}: does not list {', '.join(sorted(missing))}, so they can't be "
+            "checked; use weights as they were saved"
+        )
     verify(path, manifest)
     try:
         config = from_mapping(WeightsConfig, json.loads((path / CONFIG).read_text()))

@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
 def _run(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="xtdist", description="Distributed training and serving of transformers on Ray."
@@ -48,7 +52,11 @@ def _run(words: Sequence[str]) -> int:
         sub = verbs.add_parser(verb, help=summary, description=summary)
         if list(words[:1]) == [verb]:  # only the verb in use is imported: --help stays quick
             importlib.import_module(f"xtdist.cli.{verb}").add_arguments(sub)
-    args = parser.parse_args(words)
+    args, more = parser.parse_known_args(words)
+    if more and hasattr(args, "overrides") and all(_is_override(word) for word in more):
+        args.overrides += more  # those that stand behind a flag
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     code: int = importlib.import_module(f"xtdist.cli.{args.verb}").run(args)
     return code
 

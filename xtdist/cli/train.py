@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
-from xtdist.config import load
+from xtdist.config import ConfigError, load
+from xtdist.config.load import parse_value
+from xtdist.launch.preflight import local_path
 from xtdist.launch.submit import ROOT, submit
-from xtdist.launch.trainer import run_training
+from xtdist.launch.trainer import TrainingFailedError, run_training
 from xtdist.train.spec import RunSpec
 
 
@@ -25,7 +29,11 @@ def run(args: argparse.Namespace) -> int:
     spec = load(RunSpec, args.config, args.overrides).config
     if args.submit:
         return _submit(args, spec)
-    outcome = run_training(spec)
+    try:
+        outcome = run_training(spec)
+    except TrainingFailedError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
     if not outcome.finished:
         print(f"stopped at step {outcome.step} of {outcome.steps}; the same command goes on")
         return 130
@@ -36,9 +44,17 @@ def run(args: argparse.Namespace) -> int:
 def _submit(args: argparse.Namespace, spec: RunSpec) -> int:
     """The job runs elsewhere in the tree: paths that are relative here are made absolute."""
     paths = {"output": spec.output, "data.path": spec.data.path}
-    fixed = [f"{k}={v if '://' in v else Path(v).resolve()}" for k, v in paths.items()]
+    fixed = [f"{k}={_quoted(str(local_path(k, v)))}" for k, v in paths.items()]
     others = [o for o in args.overrides if o.partition("=")[0] not in paths]
     config = Path(args.config).resolve()
     inside = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
     entrypoint = ["python", "jobs/train.py", str(inside), *others, *fixed]
     return submit(args.submit, entrypoint, name=spec.name)
+
+
+def _quoted(path: str) -> str:
+    """As an override's value: quoted where YAML would read something else."""
+    try:
+        return path if parse_value(path) == path else json.dumps(path)
+    except (ConfigError, ValueError):
+        return json.dumps(path)

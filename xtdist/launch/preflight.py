@@ -7,10 +7,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from xtdist.checkpoint import CheckpointStore
 from xtdist.config import ConfigError, DataError, ResourceError
 from xtdist.data import TokenDataset, Tokenizer
-from xtdist.model.wrapper import build_model
+from xtdist.model import TransformerWrapper
 from xtdist.optim import check_schedule
 from xtdist.train.deepspeed import resolve_precision
 from xtdist.train.spec import RunSpec, fit_to_data
@@ -55,6 +57,7 @@ def resolve(spec: RunSpec) -> RunSpec:
     Raises:
         UserError: dataset, model, batch or schedule can't be what the spec says.
     """
+    spec = _with_paths(spec)
     train = TokenDataset.open(spec.data.path, split="train", verify="size")
     valid = TokenDataset.open(spec.data.path, split="valid", verify="size")
     for data in (train, valid):
@@ -66,8 +69,26 @@ def resolve(spec: RunSpec) -> RunSpec:
     check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
     spec = fit_to_data(spec, vocab_size=train.tokenizer.vocab_size)
     _check_samples(spec, train.tokenizer)
-    place = dataclasses.replace(spec.data, path=str(Path(spec.data.path).resolve()))
-    return dataclasses.replace(spec, data=place, output=str(Path(spec.output).resolve()))
+    return spec
+
+
+def _with_paths(spec: RunSpec) -> RunSpec:
+    data = dataclasses.replace(spec.data, path=str(local_path("data.path", spec.data.path)))
+    return dataclasses.replace(spec, data=data, output=str(local_path("output", spec.output)))
+
+
+def local_path(key: str, value: str) -> Path:
+    """``value`` as an absolute path, ``~`` expanded.
+
+    Raises:
+        ConfigError: it is a URL.
+    """
+    if "://" in value:
+        raise ConfigError(
+            f"{key}: got {value!r}; give a folder that all machines of the run see (a mounted "
+            "bucket or shared disk)"
+        )
+    return Path(value).expanduser().resolve()
 
 
 def _check_samples(spec: RunSpec, tokenizer: Tokenizer) -> None:
@@ -94,8 +115,10 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     gpus = _gpus(spec, cluster_gpus)
     precision = resolve_precision(spec.engine.precision, gpu=bool(gpus))
     spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, precision=precision))
-    folder = Path(spec.output).resolve() / spec.name
-    parameters = sum(p.numel() for p in build_model(spec.model).parameters())
+    folder = Path(spec.output) / spec.name
+    with torch.device("meta"):  # counted, not allocated
+        model = TransformerWrapper.from_config(spec.model)
+    parameters = sum(p.numel() for p in model.parameters())
     plan = Plan(
         spec=spec,
         folder=folder,

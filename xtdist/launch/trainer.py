@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from xtdist.checkpoint import CheckpointStore
-from xtdist.config import UserError, to_mapping
+from xtdist.config import ResourceError, UserError, to_mapping
 from xtdist.connect import check_room, connect, disconnect
 from xtdist.data import TokenDataset
 from xtdist.files import write_atomic
@@ -76,7 +77,8 @@ def run_training(spec: RunSpec) -> Outcome:
             print(f"going on from the checkpoint at step {plan.done_step}", flush=True)
             for line in _changes(plan):
                 print(f"  changed since then: {line}", flush=True)
-        return _train(plan)
+        with _own_folder(plan):
+            return _train(plan)
     finally:
         if started:
             disconnect()
@@ -93,12 +95,34 @@ def _changes(plan: Plan) -> list[str]:
     return [f"{k} {before.get(k, '-')} → {now.get(k, '-')}" for k in keys]
 
 
+@contextmanager
+def _own_folder(plan: Plan) -> Iterator[None]:
+    """The run's folder, ready, and for this process alone.
+
+    Raises:
+        ResourceError: it can't be written, or another process trains this run.
+    """
+    folder = plan.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        write_atomic(folder / "config.yaml", yaml.safe_dump(to_mapping(plan.spec), sort_keys=False))
+        for stale in (STOP_FILE, ERROR_FILE):
+            (folder / stale).unlink(missing_ok=True)
+    except BlockingIOError:
+        raise ResourceError(
+            f"{folder}: another process is training this run; wait for it, or give this one "
+            "another name"
+        ) from None
+    except OSError as e:
+        raise ResourceError(f"output: {folder} can't be written ({e.strerror})") from None
+    with lock:
+        yield
+
+
 def _train(plan: Plan) -> Outcome:
     folder = plan.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.yaml", yaml.safe_dump(to_mapping(plan.spec), sort_keys=False))
-    for stale in (STOP_FILE, ERROR_FILE):
-        (folder / stale).unlink(missing_ok=True)
     tracked = _open_tracking(plan)
     job = WorkerJob(
         spec=plan.spec, folder=str(folder), mlflow=tracked, gpu=bool(plan.gpus_per_worker)

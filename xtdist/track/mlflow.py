@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from xtdist.config import ConfigError
 from xtdist.track.records import Series
 
 if TYPE_CHECKING:
@@ -107,11 +108,16 @@ def connect(uri: str) -> MlflowClient:
 def tracking_uri(uri: str | None, run_folder: str | Path) -> str:
     """``uri`` with the default filled in and a file's path made absolute: a worker's working
     directory is another one."""
-    if uri is None:
-        return f"sqlite:///{(Path(run_folder) / 'mlflow.db').resolve()}"
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
-    return uri
+    if uri is not None and not uri.startswith("sqlite:///"):
+        return uri
+    file = Path(run_folder) / "mlflow.db" if uri is None else Path(uri.removeprefix("sqlite:///"))
+    path = str(file.resolve())
+    if set(path) & set("%?'\"`\\"):
+        raise ConfigError(
+            f"MLflow's store would be {path}, whose path holds one of % ? ' \" ` \\; choose "
+            "another output, or set track.uri to a server or another file"
+        )
+    return f"sqlite:///{path}"
 
 
 def metric_history(uri: str, run_id: str, name: str) -> Series:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from xtdist.config import (
     ConfigError,
@@ -72,7 +74,7 @@ class LoopSpec:
     ``keep``: newest checkpoints kept.
     """
 
-    steps: PositiveInt
+    steps: Annotated[int, Field(gt=0, lt=2**40)]
     valid_every: NonNegativeInt = 100
     valid_windows: PositiveInt = 64
     checkpoint_every: PositiveInt = 500
@@ -102,7 +104,7 @@ class RunSpec:
     track: TrackConfig = TrackConfig()
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
+        if not _NAME.fullmatch(self.name):
             raise ConfigError(
                 f"name: got {self.name!r}; it names a folder: letters, digits, '.', '_', '-', "
                 "at most 100 of them"

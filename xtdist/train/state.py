@@ -97,11 +97,15 @@ def find_commit(store: CheckpointStore, now: dict[str, Any]) -> str | None:
 
 
 def restore(engine: Any, path: Path) -> Position:
-    """Load a committed checkpoint of the same world size and stage into a fresh engine.
+    """Load a committed checkpoint of the same world size and stage into a fresh engine. The
+    optimizer's state is the checkpoint's; its settings (weight decay, betas …) are the config's.
 
     Raises:
         CheckpointError: it holds something else than ours do, code in a pickle for example.
     """
+    settings = [
+        {k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups
+    ]
     try:
         loaded, client = engine.load_checkpoint(str(path), tag=TAG, load_lr_scheduler_states=False)
     except pickle.UnpicklingError as e:
@@ -110,6 +114,8 @@ def restore(engine: Any, path: Path) -> Position:
             f"{path}: its shards hold more than tensors and numbers, so nothing was loaded; use "
             f"another checkpoint ({reason})"
         ) from None
+    for group, wanted in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(wanted)
     if loaded is None:
         raise CheckpointError(f"{path}: the engine did not load it; its shards are not all there")
     meta = read_manifest(path).meta
