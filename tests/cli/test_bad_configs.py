@@ -70,7 +70,7 @@ def test_a_file_that_is_no_config_is_named(refused, tmp_path, content):
         ("loop.steps", "write it as key.path=value"),
         ("=4", "write it as key.path=value"),
         ("loop..steps=4", "write it as key.path=value"),
-        ("loop.steps=[4", "'[4' is not a YAML value"),
+        ("loop.steps=[4", "its value is not a YAML value"),
         ("loop.step=4", "unknown key 'step'; did you mean 'steps'?"),
         ("lop.steps=4", "unknown key 'lop'; did you mean 'loop'?"),
         ("loop.steps.more=4", "unknown key 'more'"),

@@ -23,7 +23,7 @@ from xtdist.launch.submit import ROOT
 from xtdist.serve.client import Client
 from xtdist.track.describe import describe_run
 
-PROMPT = 'def read_file(path, mode="r"):\n    """'
+PROMPT = "import os\n\nclass Reader:\n    def __init__(self, path):\n        self"
 RUN = "demo-ar"
 
 
