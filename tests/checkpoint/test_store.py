@@ -96,7 +96,9 @@ def test_a_missing_file_a_short_file_and_a_missing_manifest_are_named(tmp_path: 
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"format_version": 99}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"files": 3}', '{"format_version": 99}', "[" * 100_000]
+)
 def test_a_broken_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(CheckpointError):

@@ -80,7 +80,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(
             f"{folder}: no {MANIFEST} there: not a finished checkpoint or weights folder"
         ) from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: can't be read ({e})") from None
     try:
         manifest = from_mapping(Manifest, raw, where=str(path))

@@ -97,7 +97,7 @@ def load_weights(
     try:
         config = from_mapping(WeightsConfig, json.loads((path / CONFIG).read_text()))
         state = load_file(path / TENSORS, device=device)
-    except (ConfigError, OSError, ValueError, SafetensorError) as e:
+    except (ConfigError, OSError, ValueError, RecursionError, SafetensorError) as e:
         raise CheckpointError(f"{path}: not weights that this version can read: {e}") from None
     model = build_model(config.model).to(device)
     load_state(model, state, where=path / TENSORS)

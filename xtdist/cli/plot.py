@@ -22,7 +22,12 @@ def run(args: argparse.Namespace) -> int:
         if not (folder / "metrics.jsonl").is_file():
             raise ConfigError(f"{folder}: no metrics.jsonl there; give the folder of a run")
     output = Path(args.output) if args.output else runs[0]
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(
+            f"--output: {output} can't be a folder ({e.strerror}); give another"
+        ) from None
     print(loss_png(runs, output / "loss.png"))
     print(loss_html(runs, output / "loss.html"))
     return 0
