@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xtdist.config import ConfigError, from_mapping, to_mapping
 from xtdist.model import Encoder, ModelConfig, TransformerWrapper, build_model
-from xtdist.nn.attention.backends import Attend, eager
+from xtdist.nn.attention.cache import Kept, Read
 
 LLAMA: dict[str, Any] = {"attention": {"dim_head": 16, "kv_heads": 2, "qk_rmsnorm": True}}
 GPT2: dict[str, Any] = {
@@ -40,17 +40,16 @@ def ids(*shape: int, seed: int = 0) -> Tensor:
 
 
 class OneSequence:
-    """A KVCache that keeps one sequence in lists and attends by the formula."""
+    """A KVCache that keeps one sequence in lists."""
 
     def __init__(self) -> None:
-        self.store: dict[int, list[Tensor]] = {}
+        self.store: dict[int, Kept] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        old = self.store.get(layer, [k[:, :, :0], v[:, :, :0]])
-        k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)
-        self.store[layer] = [k, v]
-        past = torch.arange(k.shape[2]) <= torch.arange(k.shape[2])[-q.shape[2] :, None]
-        return eager(q, k, v, Attend(mask=past[None, None], causal=True, scale=scale))
+    def update(self, layer: int, new: Kept) -> list[Read]:
+        old = self.store.get(layer, tuple(t[:, :, :0] for t in new))
+        kept = tuple(torch.cat(both, dim=2) for both in zip(old, new, strict=True))
+        self.store[layer] = kept
+        return [Read(rows=slice(None), kept=kept)]
 
 
 @KINDS
@@ -100,8 +99,8 @@ def test_a_cache_fed_in_pieces_gives_the_logits_of_the_whole(
         at += cut
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(x), atol=2e-5, rtol=1e-4)
     spec = model.cache_spec()
-    assert len(cache.store) == spec.layers
-    assert cache.store[0][0].shape == (1, spec.kv_heads, 12, spec.dim_head)
+    assert len(cache.store) == len(spec.layers)
+    assert [(t.shape[1], t.shape[3]) for t in cache.store[0]] == list(spec.layers[0])
 
 
 @KINDS

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xtdist.nn.attention.backends import BACKENDS, Attend
+from xtdist.nn.attention.cache import Kept, Read
 from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.attention.masks import attention_mask
 from xtdist.nn.attention.module import Attention, AttentionGeometry, AttentionInputs
@@ -92,21 +93,23 @@ def test_a_layer_is_projection_attention_projection() -> None:
     torch.testing.assert_close(attention(x, AttentionInputs()), want)
 
 
-def test_a_cache_gets_layer_scale_and_normalized_queries_and_keys() -> None:
+def test_a_cache_gets_normalized_keys_and_the_layer_reads_what_it_gives() -> None:
     attention, seen = layer(qk_rmsnorm=True, kv_heads=2), {}
+    x = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(1))
 
-    class Spy:
-        def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-            seen.update(layer=layer, q=q, k=k, v=v, scale=scale)
-            return torch.zeros_like(q)
+    class Echo:
+        def update(self, layer: int, new: Kept) -> list[Read]:
+            seen.update(layer=layer, new=new)
+            return [Read(rows=slice(0, 3), kept=new)]
 
-    out = attention(torch.randn(1, 3, 16), AttentionInputs(cache=Spy()))
-    assert out.abs().sum() == 0
-    assert (seen["layer"], seen["scale"]) == (5, 8**-0.5)
-    assert seen["k"].shape == seen["v"].shape == (1, 2, 3, 8)
-    for part in (seen["q"], seen["k"]):
-        rms = part.square().mean(dim=-1).sqrt()
-        torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        attention(x, AttentionInputs(cache=Echo())), attention(x, AttentionInputs())
+    )
+    keys, values = seen["new"]
+    assert seen["layer"] == 5
+    assert keys.shape == values.shape == (1, 2, 3, 8)
+    rms = keys.square().mean(dim=-1).sqrt()
+    torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-4, rtol=1e-4)
 
 
 def test_no_mask_is_made_without_padding() -> None:

@@ -9,13 +9,14 @@ Shapes: h query heads, hk key/value heads, n new tokens, j cached tokens, d dim 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from xtdist.nn.attention.cache import Kept, Read
 
 
 @dataclass(eq=False)
@@ -36,38 +37,36 @@ class KVStore:
     def __init__(self, num_pages: int, page_tokens: int) -> None:
         self.num_pages = num_pages
         self.page_tokens = page_tokens
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.layers: dict[int, tuple[Tensor, ...]] = {}
 
     def write(
         self,
         layer: int,
         slots: tuple[Int[Tensor, " n"], Int[Tensor, " n"]],
-        rows: tuple[Float[Tensor, "n hk d"], Float[Tensor, "n hk d"]],
+        rows: tuple[Float[Tensor, "n _h _d"], ...],
     ) -> None:
         """Put one row per token at ``slots`` = (page, offset)."""
         if layer not in self.layers:
-            self.layers[layer] = (self._allocate(rows[0]), self._allocate(rows[1]))
+            self.layers[layer] = tuple(self._allocate(row) for row in rows)
         pages, offsets = slots
         for stored, new in zip(self.layers[layer], rows, strict=True):
             stored[pages, :, offsets] = new
 
-    def read(
-        self, layer: int, table: PageTable, length: int
-    ) -> tuple[Float[Tensor, "1 hk j d"], Float[Tensor, "1 hk j d"]]:
+    def read(self, layer: int, table: PageTable, length: int) -> Kept:
         """The first ``length`` cached tokens: a view if they lie in one page, else a gather."""
-        keys, values = self.layers[layer]
+        pools = self.layers[layer]
         if length <= self.page_tokens:
             page = table.pages[0]
-            return keys[page : page + 1, :, :length], values[page : page + 1, :, :length]
+            return tuple(pool[page : page + 1, :, :length] for pool in pools)
         used = -(-length // self.page_tokens)
-        index = torch.tensor(table.pages[:used], device=keys.device)
-        return self._gather(keys, index, length), self._gather(values, index, length)
+        index = torch.tensor(table.pages[:used], device=pools[0].device)
+        return tuple(self._gather(pool, index, length) for pool in pools)
 
     def copy(self, source: int, target: int, *, tokens: int) -> None:
         """Copy the first ``tokens`` rows of a page, in every layer."""
-        for keys, values in self.layers.values():
-            keys[target, :, :tokens] = keys[source, :, :tokens]
-            values[target, :, :tokens] = values[source, :, :tokens]
+        for pools in self.layers.values():
+            for pool in pools:
+                pool[target, :, :tokens] = pool[source, :, :tokens]
 
     def _allocate(self, like: Float[Tensor, "n hk d"]) -> Tensor:
         _, heads, dim = like.shape
@@ -193,52 +192,20 @@ class StepCache:
             torch.tensor([p % size for p in positions], device=device),
         )
 
-    def attend(
-        self,
-        layer: int,
-        q: Float[Tensor, "1 h n d"],
-        k: Float[Tensor, "1 hk n d"],
-        v: Float[Tensor, "1 hk n d"],
-        *,
-        scale: float,
-    ) -> Float[Tensor, "1 h n d"]:
-        """Store the new keys and values, then let every token see its own sequence up to itself."""
-        self.store.write(layer, self.slots, (k[0].transpose(0, 1), v[0].transpose(0, 1)))
-        outs = []
-        for segment in self.segments:
-            keys, values = self.store.read(layer, segment.table, segment.cached)
-            queries = q[:, :, segment.start : segment.stop]
-            outs.append(causal_attention(queries, keys, values, scale=scale).transpose(1, 2))
-        return torch.cat(outs, dim=1).transpose(1, 2)
+    def update(self, layer: int, new: Kept) -> list[Read]:
+        """Store what the layer kept of the new tokens; every token reads its own sequence."""
+        self.store.write(layer, self.slots, tuple(t[0].transpose(0, 1) for t in new))
+        return [
+            Read(
+                rows=slice(segment.start, segment.stop),
+                kept=self.store.read(layer, segment.table, segment.cached),
+            )
+            for segment in self.segments
+        ]
+
+    def context(self, layer: int, project: Callable[[Tensor], Kept]) -> list[Read]:
+        raise NotImplementedError("sequences have no context yet")
 
 
 def positions_of(segments: Sequence[Segment]) -> list[int]:
     return [p for s in segments for p in range(s.table.length, s.cached)]
-
-
-def causal_attention(
-    q: Float[Tensor, "1 h n d"],
-    k: Float[Tensor, "1 hk j d"],
-    v: Float[Tensor, "1 hk j d"],
-    *,
-    scale: float,
-) -> Float[Tensor, "1 h n d"]:
-    """Attention of the last n of j tokens. Query head i reads key head i // (h / hk)."""
-    heads, n = q.shape[1], q.shape[2]
-    kv_heads, j = k.shape[1], k.shape[2]
-    if n == 1:  # a group's query heads become rows over one key head: no mask, no repetition
-        rows = q.reshape(1, kv_heads, heads // kv_heads, -1)
-        out = F.scaled_dot_product_attention(rows, k, v, scale=scale)
-        return out.reshape(1, heads, 1, -1)
-    grouped = heads != kv_heads
-    if n == j:
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
-        )
-    mask = lower_right(n, j, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
-
-
-def lower_right(n: int, j: int, device: torch.device) -> Bool[Tensor, "n j"]:
-    """True where the i-th of the last n of j tokens may attend."""
-    return torch.ones(n, j, dtype=torch.bool, device=device).tril(j - n)

@@ -137,11 +137,8 @@ class TransformerWrapper(nn.Module):
     def cache_spec(self) -> CacheSpec:
         """What a key/value store must hold for each token."""
         config = self.config
-        return CacheSpec(
-            layers=config.depth,
-            kv_heads=config.attention.kv_heads or config.heads,
-            dim_head=config.attention.dim_head,
-        )
+        kept = (config.attention.kv_heads or config.heads, config.attention.dim_head)
+        return CacheSpec(layers=((kept, kept),) * config.depth)
 
     def _positions(
         self,

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xtdist.nn.attention.config import AttentionConfig
+from xtdist.nn.attention.masks import lower_right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +45,24 @@ def sdpa(
     how: Attend,
 ) -> Float[Tensor, "b h i d"]:
     """torch's fused kernels: no score matrix is kept."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if q.shape[2] == 1 and how.mask is None and heads != kv_heads:
+        # A group's query heads become rows over one key head: no repetition of keys.
+        rows = rearrange(q, "b (hk g) 1 d -> b hk g d", hk=kv_heads)
+        out = F.scaled_dot_product_attention(rows, k, v, scale=how.scale)
+        return rearrange(out, "b hk g d -> b (hk g) 1 d")
+    mask = how.mask
+    if mask is None and how.causal and 1 < q.shape[2] < k.shape[2]:
+        mask = lower_right(q.shape[2], k.shape[2], q.device)
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
-        attn_mask=how.mask,
+        attn_mask=mask,
         dropout_p=how.dropout,
-        is_causal=how.causal and how.mask is None,
+        is_causal=how.causal and mask is None and q.shape[2] > 1,
         scale=how.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        enable_gqa=heads != kv_heads,
     )
 
 
@@ -68,8 +78,8 @@ def eager(
     if how.mask is not None:
         scores = scores.masked_fill(~rearrange(how.mask, "b 1 i j -> b 1 1 i j"), float("-inf"))
     elif how.causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
+        past = lower_right(q.shape[2], k.shape[2], q.device)
+        scores = scores.masked_fill(~past, float("-inf"))
     weights = F.dropout(scores.softmax(dim=-1), how.dropout).to(v.dtype)
     out = einsum(weights, v, "b hk g i j, b hk j d -> b hk g i d")
     return rearrange(out, "b hk g i d -> b (hk g) i d")

@@ -26,3 +26,8 @@ def attention_mask(
     past = torch.ones(n, n, dtype=torch.bool, device=real.device).tril()
     itself = torch.eye(n, dtype=torch.bool, device=real.device)
     return (rearrange(real, "b j -> b 1 1 j") & past) | itself
+
+
+def lower_right(i: int, j: int, device: torch.device) -> Bool[Tensor, "i j"]:
+    """The past of the last i of j tokens, themselves included."""
+    return torch.ones(i, j, dtype=torch.bool, device=device).tril(j - i)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -66,7 +67,9 @@ class Attention(nn.Module):
         if shared.rotary is not None:
             q, k = rotate(q, shared.rotary), rotate(k, shared.rotary)
         if shared.cache is not None:
-            out = shared.cache.attend(self.layer, q, k, v, scale=self.scale)
+            reads = shared.cache.update(self.layer, (k, v))
+            outs = [self._read(q[:, :, read.rows], *read.kept) for read in reads]
+            out = torch.cat(outs, dim=2)
         else:
             how = Attend(
                 scale=self.scale,
@@ -76,6 +79,15 @@ class Attention(nn.Module):
             )
             out = BACKENDS[self.backend](q, k, v, how)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+    def _read(
+        self,
+        q: Float[Tensor, "1 h i d"],
+        k: Float[Tensor, "1 hk j d"],
+        v: Float[Tensor, "1 hk j d"],
+    ) -> Float[Tensor, "1 h i d"]:
+        """What the last i of j tokens read."""
+        return BACKENDS[self.backend](q, k, v, Attend(scale=self.scale, causal=True))
 
     def project(
         self, x: Float[Tensor, "b n d"]
