@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtdist.decode.kv_cache import KVPool, PageTable, Segment, StepCache, causal_attention
+from xtdist.decode.kv_cache import KVPool, PageTable, Segment, StepCache
+
+KINDS = ((1, 24), (2, 8))
+"""A latent and a rotated key: heads and channels of what a layer keeps of each token."""
 
 
 def test_room_for_writers_of_a_shared_page_counts_their_copies() -> None:
@@ -40,16 +42,15 @@ def test_a_full_last_page_is_shared_without_a_copy() -> None:
 
 @pytest.mark.parametrize("page_tokens", [3, 32])
 @given(chunks=st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), max_size=5))
-def test_attention_over_pages_equals_attention_over_whole_sequences(
+def test_every_sequence_reads_all_that_it_ever_wrote(
     page_tokens: int, chunks: list[list[int]]
 ) -> None:
     """Two sequences grow in chunks; then one forks, and both forks go on with different tokens."""
     generator = torch.Generator().manual_seed(0)
     pool = KVPool(40, page_tokens)
     tables = [PageTable(), PageTable()]
-    histories: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[], []]
-    steps = [*chunks, [2, 1]]
-    for counts in [*steps, None, [1, 3, 2]]:
+    histories: list[list[tuple[torch.Tensor, ...]]] = [[], []]
+    for counts in [*chunks, [2, 1], None, [1, 3, 2]]:
         if counts is None:
             tables.append(pool.fork(tables[0]))
             histories.append(list(histories[0]))
@@ -57,31 +58,23 @@ def test_attention_over_pages_equals_attention_over_whole_sequences(
         total = sum(counts)
         if total == 0:
             continue
-        q = torch.randn(1, 4, total, 8, generator=generator)
-        k, v = torch.randn(2, 1, 2, total, 8, generator=generator)
+        new = [torch.randn(1, h, total, d, generator=generator) for h, d in KINDS]
         live = [(t, h, c) for t, h, c in zip(tables, histories, counts, strict=True) if c]
         assert pool.reserve([(t, c) for t, _, c in live])
         segments, start = [], 0
         for table, _, count in live:
             segments.append(Segment(table, start, start + count))
             start += count
-        out = StepCache(pool.stores[0], segments, q.device).attend(0, q, k, v, scale=0.3)
-        for (table, history, count), segment in zip(live, segments, strict=True):
-            rows = slice(segment.start, segment.stop)
-            history.append((k[:, :, rows], v[:, :, rows]))
-            keys, values = (torch.cat(parts, dim=2) for parts in zip(*history, strict=True))
+        cache = StepCache(pool.stores[0], segments, torch.device("cpu"))
+        layers = [tuple(new), tuple(-t for t in new)]
+        reads = [cache.update(i, layer) for i, layer in enumerate(layers)]
+        for s, (table, history, count) in enumerate(live):
+            rows = slice(segments[s].start, segments[s].stop)
+            history.append(tuple(t[:, :, rows] for t in new))
+            whole = [torch.cat(parts, dim=2) for parts in zip(*history, strict=True)]
             table.length += count
-            n, j = count, table.length
-            scores = q[:, :, rows] @ keys.repeat_interleave(2, dim=1).mT * 0.3
-            future = torch.arange(j) > torch.arange(j - n, j)[:, None]
-            weights = scores.masked_fill(future, -torch.inf).softmax(-1)
-            expected = weights @ values.repeat_interleave(2, dim=1)
-            assert torch.allclose(out[:, :, rows], expected, atol=1e-5)
-
-
-def test_grouped_heads_follow_the_convention_of_scaled_dot_product_attention() -> None:
-    generator = torch.Generator().manual_seed(1)
-    q = torch.randn(1, 6, 1, 8, generator=generator)
-    k, v = torch.randn(2, 1, 2, 9, 8, generator=generator)
-    expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, scale=0.2)
-    assert torch.allclose(causal_attention(q, k, v, scale=0.2), expected, atol=1e-6)
+            for sign, read in zip((1, -1), (reads[0][s], reads[1][s]), strict=True):
+                assert read.rows == rows
+                assert read.first == 0
+                for kept, expected in zip(read.kept, whole, strict=True):
+                    assert torch.equal(kept, sign * expected)
