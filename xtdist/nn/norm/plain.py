@@ -1,13 +1,15 @@
-"""Normalization over the last dimension. Statistics are taken in fp32 whatever the input's type."""
+"""Norms that divide by a statistic of the vector: LayerNorm, RMSNorm and their gain-less kin.
+
+Statistics are taken in fp32 whatever the input's type.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
 from xtdist.config import PositiveFloat, configclass
@@ -20,6 +22,7 @@ class LayerNormConfig:
     ``unit_offset`` stores the gain minus one, so that weight decay pulls it to 1 instead of 0.
     """
 
+    needs_condition: ClassVar[bool] = False
     kind: Literal["layernorm"] = "layernorm"
     unit_offset: bool = True
     eps: PositiveFloat = 1e-5
@@ -36,6 +39,7 @@ class RMSNormConfig:
     ``unit_offset`` stores the gain minus one, so that weight decay pulls it to 1 instead of 0.
     """
 
+    needs_condition: ClassVar[bool] = False
     kind: Literal["rmsnorm"] = "rmsnorm"
     unit_offset: bool = True
     eps: PositiveFloat = 1e-6
@@ -45,11 +49,40 @@ class RMSNormConfig:
         return RMSNorm((dim,), self)
 
 
-NormConfig = Annotated[LayerNormConfig | RMSNormConfig, Field(discriminator="kind")]
+@configclass
+class SimpleRMSNormConfig:
+    """RMSNorm without a gain (TransNormer, 2307.14995)."""
+
+    needs_condition: ClassVar[bool] = False
+    kind: Literal["simple_rmsnorm"] = "simple_rmsnorm"
+    eps: PositiveFloat = 1e-6
+
+    def build(self, dim: int) -> SimpleRMSNorm:
+        """The module for vectors of ``dim``."""
+        return SimpleRMSNorm(dim, self)
+
+
+@configclass
+class ScaleNormConfig:
+    """ScaleNorm (1910.05895): RMSNorm with one gain for all channels.
+
+    ``unit_offset`` stores the gain minus one, so that weight decay pulls it to 1 instead of 0.
+    """
+
+    needs_condition: ClassVar[bool] = False
+    kind: Literal["scalenorm"] = "scalenorm"
+    unit_offset: bool = True
+    eps: PositiveFloat = 1e-6
+
+    def build(self, dim: int) -> ScaleNorm:
+        """The module for vectors of ``dim``."""
+        return ScaleNorm(dim, self)
 
 
 class _Gain(nn.Module):
     """A learned gain, stored with or without its offset of one."""
+
+    needs_condition = False
 
     def __init__(self, shape: tuple[int, ...], *, unit_offset: bool) -> None:
         super().__init__()
@@ -92,3 +125,29 @@ class RMSNorm(_Gain):
         if self.gain.ndim == 1:
             return F.rms_norm(x, self.gain.shape, weight=self.effective_gain(), eps=self.eps)
         return F.rms_norm(x, self.gain.shape[-1:], eps=self.eps) * self.effective_gain()
+
+
+class SimpleRMSNorm(nn.Module):
+    """x ↦ x / rms(x)."""
+
+    needs_condition = False
+
+    def __init__(self, dim: int, config: SimpleRMSNormConfig) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = config.eps
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return F.rms_norm(x, (self.dim,), eps=self.eps)
+
+
+class ScaleNorm(_Gain):
+    """x ↦ gain · x / rms(x) with a scalar gain."""
+
+    def __init__(self, dim: int, config: ScaleNormConfig) -> None:
+        super().__init__((1,), unit_offset=config.unit_offset)
+        self.dim = dim
+        self.eps = config.eps
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return F.rms_norm(x, (self.dim,), eps=self.eps) * self.effective_gain()
