@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xtdist.decode.kv_cache import KVPool, PageTable, Segment, StepCache
+from xtdist.decode.kv_cache import KVPool, PageTable
+from xtdist.decode.step_cache import Segment, StepCache
 
 KINDS = ((1, 24), (2, 8))
 """A latent and a rotated key: heads and channels of what a layer keeps of each token."""

@@ -4,93 +4,147 @@ honoured. Nothing is silently shortened or ignored."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from xtdist.config import ConfigError
 from xtdist.decode.contrastive import check_amateur
-from xtdist.decode.params import GenerationParams
+from xtdist.decode.kv_cache import KVPool
+from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.stopping import Tokenizer
-
-if TYPE_CHECKING:
-    from xtdist.decode.engine import Engine
+from xtdist.nn.attention.cache import CacheSpec
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the models allow. ``max_seq_len`` counts prompt and generated tokens together."""
+    """What one model allows. ``max_seq_len`` counts prompt and generated tokens together;
+    ``context_dim`` is the width of what its cross attention reads, None without any."""
 
     num_tokens: int
-    tokenizer_tokens: int
     max_seq_len: int
-    amateur_seq_len: int | None = None
+    cache: CacheSpec
+    context_dim: int | None = None
 
-    def sequence_tokens(self, params: GenerationParams) -> int:
-        if params.contrastive is None or self.amateur_seq_len is None:
-            return self.max_seq_len
-        return min(self.max_seq_len, self.amateur_seq_len)
-
-
-def check_models(model: Any, amateur: Any | None, tokenizer: Tokenizer | None) -> Limits:
-    """Raises ConfigError unless both are causal and share the tokenizer's vocabulary."""
-    for name, net in (("model", model), ("amateur", amateur)):
-        if net is not None and not net.config.causal:
+    @classmethod
+    def of(cls, model: Any, name: str) -> Limits:
+        """Raises ConfigError for a model that is not causal."""
+        if not model.config.causal:
             raise ConfigError(
                 f"{name}: it is not causal, so it can't continue text token by token; "
                 "use mask_predict for non-autoregressive models"
             )
-    tokens = model.config.num_tokens
-    if amateur is not None:
-        check_amateur(tokens, amateur.config.num_tokens)
-    if tokenizer is not None and tokenizer.vocab_size > tokens:
-        raise ConfigError(
-            f"tokenizer: it has {tokenizer.vocab_size} tokens, the model {tokens}; "
-            "give the tokenizer that the model was trained with"
-        )
-    return Limits(
-        num_tokens=tokens,
-        tokenizer_tokens=tokens if tokenizer is None else tokenizer.vocab_size,
-        max_seq_len=model.max_seq_len,
-        amateur_seq_len=None if amateur is None else amateur.max_seq_len,
-    )
-
-
-def check_request(
-    prompt: tuple[int, ...], params: GenerationParams, *, limits: Limits, engine: Engine
-) -> None:
-    """Raises ConfigError for what this engine can't honour."""
-    if not prompt:
-        raise ConfigError("prompt: it is empty; give at least one token, e.g. the end-of-text id")
-    _check_ids("prompt", prompt, limits)
-    _check_ids("stop_token_ids", params.stop_token_ids, limits)
-    _check_ids("logit_bias", tuple(params.logit_bias), limits)
-    if params.contrastive is not None and engine.amateur is None:
-        raise ConfigError("contrastive: no amateur model is loaded; give the engine one")
-    if params.stop and engine.tokenizer is None:
-        raise ConfigError("stop: strings need a tokenizer; use stop_token_ids without one")
-    total, longest = len(prompt) + params.max_tokens, limits.sequence_tokens(params)
-    if total > longest:
-        raise ConfigError(
-            f"prompt of {len(prompt)} tokens + max_tokens {params.max_tokens} = {total}, more than "
-            f"the model's {longest}; shorten the prompt or lower max_tokens"
-        )
-    if params.width > engine.config.max_sequences:
-        field = "num_beams" if params.uses_beams else "n"
-        raise ConfigError(
-            f"{field}: got {params.width}, more than the engine's max_sequences "
-            f"{engine.config.max_sequences}; lower {field} or raise max_sequences"
-        )
-    needed = params.width * engine.pool.pages_for(total)
-    if needed > engine.pool.num_pages:
-        raise ConfigError(
-            f"the request may need {needed} KV pages, the pool has {engine.pool.num_pages}; "
-            "lower max_tokens or the number of sequences, or raise pool_tokens"
+        return cls(
+            num_tokens=model.config.num_tokens,
+            max_seq_len=model.max_seq_len,
+            cache=model.cache_spec(),
+            context_dim=getattr(model, "context_dim", None),
         )
 
 
-def _check_ids(name: str, ids: tuple[int, ...], limits: Limits) -> None:
-    wrong = [i for i in ids if not 0 <= i < limits.num_tokens]
-    if wrong:
-        raise ConfigError(
-            f"{name}: token id {wrong[0]} is not in the vocabulary; ids are 0 to "
-            f"{limits.num_tokens - 1}"
-        )
+@dataclass(frozen=True)
+class Admission:
+    """Checks requests against what the models and the engine's settings allow."""
+
+    config: EngineConfig
+    expert: Limits
+    amateur: Limits | None
+    tokenizer: Tokenizer | None
+
+    @classmethod
+    def check_models(
+        cls,
+        model: Any,
+        amateur: Any | None,
+        *,
+        tokenizer: Tokenizer | None,
+        config: EngineConfig,
+    ) -> Admission:
+        """Raises ConfigError unless both are causal and share the tokenizer's vocabulary."""
+        limits = Limits.of(model, "model")
+        weaker = None if amateur is None else Limits.of(amateur, "amateur")
+        if weaker is not None:
+            check_amateur(limits.num_tokens, weaker.num_tokens)
+        if tokenizer is not None and tokenizer.vocab_size > limits.num_tokens:
+            raise ConfigError(
+                f"tokenizer: it has {tokenizer.vocab_size} tokens, the model {limits.num_tokens}; "
+                "give the tokenizer that the model was trained with"
+            )
+        return cls(config, limits, weaker, tokenizer)
+
+    @property
+    def models(self) -> list[Limits]:
+        return [self.expert] if self.amateur is None else [self.expert, self.amateur]
+
+    @property
+    def unused_ids(self) -> range:
+        """Ids that the model has and the tokenizer does not."""
+        known = self.expert.num_tokens if self.tokenizer is None else self.tokenizer.vocab_size
+        return range(known, self.expert.num_tokens)
+
+    def check(
+        self, prompt: tuple[int, ...], params: GenerationParams, *, context: Any, pool: KVPool
+    ) -> None:
+        """Raises ConfigError for what this engine can't honour."""
+        if not prompt:
+            raise ConfigError(
+                "prompt: it is empty; give at least one token, e.g. the end-of-text id"
+            )
+        self._check_ids("prompt", prompt)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        self._check_ids("logit_bias", tuple(params.logit_bias))
+        if params.contrastive is not None and self.amateur is None:
+            raise ConfigError("contrastive: no amateur model is loaded; give the engine one")
+        if params.stop and self.tokenizer is None:
+            raise ConfigError("stop: strings need a tokenizer; use stop_token_ids without one")
+        self._check_context(params, context)
+        self._check_size(len(prompt), params, pool)
+
+    def _check_ids(self, name: str, ids: tuple[int, ...]) -> None:
+        tokens = self.expert.num_tokens
+        wrong = [i for i in ids if not 0 <= i < tokens]
+        if wrong:
+            raise ConfigError(
+                f"{name}: token id {wrong[0]} is not in the vocabulary; ids are 0 to {tokens - 1}"
+            )
+
+    def _check_context(self, params: GenerationParams, context: Any) -> None:
+        used = self.models if params.contrastive is not None else [self.expert]
+        dims = [m.context_dim for m in used if m.context_dim is not None]
+        if context is None:
+            if dims:
+                raise ConfigError(
+                    f"context: the model reads one by cross attention; give floats (j, {dims[0]})"
+                )
+            return
+        if not dims:
+            raise ConfigError("context: the model has no cross attention to read it; leave it out")
+        fits = isinstance(context, Tensor) and context.is_floating_point() and context.ndim == 2
+        for dim in dims:
+            if not fits or context.shape[0] == 0 or context.shape[1] != dim:
+                given = type(context).__name__
+                if isinstance(context, Tensor):
+                    given = f"{context.dtype} {tuple(context.shape)}"
+                raise ConfigError(f"context: got {given}; give floats (j, {dim}) with j >= 1")
+
+    def _check_size(self, prompt_tokens: int, params: GenerationParams, pool: KVPool) -> None:
+        total = prompt_tokens + params.max_tokens
+        used = self.models if params.contrastive is not None else [self.expert]
+        longest = min(m.max_seq_len for m in used)
+        if total > longest:
+            raise ConfigError(
+                f"prompt of {prompt_tokens} tokens + max_tokens {params.max_tokens} = {total}, "
+                f"more than the model's {longest}; shorten the prompt or lower max_tokens"
+            )
+        if params.width > self.config.max_sequences:
+            field = "num_beams" if params.uses_beams else "n"
+            raise ConfigError(
+                f"{field}: got {params.width}, more than the engine's max_sequences "
+                f"{self.config.max_sequences}; lower {field} or raise max_sequences"
+            )
+        needed = params.width * pool.most_pages(total)
+        if needed > pool.num_pages:
+            raise ConfigError(
+                f"the request may need {needed} KV pages, the pool has {pool.num_pages}; "
+                "lower max_tokens or the number of sequences, or raise pool_tokens"
+            )

@@ -12,20 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from xtdist.config import ConfigError, derive_seed
-from xtdist.decode.admission import Limits, check_models, check_request
+from xtdist.decode.admission import Admission
 from xtdist.decode.beam import BeamSearch
 from xtdist.decode.beam_group import BeamGroup
 from xtdist.decode.continuation import Continuation, Ready, StepLogits
-from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.outputs import Completion, Output, QueueFull, collect
 from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.request import Request
 from xtdist.decode.request import Sequence as Continuing
-from xtdist.decode.runner import Runner
+from xtdist.decode.runner import CachedRunner, RecomputingRunner, Runner
 from xtdist.decode.scheduler import Scheduler, Work
+from xtdist.decode.sizing import make_pool, shared_window
+from xtdist.decode.step_cache import Context
 from xtdist.decode.stopping import TextStream, Tokenizer
 
 
@@ -34,6 +36,8 @@ class Engine:
 
     A request's tokens do not depend on what else is running: draws are a function of its seed, the
     position and the token. (Logits of another batch shape may differ in the last bits.)
+    A model that can't be cached exactly is run over whole sequences at every step: the same tokens,
+    slowly; ``recomputes`` then says why, and is empty otherwise.
     Not thread-safe: one thread calls ``add``, ``step`` and ``abort``.
 
     Args:
@@ -58,14 +62,25 @@ class Engine:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.eos_ids = tuple(eos_ids)
-        self.limits = check_models(model, amateur, tokenizer)
-        device = next(model.parameters()).device
-        self.pool = self._make_pool(device, self.limits, models=2 if amateur is not None else 1)
+        self._admission = Admission.check_models(
+            model, amateur, tokenizer=tokenizer, config=self.config
+        )
+        models = self._admission.models
+        self.recomputes = " ".join(dict.fromkeys(m.cache.refused for m in models)).strip()
+        self._reference = next(model.parameters())
+        device = self._reference.device
+        longest = models[0].max_seq_len
+        self.pool = make_pool(
+            self.config,
+            longest=longest,
+            window=shared_window((m.cache for m in models if not m.cache.refused), longest=longest),
+            models=len(models),
+            on_cpu=device.type == "cpu",
+        )
         self.scheduler = Scheduler(self.pool, self.config)
-        self.expert = Runner(model, self.pool.stores[0])
-        self.amateur = Runner(amateur, self.pool.stores[1]) if amateur is not None else None
-        unused = range(self.limits.tokenizer_tokens, self.limits.num_tokens)
-        banned = sorted({*banned_ids, *unused})
+        self.expert = self._runner(model, 0)
+        self.amateur = None if amateur is None else self._runner(amateur, 1)
+        banned = sorted({*banned_ids, *self._admission.unused_ids})
         ids = torch.tensor(banned, device=device) if banned else None
         self._continuation = Continuation(self.pool, tokenizer, ids)
         self._beams = BeamGroup(self.pool, tokenizer, ids)
@@ -79,16 +94,21 @@ class Engine:
         return bool(self._requests)
 
     def add(
-        self, prompt_ids: Sequence[int], params: GenerationParams, *, request_id: str | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: GenerationParams,
+        *,
+        request_id: str | None = None,
+        context: Float[Tensor, "j d"] | None = None,
     ) -> str:
-        """Queue a request; returns its id.
+        """Queue a request; returns its id. ``context``: what cross attention reads.
 
         Raises:
             ConfigError: a prompt or parameters that can't be honoured.
             QueueFull: ``max_waiting`` requests wait already.
         """
         prompt = tuple(int(t) for t in prompt_ids)
-        check_request(prompt, params, limits=self.limits, engine=self)
+        self._admission.check(prompt, params, context=context, pool=self.pool)
         if len(self.scheduler.waiting) >= self.config.max_waiting:
             raise QueueFull(
                 f"the engine's queue is full: {self.config.max_waiting} requests wait already; "
@@ -98,6 +118,8 @@ class Engine:
         if name in self._requests:
             raise ConfigError(f"request_id: {name!r} is in use; give every request its own")
         request = self._build(name, prompt, params)
+        if context is not None:
+            request.context = Context(context.detach().to(self._reference))
         self._added += 1
         self._requests[name] = request
         self.scheduler.waiting.append(request)
@@ -128,15 +150,22 @@ class Engine:
         return request_id in self._requests
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: GenerationParams
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: GenerationParams,
+        *,
+        contexts: Sequence[Float[Tensor, "j d"] | None] | None = None,
     ) -> list[Completion]:
-        """Run all prompts to their end, many at a time; completions in the order of the prompts."""
+        """Run all prompts to their end, many at a time; completions in the order of the prompts.
+        ``contexts``: one for each prompt."""
         outputs: dict[str, list[Output]] = {}
-        left = list(reversed(prompts))
+        read = [None] * len(prompts) if contexts is None else contexts
+        left = list(reversed(list(zip(prompts, read, strict=True))))
         try:
             while left or any(name in self._requests for name in outputs):
                 while left and len(self.scheduler.waiting) < self.config.max_waiting:
-                    outputs[self.add(left[-1], params)] = []
+                    prompt, context = left[-1]
+                    outputs[self.add(prompt, params, context=context)] = []
                     left.pop()
                 for output in self.step():
                     if output.request_id in outputs:
@@ -162,7 +191,7 @@ class Engine:
             ready.append(Ready(w.request, w.sequence, len(ready), amateur_row))
             amateur_row += w.request.contrastive
         for w in work:
-            w.sequence.table.length += w.count
+            self.pool.advance(w.sequence.table, w.count)
         return ready, StepLogits(expert, amateur)
 
     def _advance(self, ready: list[Ready], logits: StepLogits) -> list[Output]:
@@ -195,15 +224,15 @@ class Engine:
         self.scheduler.remove(request)
         del self._requests[request.id]
 
-    def _make_pool(self, device: torch.device, limits: Limits, *, models: int) -> KVPool:
-        """Pages for both models. A page is a whole sequence on CPU, where it is read as a view."""
-        longest = limits.max_seq_len
-        page = self.config.page_tokens or (longest if device.type == "cpu" else 256)
-        page = min(page, longest)
-        tokens = self.config.pool_tokens or self.config.max_sequences * -(-longest // page) * page
-        if tokens < page:
-            raise ConfigError(f"pool_tokens: got {tokens}, less than one page of {page} tokens")
-        return KVPool(tokens // page, page, models=models)
+    def _runner(self, model: nn.Module, index: int) -> Runner:
+        limits = self._admission.models[index]
+        if limits.cache.refused:
+            return RecomputingRunner(
+                model,
+                num_tokens=limits.num_tokens,
+                reads_context=limits.context_dim is not None,
+            )
+        return CachedRunner(model, self.pool.stores[index], back=limits.cache.window)
 
 
 def generate(

@@ -1,34 +1,52 @@
 """The paged KV cache: pages with reference counts, tables that map positions to pages, and one
-store of keys and values per model.
+store per model.
 
 Pages are numbers. Every model's store has the same pages, so one table serves expert and amateur,
 and fork, copy-on-write and free keep them in step.
 
-Shapes: h query heads, hk key/value heads, n new tokens, j cached tokens, d dim per head.
+Shapes: h heads, n new tokens, j cached tokens, d dim per head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xtdist.nn.attention.cache import Kept, Read
+from xtdist.nn.attention.cache import Kept
 
 
 @dataclass(eq=False)
 class PageTable:
-    """Where a sequence's keys and values are. ``length`` tokens are in the cache."""
+    """Where the cached tokens of a sequence are: page slot s holds its tokens from s * page on.
+
+    ``length`` tokens were cached; the first ``dropped`` page slots are given up again, because
+    nothing reads them any more, and ``pages`` are those after them.
+    """
 
     pages: list[int] = field(default_factory=list)
     length: int = 0
+    dropped: int = 0
+
+    @property
+    def slots(self) -> int:
+        return self.dropped + len(self.pages)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The cached tokens ``start:stop``, counted from the beginning of ``pages``: the number of one
+    page, or the numbers of several."""
+
+    pages: int | Int[Tensor, " p"]
+    start: int
+    stop: int
 
 
 class KVStore:
-    """Keys and values of one model, per layer a tensor ``pages hk page d``.
+    """What the layers of one model keep, per layer and kind a tensor ``pages h page d``.
 
     A tensor is made when a layer first writes, in the dtype of its keys (so autocast is followed)
     and without touching its memory.
@@ -52,15 +70,12 @@ class KVStore:
         for stored, new in zip(self.layers[layer], rows, strict=True):
             stored[pages, :, offsets] = new
 
-    def read(self, layer: int, table: PageTable, length: int) -> Kept:
-        """The first ``length`` cached tokens: a view if they lie in one page, else a gather."""
-        pools = self.layers[layer]
-        if length <= self.page_tokens:
-            page = table.pages[0]
-            return tuple(pool[page : page + 1, :, :length] for pool in pools)
-        used = -(-length // self.page_tokens)
-        index = torch.tensor(table.pages[:used], device=pools[0].device)
-        return tuple(self._gather(pool, index, length) for pool in pools)
+    def read(self, layer: int, place: Place) -> Kept:
+        """A view if the tokens lie in one page, else a gather."""
+        pools, page = self.layers[layer], place.pages
+        if isinstance(page, int):
+            return tuple(pool[page : page + 1, :, place.start : place.stop] for pool in pools)
+        return tuple(self._gather(pool, page)[None, :, place.start : place.stop] for pool in pools)
 
     def copy(self, source: int, target: int, *, tokens: int) -> None:
         """Copy the first ``tokens`` rows of a page, in every layer."""
@@ -68,14 +83,22 @@ class KVStore:
             for pool in pools:
                 pool[target, :, :tokens] = pool[source, :, :tokens]
 
-    def _allocate(self, like: Float[Tensor, "n hk d"]) -> Tensor:
+    def _allocate(self, like: Float[Tensor, "n h d"]) -> Tensor:
         _, heads, dim = like.shape
         return like.new_empty(self.num_pages, heads, self.page_tokens, dim)
 
     @staticmethod
-    def _gather(pool: Tensor, index: Tensor, length: int) -> Tensor:
-        rows = pool[index].transpose(0, 1).flatten(1, 2)
-        return rows[None, :, :length]
+    def _gather(pool: Float[Tensor, "pages h page d"], index: Int[Tensor, " p"]) -> Tensor:
+        return pool[index].transpose(0, 1).flatten(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """How little of a sequence must be kept: the ``back`` tokens before the next query, and the
+    at most ``chunk`` new ones that it brings."""
+
+    back: int
+    chunk: int
 
 
 class KVPool:
@@ -85,17 +108,31 @@ class KVPool:
         num_pages: pages in the pool.
         page_tokens: tokens per page.
         models: number of models whose caches run in step.
+        window: what is kept of a sequence; None: all of it.
     """
 
-    def __init__(self, num_pages: int, page_tokens: int, *, models: int = 1) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_tokens: int,
+        *,
+        models: int = 1,
+        window: Window | None = None,
+    ) -> None:
         self.num_pages = num_pages
         self.page_tokens = page_tokens
+        self.window = window
         self.stores = [KVStore(num_pages, page_tokens) for _ in range(models)]
         self.references = [0] * num_pages
         self.free_pages = list(range(num_pages - 1, -1, -1))
 
-    def pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.page_tokens)
+    def most_pages(self, tokens: int) -> int:
+        """Pages that a sequence holds at most at once until ``tokens`` of it are cached."""
+        whole = self._slots_for(tokens)
+        if self.window is None:
+            return whole
+        live = self.window.back + self.window.chunk
+        return min(whole, self._slots_for(live - 1) + 1)
 
     def reserve(self, wanted: Sequence[tuple[PageTable, int]]) -> bool:
         """Make room for ``count`` more tokens in every table, or change nothing and say False.
@@ -106,22 +143,34 @@ class KVPool:
             return False
         for table, count in wanted:
             self._own_last_page(table)
-            for _ in range(self.pages_for(table.length + count) - len(table.pages)):
+            for _ in range(self._slots_for(table.length + count) - table.slots):
                 table.pages.append(self._take())
         return True
+
+    def advance(self, table: PageTable, count: int) -> None:
+        """``count`` more tokens are cached; give up the pages that no later query reads."""
+        table.length += count
+        if self.window is None:
+            return
+        outlived = (table.length - self.window.back) // self.page_tokens - table.dropped
+        if outlived > 0:
+            for page in table.pages[:outlived]:
+                self._drop(page)
+            del table.pages[:outlived]
+            table.dropped += outlived
 
     def fork(self, table: PageTable) -> PageTable:
         """A second table over the same pages; costs no copy until one of the two is written."""
         for page in table.pages:
             self.references[page] += 1
-        return PageTable(pages=list(table.pages), length=table.length)
+        return PageTable(pages=list(table.pages), length=table.length, dropped=table.dropped)
 
     def release(self, table: PageTable) -> None:
         """Give up all pages of ``table``; it is empty afterwards and may be used again."""
         for page in table.pages:
             self._drop(page)
         table.pages.clear()
-        table.length = 0
+        table.length = table.dropped = 0
 
     def _fits(self, wanted: Sequence[tuple[PageTable, int]]) -> bool:
         """Whether the free pages suffice. Of k tables that share a page and write to it, all but
@@ -129,7 +178,7 @@ class KVPool:
         needed = 0
         left: dict[int, int] = {}
         for table, count in wanted:
-            needed += self.pages_for(table.length + count) - len(table.pages)
+            needed += self._slots_for(table.length + count) - table.slots
             page = self._written_page(table)
             if page is not None:
                 owners = left.get(page, self.references[page])
@@ -140,7 +189,7 @@ class KVPool:
     def _written_page(self, table: PageTable) -> int | None:
         """The existing page that the next token goes to."""
         slot = table.length // self.page_tokens
-        return table.pages[slot] if slot < len(table.pages) else None
+        return table.pages[slot - table.dropped] if slot < table.slots else None
 
     def _own_last_page(self, table: PageTable) -> None:
         page = self._written_page(table)
@@ -149,8 +198,11 @@ class KVPool:
         copy = self._take()
         for store in self.stores:
             store.copy(page, copy, tokens=table.length % self.page_tokens)
-        table.pages[table.length // self.page_tokens] = copy
+        table.pages[table.length // self.page_tokens - table.dropped] = copy
         self._drop(page)
+
+    def _slots_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_tokens)
 
     def _take(self) -> int:
         page = self.free_pages.pop()
@@ -161,51 +213,3 @@ class KVPool:
         self.references[page] -= 1
         if self.references[page] == 0:
             self.free_pages.append(page)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The rows ``start:stop`` of a flat batch: the next tokens of the sequence of ``table``."""
-
-    table: PageTable
-    start: int
-    stop: int
-
-    @property
-    def cached(self) -> int:
-        """Tokens in the cache after this step."""
-        return self.table.length + self.stop - self.start
-
-
-class StepCache:
-    """The ``KVCache`` of one forward pass over a flat batch of segments, in one model's store."""
-
-    def __init__(self, store: KVStore, segments: Sequence[Segment], device: torch.device) -> None:
-        self.store = store
-        self.segments = segments
-        positions = positions_of(segments)
-        size = store.page_tokens
-        rows = zip(positions, (s for s in segments for _ in range(s.start, s.stop)), strict=True)
-        pages = [s.table.pages[p // size] for p, s in rows]
-        self.slots = (
-            torch.tensor(pages, device=device),
-            torch.tensor([p % size for p in positions], device=device),
-        )
-
-    def update(self, layer: int, new: Kept) -> list[Read]:
-        """Store what the layer kept of the new tokens; every token reads its own sequence."""
-        self.store.write(layer, self.slots, tuple(t[0].transpose(0, 1) for t in new))
-        return [
-            Read(
-                rows=slice(segment.start, segment.stop),
-                kept=self.store.read(layer, segment.table, segment.cached),
-            )
-            for segment in self.segments
-        ]
-
-    def context(self, layer: int, project: Callable[[Tensor], Kept]) -> list[Read]:
-        raise NotImplementedError("sequences have no context yet")
-
-
-def positions_of(segments: Sequence[Segment]) -> list[int]:
-    return [p for s in segments for p in range(s.table.length, s.cached)]

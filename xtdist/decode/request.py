@@ -9,6 +9,7 @@ from xtdist.decode.beam import BeamSearch
 from xtdist.decode.kv_cache import PageTable
 from xtdist.decode.params import GenerationParams
 from xtdist.decode.sampling import Row
+from xtdist.decode.step_cache import Context
 from xtdist.decode.stopping import TextStream
 
 
@@ -29,7 +30,7 @@ class Sequence:
 
 @dataclass(eq=False)
 class Request:
-    """A prompt with its parameters and the sequences that continue it.
+    """A prompt with its parameters and the sequences that continue it; all read ``context``.
 
     It starts as one sequence; after the prompt it becomes ``n`` of them or the beams.
     """
@@ -42,6 +43,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     beams: BeamSearch | None = None
     branched: bool = False
+    context: Context | None = None
 
     @property
     def width(self) -> int:

@@ -40,6 +40,12 @@ class Scheduler:
     waiting: deque[Request] = field(default_factory=deque)
     running: list[Request] = field(default_factory=list)
 
+    @property
+    def chunk_tokens(self) -> int:
+        """The most that one sequence may compute in one step."""
+        window = self.pool.window
+        return self.config.max_step_tokens if window is None else window.chunk
+
     def plan(self) -> list[Work]:
         """The work of the next step; pages for it are reserved."""
         self._admit()
@@ -70,17 +76,20 @@ class Scheduler:
         while self.waiting:
             request = self.waiting[0]
             width += request.width
-            free -= sum(self.pool.pages_for(len(s.tokens)) for s in request.sequences)
+            free -= sum(self.pool.most_pages(len(s.tokens)) for s in request.sequences)
             if width > self.config.max_sequences or free < 0:
                 return
             self.running.append(self.waiting.popleft())
 
     def _grant(self, request: Request, budget: int) -> list[Work]:
         """As much of what ``request`` wants as the budget allows."""
-        hold_last = request.atomic and request.backlog > budget
+        chunk = self.chunk_tokens
+        hold_last = request.atomic and (
+            request.backlog > budget or any(s.missing > chunk for s in request.sequences)
+        )
         work = []
         for sequence in request.sequences:
-            count = min(sequence.missing - hold_last, budget)
+            count = min(sequence.missing - hold_last, budget, chunk)
             if count > 0:
                 work.append(Work(request, sequence, count))
                 budget -= count
