@@ -1,100 +1,44 @@
-"""x-transformers' keywords as data: one table, keyword ↔ place in our config.
+"""x-transformers' keywords as data: keyword ↔ place in our config, both ways.
 
-The defaults are x-transformers' (2.31); our own defaults stand in the configs and apply to YAML.
+The table is made of the options (``model/options``). Its defaults are x-transformers' (2.31); our
+own defaults stand in the configs and apply to YAML.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtdist.config import ConfigError, from_mapping, to_mapping
 from xtdist.model.config import LayersConfig, ModelConfig
-
-REQUIRED = object()
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """``keyword`` lies at ``place``; ``values`` translates its values where they are not the same.
-    ``needs`` is another keyword that must be on for this one to mean anything."""
-
-    keyword: str
-    place: str
-    default: Any
-    values: Mapping[Any, Any] | None = None
-    needs: str | None = None
-
-
-LAYERS: tuple[Row, ...] = (
-    Row("dim", "dim", REQUIRED),
-    Row("depth", "depth", REQUIRED),
-    Row("heads", "heads", 8),
-    Row("attn_dim_head", "attention.dim_head", 64),
-    Row("attn_kv_heads", "attention.kv_heads", None),
-    Row("attn_qk_rmsnorm", "attention.qk_rmsnorm", False),
-    Row("attn_dropout", "attention.dropout", 0.0),
-    Row("attn_flash", "attention.backend", False, {False: "auto", True: "sdpa"}),
-    Row("rotary_pos_emb", "position.kind", False, {False: "learned", True: "rotary"}),
-    Row("rotary_emb_dim", "position.dim", None, needs="rotary_pos_emb"),
-    Row("disable_abs_pos_emb", "position.kind", None, {True: "none"}),
-    Row("use_rmsnorm", "norm.kind", False, {False: "layernorm", True: "rmsnorm"}),
-    Row("norm_add_unit_offset", "norm.unit_offset", True),
-    Row("ff_mult", "feedforward.mult", 4.0),
-    Row("ff_glu", "feedforward.kind", False, {False: "mlp", True: "glu"}),
-    Row("ff_swish", "feedforward.activation", False, {False: "gelu", True: "silu"}),
-    Row("ff_no_bias", "feedforward.bias_out", False, {False: True, True: False}),
-    Row("ff_dropout", "feedforward.dropout", 0.0),
-)
-
-WRAPPER: tuple[Row, ...] = (
-    Row("num_tokens", "num_tokens", REQUIRED),
-    Row("max_seq_len", "max_seq_len", REQUIRED),
-    Row("emb_dropout", "emb_dropout", 0.0),
-    Row("tie_embedding", "tie_embedding", False),
-    Row("tie_embedding_scale", "logit_scale", None, needs="tie_embedding"),
-    Row("use_abs_pos_emb", "position.kind", True, {False: "none"}),
-)
+from xtdist.model.options.base import INHERIT, REQUIRED, SKIP, AnyRow, Fixed, Row
+from xtdist.model.options.left_out import LEFT_OUT
+from xtdist.model.options.places import exists, find, put, walk
+from xtdist.model.options.table import layers_rows, wrapper_rows
 
 
 def layers_config(keywords: Mapping[str, Any], *, causal: bool, name: str) -> LayersConfig:
     """The config of ``Decoder(**keywords)`` or ``Encoder(**keywords)``.
 
     Raises:
-        TypeError: a keyword that is unknown (with the nearest one) or missing.
+        TypeError: a keyword that is unknown (with the nearest one), left out here, or missing.
         ConfigError: a value that is not allowed.
     """
-    given = _checked(LAYERS, keywords, name)
-    tree = _placed(LAYERS, given, {"causal": causal})
-    # There, a gated layer's input projection has a bias even without biases, RMSNorm divides by
-    # the bare norm, and half of each head is rotated.
-    tree["feedforward"]["bias_in"] = tree["feedforward"]["bias_out"] or given["ff_glu"]
-    tree["feedforward"]["multiple_of"] = 1
-    if given["use_rmsnorm"]:
-        tree["norm"]["eps"] = 1e-12
-    if given["rotary_pos_emb"]:
-        if given["disable_abs_pos_emb"] is False:
-            raise ConfigError(
-                f"{name}: rotary_pos_emb=True with disable_abs_pos_emb=False asks for rotary and "
-                "learned positions together, which xtdist does not have; leave out one of the two"
-            )
-        tree["position"]["kind"] = "rotary"
-        tree["position"]["dim"] = given["rotary_emb_dim"] or given["attn_dim_head"] // 2
+    rows = layers_rows()
+    given = _checked(rows, {k: v for k, v in keywords.items() if k != "verbose"}, name)
+    tree: dict[str, Any] = {"causal": causal}
+    _Placing(LayersConfig, tree, given, name).place(rows)
     return from_mapping(LayersConfig, tree, where=name)
 
 
 def model_config(layers: LayersConfig, keywords: Mapping[str, Any]) -> ModelConfig:
     """The config of ``TransformerWrapper(attn_layers=…, **keywords)``; raises as above."""
-    given = _checked(WRAPPER, keywords, "TransformerWrapper")
+    rows, name = wrapper_rows(), "TransformerWrapper"
     tree = to_mapping(layers)
-    _placed(WRAPPER, given, tree)
-    if layers.position.kind != "learned":
-        tree["position"] = to_mapping(layers.position)
-    if given["tie_embedding"] and given["tie_embedding_scale"] is None:
-        tree["logit_scale"] = layers.dim**-0.5
-    return from_mapping(ModelConfig, tree, where="TransformerWrapper")
+    given = {**tree, **_checked(rows, keywords, name)}
+    _Placing(ModelConfig, tree, given, name).place(rows)
+    return from_mapping(ModelConfig, tree, where=name)
 
 
 def keywords_of(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -104,85 +48,141 @@ def keywords_of(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         ConfigError: x-transformers has no keywords for this model.
     """
-    layers = _keywords(LAYERS, to_mapping(config))
-    wrapper = _keywords(WRAPPER, to_mapping(config))
-    if config.position.kind == "none":
-        layers.pop("disable_abs_pos_emb", None)
+    tree = to_mapping(config)
+    layers, wrapper = _keywords(layers_rows(), tree), _keywords(wrapper_rows(), tree)
     again = model_config(layers_config(layers, causal=config.causal, name="Layers"), wrapper)
-    theirs, ours = _flat(to_mapping(again)), _flat(to_mapping(config))
-    theirs["attention.backend"] = ours["attention.backend"]
+    theirs, ours = dict(walk(to_mapping(again))), dict(walk(tree))
+    for place in ("attention.backend", "cross_attention.backend"):
+        theirs[place] = ours.get(place)
     odd = [f"{key}={value!r}" for key, value in ours.items() if theirs.get(key, value) != value]
+    odd += [f"{key}={ours.get(key)!r}" for key in theirs if key not in ours and theirs[key]]
     if odd:
         raise ConfigError(f"x-transformers has no keyword for {', '.join(odd)}")
     return layers, wrapper
 
 
-def _checked(rows: Sequence[Row], keywords: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _checked(rows: Sequence[AnyRow], keywords: Mapping[str, Any], name: str) -> dict[str, Any]:
     """All keywords with their values, given or default."""
-    known = {row.keyword: row for row in rows}
+    known = {row.keyword: row for row in rows if isinstance(row, Row)}
     for keyword in keywords:
-        if keyword not in known:
-            near = difflib.get_close_matches(keyword, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise TypeError(f"{name}: unknown keyword {keyword!r}; {hint}")
-    missing = [row.keyword for row in rows if row.default is REQUIRED]
-    missing = [keyword for keyword in missing if keyword not in keywords]
+        if keyword in known:
+            continue
+        if keyword in LEFT_OUT:
+            raise TypeError(f"{name}: xtdist leaves out {keyword!r}: {LEFT_OUT[keyword]}")
+        near = difflib.get_close_matches(keyword, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise TypeError(f"{name}: unknown keyword {keyword!r}; {hint}")
+    missing = [k for k, row in known.items() if row.default is REQUIRED and k not in keywords]
     if missing:
         raise TypeError(f"{name}: missing keyword {', '.join(map(repr, missing))}")
-    given = {row.keyword: keywords.get(row.keyword, row.default) for row in rows}
-    for row in rows:
-        if row.needs and given[row.keyword] != row.default and not given[row.needs]:
+    given = {k: keywords.get(k, row.default) for k, row in known.items()}
+    return {k: given[k.removeprefix("cross_")] if v is INHERIT else v for k, v in given.items()}
+
+
+class _Placing:
+    """Writes keywords into a tree of plain data, row by row."""
+
+    def __init__(self, cls: type, tree: dict[str, Any], given: dict[str, Any], name: str) -> None:
+        self.cls, self.tree, self.given, self.name = cls, tree, given, name
+        self.chosen: dict[str, tuple[Row, Any]] = {}
+
+    def place(self, rows: Sequence[AnyRow]) -> None:
+        for row in rows:
+            if isinstance(row, Fixed):
+                self._fix(row)
+            else:
+                self._set(row)
+
+    def _fix(self, row: Fixed) -> None:
+        if self._needed(row) and exists(self.cls, self.tree, row.place):
+            put(self.tree, row.place, row.value(self.given) if callable(row.value) else row.value)
+
+    def _set(self, row: Row) -> None:
+        value = self.given[row.keyword]
+        changed = value != row.default and row.default is not INHERIT
+        if not self._needed(row):
+            if changed:
+                needs = " or ".join(f"{k}=True" for k in row.needs.split("|"))
+                raise self._error(row, f"has no effect without {needs}; set that too, or leave")
+            return
+        placed = self._translate(row, value)
+        if placed is SKIP:
+            return
+        if not exists(self.cls, self.tree, row.place):
+            if changed:
+                raise self._error(row, f"has no effect on {self._parent(row)}; leave")
+            return
+        if changed:
+            self._check_choice(row, placed)
+        put(self.tree, row.place, placed)
+
+    def _needed(self, row: AnyRow) -> bool:
+        return not row.needs or any(self.given[keyword] for keyword in row.needs.split("|"))
+
+    def _translate(self, row: Row, value: Any) -> Any:
+        if row.into is not None:
+            try:
+                return row.into(value, self.given)
+            except ConfigError as e:
+                raise ConfigError(f"{self.name}: {e}") from None
+        if row.values is None:
+            return list(value) if isinstance(value, tuple) else value
+        if value is not None and not isinstance(value, type(next(iter(row.values)))):
+            allowed = "True or False" if True in row.values else " or ".join(map(repr, row.values))
+            raise ConfigError(f"{self.name}: {row.keyword}: got {value!r}; give {allowed}")
+        return row.values.get(value, SKIP)
+
+    def _check_choice(self, row: Row, placed: Any) -> None:
+        """Two keywords can't choose differently at one place."""
+        first, chosen = self.chosen.setdefault(row.place, (row, placed))
+        if first is not row and first.keyword not in row.needs.split("|") and chosen != placed:
             raise ConfigError(
-                f"{name}: {row.keyword}={given[row.keyword]!r} has no effect without "
-                f"{row.needs}=True; set that too, or leave it out"
+                f"{self.name}: {first.keyword}={self.given[first.keyword]!r} and "
+                f"{row.keyword}={self.given[row.keyword]!r} both choose {row.place}; leave out one"
             )
-    return given
+
+    def _parent(self, row: Row) -> str:
+        parent = row.place.rpartition(".")[0]
+        node = find(self.tree, parent)
+        kind = node.get("kind") if isinstance(node, Mapping) else node
+        return f"{parent}={kind}"
+
+    def _error(self, row: Row, text: str) -> ConfigError:
+        return ConfigError(f"{self.name}: {row.keyword}={self.given[row.keyword]!r} {text} it out")
 
 
-def _placed(rows: Sequence[Row], given: Mapping[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """``tree`` with every keyword's value at its place."""
-    for row in rows:
-        value = given[row.keyword]
-        if row.values is not None:
-            if not isinstance(value, bool) and value is not None:
-                raise ConfigError(f"{row.keyword}: got {value!r}; give True or False")
-            if value not in row.values:
-                continue
-            value = row.values[value]
-        elif row.needs and value is None:
-            continue
-        *path, leaf = row.place.split(".")
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        if row.place == "position.kind" and value != node.get("kind"):
-            node.clear()
-        node[leaf] = value
-    return tree
-
-
-def _keywords(rows: Sequence[Row], tree: Mapping[str, Any]) -> dict[str, Any]:
+def _keywords(rows: Sequence[AnyRow], tree: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords that say what stands in ``tree``, where they differ from the defaults."""
-    flat = _flat(tree)
+    all_found: dict[str, Any] = {}
     found: dict[str, Any] = {}
     for row in rows:
-        if row.place not in flat:
+        if isinstance(row, Fixed):
             continue
-        value = flat[row.place]
-        if row.values is not None:
-            back = {place: keyword for keyword, place in row.values.items()}
-            value = back.get(value, row.default)
-        if row.needs and not found.get(row.needs):
-            continue
-        if value != row.default:
+        default = row.default
+        if default is INHERIT:
+            default = all_found.get(row.keyword.removeprefix("cross_"))
+        value = _keyword(row, tree, default)
+        if row.needs and not any(all_found.get(k) for k in row.needs.split("|")):
+            value = default
+        all_found[row.keyword] = value
+        if value != default and value is not REQUIRED:
             found[row.keyword] = value
     return found
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {}
-        flat.update(inner or {f"{prefix}{key}": value})
-    return flat
+def _keyword(row: Row, tree: Mapping[str, Any], default: Any) -> Any:
+    """The value of one keyword; ``default`` where the tree lacks its place."""
+    placed = find(tree, row.place, SKIP)
+    if placed is SKIP:
+        return default
+    if row.back is not None:
+        return row.back(placed, tree)
+    if row.values is None:
+        return tuple(placed) if isinstance(placed, list) else placed
+    for value, place in row.values.items():
+        on = isinstance(place, Mapping) and placed is not None
+        if on and all(find(placed, k) == v for k, v in place.items()):
+            return value
+        if not on and placed == place:
+            return value
+    return default

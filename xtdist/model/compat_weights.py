@@ -1,89 +1,233 @@
-"""x-transformers' weights in our layout: the same logits from the same numbers."""
+"""x-transformers' weights in our layout and back: the same logits from the same numbers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from xtdist.config import CheckpointError
-from xtdist.model.config import ModelConfig
+from xtdist.model.options.resolver import is_active
+from xtdist.model.options.table import OPTIONS
+from xtdist.model.options.weights import Context, Derived, Nest, Rule, Scope
 
-NAMES: tuple[tuple[str, str], ...] = (
-    (r"token_emb\.emb\.weight", "token_embedding.weight"),
-    (r"pos_emb\.emb\.weight", "position_embedding.weight"),
-    (r"to_logits\.weight", "head.weight"),
-    (r"attn_layers\.final_norm\.(?:gamma|g)", "layers.final_norm.gain"),
-    (r"attn_layers\.layers\.(\d+)\.0\.0\.(?:gamma|g)", "layers.blocks.{i}.{part}_norm.gain"),
-    (r"attn_layers\.layers\.(\d+)\.1\.to_(q|k|v|out)\.weight", "layers.blocks.{i}.attention.{x}"),
-    (r"attn_layers\.layers\.(\d+)\.1\.([qk])_rmsnorm\.gamma", "layers.blocks.{i}.attention.{x}_n"),
-    (
-        r"attn_layers\.layers\.(\d+)\.1\.ff\.0\.(?:0|proj)\.(weight|bias)",
-        "layers.blocks.{i}.feedforward.proj_in.{x}",
-    ),
-    (
-        r"attn_layers\.layers\.(\d+)\.1\.ff\.2\.(weight|bias)",
-        "layers.blocks.{i}.feedforward.proj_out.{x}",
-    ),
-)
-"""Their name → ours. Layers alternate there: 2i is attention, 2i + 1 feed-forward of block i."""
-
-DERIVED = re.compile(r"attn_layers\.rotary_pos_emb\.inv_freq")
-"""A buffer there that is computed here."""
+NORMS = (("norm", "0.0"), ("branch_norm", "0.1"), ("post_norm", "0.2"))
+"""Norms of a sublayer: our name and theirs."""
 
 
-def from_x_transformers(theirs: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Place:
+    """A module that weights are named relative to: the prefix of its names there and here."""
+
+    scope: Scope
+    theirs: str
+    ours: str
+    context: Context
+    attention: str = "attention"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One rule at one place."""
+
+    rule: Rule
+    place: _Place
+
+    @property
+    def ours(self) -> str:
+        return self.place.ours + self.rule.ours
+
+    @property
+    def theirs(self) -> list[str]:
+        return [self.place.theirs + part.theirs for part in self.rule.parts]
+
+    def numbered(self, names: Mapping[str, Any], *, ours: bool) -> Iterator[dict[str, str]]:
+        """The numbers for which the first of the rule's names is among ``names``."""
+        pattern = self.ours if ours else self.theirs[0]
+        if "{j}" not in pattern:
+            if pattern in names:
+                yield {}
+            return
+        regex = re.compile(re.escape(pattern).replace(r"\{j\}", r"(\d+)"))
+        for name in names:
+            found = regex.fullmatch(name)
+            if found:
+                yield {"{j}": found[1]}
+
+
+def from_x_transformers(theirs: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
     """The state dict of ``build_model(config)`` from that of an x-transformers TransformerWrapper
-    with the same keywords.
+    with the same keywords. Tensors may be shared with ``theirs``.
 
     Query heads are reordered where they share keys: there, head i reads key/value head
-    i mod kv_heads; here, i // (heads // kv_heads). Learned positions are scaled there, not here.
+    i mod kv_heads; here, i // (heads // kv_heads).
 
     Raises:
-        CheckpointError: weights of an option that the config does not have.
+        CheckpointError: weights of an option that the config does not have, or weights missing.
     """
-    named = {_our_name(name): weight for name, weight in theirs.items() if not DERIVED.match(name)}
-    ours = {name: w for name, w in named.items() if not _is_part(name)}
-    if "position_embedding.weight" in ours:
-        ours["position_embedding.weight"] = ours["position_embedding.weight"] * config.dim**-0.5
-    for i in range(config.depth):
-        ours |= _attention(named, f"layers.blocks.{i}.attention.", config)
+    ours: dict[str, Tensor] = {}
+    left = dict(theirs)
+    for name in _derived(config):
+        left.pop(name, None)
+    for step in _steps(config):
+        for numbers in list(step.numbered(left, ours=False)):
+            tensors = []
+            for name, part in zip(step.theirs, step.rule.parts, strict=True):
+                tensor = left.pop(_fill(name, numbers), None)
+                if tensor is None:
+                    raise CheckpointError(f"no weight {_fill(name, numbers)}: of another model")
+                for transform in part.transforms:
+                    tensor = transform.into(tensor, step.place.context)
+                tensors.append(tensor)
+            merged = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            ours[_fill(step.ours, numbers)] = merged
+    if left:
+        name = next(iter(left))
+        raise CheckpointError(f"{name}: {_whose(name, config)}")
     return ours
 
 
-def _our_name(name: str) -> str:
-    for pattern, target in NAMES:
-        found = re.fullmatch(pattern, name)
-        if found is None:
-            continue
-        layer, x = (*found.groups(), "0", "")[:2]
-        part = "feedforward" if int(layer) % 2 else "attention"
-        return target.format(i=int(layer) // 2, part=part, x=x)
-    raise CheckpointError(f"{name}: the weight of an x-transformers option that xtdist lacks")
+def to_x_transformers(ours: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """The state dict that an x-transformers TransformerWrapper with the same keywords loads
+    (``strict=True``); the way back of ``from_x_transformers``.
+
+    Raises:
+        CheckpointError: a weight that x-transformers has no place for.
+    """
+    theirs = _derived(config)
+    left = dict(ours)
+    for step in _steps(config):
+        for numbers in list(step.numbered(left, ours=True)):
+            merged = left.pop(_fill(step.ours, numbers))
+            for name, tensor in _split(step, merged):
+                theirs[_fill(name, numbers)] = tensor
+    if left:
+        raise CheckpointError(f"{next(iter(left))}: x-transformers has no such weight")
+    return theirs
 
 
-def _is_part(name: str) -> bool:
-    return re.fullmatch(r".*\.attention\.(q|k|v|out|q_n|k_n)", name) is not None
+def load_x_transformers(source: nn.Module | str | Path, config: Any) -> dict[str, Tensor]:
+    """The state dict of ``build_model(config)`` from an x-transformers module, or from a file of
+    its state dict: ``.safetensors``, or what ``torch.save`` wrote (read without running code).
 
-
-def _attention(named: Mapping[str, Tensor], prefix: str, config: ModelConfig) -> dict[str, Tensor]:
-    """One attention layer: q, k, v in one matrix, query heads in the order of their keys."""
-    sizes = {"hk": config.attention.kv_heads or config.heads, "d": config.attention.dim_head}
+    Raises:
+        CheckpointError: a file that can't be read, or weights of another model.
+    """
+    if isinstance(source, nn.Module):
+        return from_x_transformers(source.state_dict(), config)
+    path = Path(source)
     try:
-        q = rearrange(named[f"{prefix}q"], "(g hk d) m -> (hk g d) m", **sizes)
-        ours = {
-            f"{prefix}to_qkv.weight": torch.cat([q, named[f"{prefix}k"], named[f"{prefix}v"]]),
-            f"{prefix}to_out.weight": rearrange(
-                named[f"{prefix}out"], "m (g hk d) -> m (hk g d)", **sizes
-            ),
-        }
-        if config.attention.qk_rmsnorm:
-            gain = rearrange(named[f"{prefix}q_n"], "(g hk) 1 d -> (hk g) 1 d", **sizes)
-            ours[f"{prefix}query_norm.gain"] = gain
-            ours[f"{prefix}key_norm.gain"] = named[f"{prefix}k_n"]
-    except KeyError as e:
-        raise CheckpointError(f"no weight for {e.args[0]}: of another model") from None
-    return ours
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # every reader has errors of its own
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise CheckpointError(f"{path}: can't be read as weights ({reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{path}: holds no state dict; save model.state_dict()")
+    return from_x_transformers(state, config)
+
+
+def _split(step: _Step, merged: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The parts of one tensor of ours, as theirs."""
+    context, parts = step.place.context, step.rule.parts
+    rows = [part.rows(context) if part.rows else None for part in parts]
+    rest = len(merged) - sum(n for n in rows if n is not None) if merged.ndim else 0
+    sizes = [rest if n is None else n for n in rows]
+    pieces = [merged] if len(parts) == 1 else list(merged.split(sizes))
+    for name, part, piece in zip(step.theirs, parts, pieces, strict=True):
+        tensor = piece
+        for transform in reversed(part.transforms):
+            tensor = transform.back(tensor, context)
+        yield name, tensor.clone()
+
+
+def _steps(config: Any) -> Iterator[_Step]:
+    """Every rule of every active option, at every place of its scope."""
+    for place in _places(config):
+        for option in OPTIONS:
+            rules = [w for w in option.weights if isinstance(w, Rule) and w.scope == place.scope]
+            if rules and is_active(option, config, attention=place.attention):
+                yield from (_Step(rule, place) for rule in rules)
+
+
+def _derived(config: Any) -> dict[str, Tensor]:
+    """Their buffers that are no weights."""
+    return {
+        place.theirs + weight.theirs: weight.compute(place.context)
+        for place in _places(config)
+        for option in OPTIONS
+        if is_active(option, config, attention=place.attention)
+        for weight in option.weights
+        if isinstance(weight, Derived) and weight.scope == place.scope
+    }
+
+
+def sublayer_kinds(config: Any) -> str:
+    """The kinds of the sublayers in order: a attention, c cross attention, f feed-forward."""
+    return "af" * config.depth
+
+
+def _places(config: Any) -> Iterator[_Place]:
+    context = Context(config, config.attention)
+    yield _Place("wrapper", "", "", context)
+    yield _Place("layers", "attn_layers.", "layers.", context)
+    yield _Place("norm", "attn_layers.final_norm.", "layers.final_norm.", context)
+    for i, kind in enumerate(sublayer_kinds(config)):
+        part = "feedforward" if kind == "f" else "attention"
+        theirs, ours = f"attn_layers.layers.{i}.", f"layers.blocks.{i // 2}.{part}"
+        cross = kind == "c"
+        which = "cross_attention" if cross else "attention"
+        inner = Context(config, getattr(config, which))
+        for our_norm, their_norm in NORMS:
+            yield _Place("norm", f"{theirs}{their_norm}.", f"{ours}_{our_norm}.", inner)
+        yield _Place("sublayer", theirs, ours, inner)
+        yield _Place("residual", f"{theirs}2.", f"{ours}residual.", inner)
+        nested = "fn." * len(_nests(config, kind))
+        scope: Scope = "feedforward" if kind == "f" else "attention"
+        yield _Place(scope, f"{theirs}1.{nested}", f"{ours}.", inner, which)
+
+
+def _nests(config: Any, kind: str) -> list[Nest]:
+    """The modules that wrap a branch of ``kind`` there, the innermost first."""
+    found = [
+        nest
+        for option in OPTIONS
+        for nest in option.weights
+        if isinstance(nest, Nest) and kind in nest.kinds and is_active(option, config)
+    ]
+    return sorted(found, key=_order)
+
+
+def _order(nest: Nest) -> int:
+    return nest.order
+
+
+def _fill(name: str, numbers: Mapping[str, str]) -> str:
+    for key, value in numbers.items():
+        name = name.replace(key, value)
+    return name
+
+
+def _whose(name: str, config: Any) -> str:
+    """What a weight that the config has no place for belongs to."""
+    tail = name.split("attn_layers.layers.")[-1]
+    for option in OPTIONS:
+        if is_active(option, config):
+            continue
+        if any(_names(rule, tail) for rule in option.weights if isinstance(rule, Rule)):
+            return f"a weight of the option {option.name}, which the config does not have"
+    return "the weight of an x-transformers option that xtdist lacks or the config does not have"
+
+
+def _names(rule: Rule, tail: str) -> bool:
+    patterns = (re.escape(part.theirs).replace(r"\{j\}", r"\d+") for part in rule.parts)
+    return any(re.search(rf"(^|\.){pattern}$", tail) for pattern in patterns)

@@ -1,0 +1,129 @@
+"""Which options work together, and on which backends of attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xtdist.config import ConfigError
+from xtdist.model.options.base import Backend, Option
+from xtdist.model.options.places import find
+from xtdist.model.options.table import OPTIONS
+
+ATTENTIONS = ("attention", "cross_attention")
+FASTEST_FIRST: tuple[Backend, ...] = ("sdpa", "flex", "eager")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the options of a model leave to choose.
+
+    backends: for ``attention`` and, where there is one, ``cross_attention``: the backends that
+    honour every option, fastest first. notes: what was decided and why, one sentence each.
+    """
+
+    backends: Mapping[str, tuple[Backend, ...]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _AsCross:
+    """A config whose ``attention`` is its cross attention."""
+
+    config: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.config, "cross_attention" if name == "attention" else name)
+
+
+def is_active(option: Option, config: Any, *, attention: str = "") -> bool:
+    """Whether a config of layers or of a model has ``option``.
+
+    attention: ask about this attention alone (``attention`` or ``cross_attention``); without it,
+    about any.
+    """
+    if not attention:
+        return any(is_active(option, config, attention=name) for name in attentions(config))
+    view = config if attention == "attention" else _AsCross(config)
+    if callable(option.active):
+        return bool(option.active(view))
+    return any(_holds(part, view) for part in option.active.split("|"))
+
+
+def attentions(config: Any) -> list[str]:
+    """The attentions that a config has: its own and, with one, cross attention."""
+    return [name for name in ATTENTIONS if find(config, name) is not None]
+
+
+def active_options(config: Any, *, attention: str = "") -> Iterator[Option]:
+    """The options that a config has."""
+    return (o for o in OPTIONS if is_active(o, config, attention=attention))
+
+
+def resolve(config: Any) -> Resolved:
+    """Check that all options of ``config`` work together.
+
+    Raises:
+        ConfigError: two options that don't, by name and with the way out; an option that is wrong
+            for a causal (or bidirectional) stack; a backend that can't honour an option.
+    """
+    active = list(active_options(config))
+    names = {option.name for option in active}
+    for option in active:
+        for other, why in option.excludes.items():
+            if other in names:
+                raise ConfigError(f"{option.name} and {other} can't be combined: {why}")
+        _check_causal(option, causal=config.causal)
+    return Resolved({name: _backends(config, name) for name in attentions(config)})
+
+
+def cache_refused(config: Any) -> str:
+    """Why a model can't be decoded with a cache; empty if it can."""
+    reasons = [f"{o.name}: {o.uncacheable}" for o in active_options(config) if o.uncacheable]
+    return "; ".join(reasons)
+
+
+def _check_causal(option: Option, *, causal: bool) -> None:
+    if causal and option.causal == "bidirectional only":
+        raise ConfigError(
+            f"{option.name} in a causal stack (Decoder, causal=true) would show tokens their "
+            "future; leave the option out, or use an Encoder (causal=false)"
+        )
+    if not causal and option.causal == "causal only":
+        raise ConfigError(
+            f"{option.name} is defined for a causal stack only, and this is an Encoder "
+            "(causal=false); leave the option out, or use a Decoder (causal=true)"
+        )
+
+
+def _backends(config: Any, attention: str) -> tuple[Backend, ...]:
+    """The backends that honour every option of one attention."""
+    wanted = getattr(config, attention).backend
+    left = FASTEST_FIRST
+    for option in active_options(config, attention=attention):
+        if wanted != "auto" and wanted not in option.backends:
+            able = " or ".join(b for b in FASTEST_FIRST if b in option.backends)
+            given = f"{attention}.backend={wanted}"
+            given += " (attn_flash=True)" if wanted == "sdpa" else ""
+            keyword = next((r.keyword for r in option.rows if hasattr(r, "keyword")), "")
+            raise ConfigError(
+                f"{given} can't honour {option.name}{f' ({keyword})' if keyword else ''}, which "
+                f"needs {able}; drop {'attn_flash=True' if wanted == 'sdpa' else 'the backend'} "
+                f"(backend=auto chooses), or leave out {option.name}"
+            )
+        left = tuple(b for b in left if b in option.backends)
+        if not left:
+            raise ConfigError(f"no backend of attention honours {option.name} with the others")
+    return left if wanted == "auto" else (wanted,)
+
+
+def _holds(condition: str, config: Any) -> bool:
+    place, equals, value = condition.partition("=")
+    found = find(config, place)
+    if equals:
+        return str(found) == value
+    return dataclasses.is_dataclass(found) or bool(found)
