@@ -1,0 +1,67 @@
+"""Dynamic position bias: a network of the distance (CrossFormer style, Swin v2's continuous
+bias), https://arxiv.org/abs/2111.09883."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from xtdist.nn.linear import Linear
+
+
+class _HiddenNorm(nn.LayerNorm):
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Start as the identity; nothing is drawn."""
+        super().reset_parameters()
+
+
+class DynamicBias(nn.Module):
+    """mlp(distance), or mlp(sign(distance) · ln(|distance| + 1)): one output for each head.
+
+    All arithmetic is fp32 whatever the type of the weights: bf16 can't tell distance 256 from 257.
+    """
+
+    def __init__(
+        self, heads: int, *, hidden: int, depth: int, log_distance: bool, norm: bool
+    ) -> None:
+        super().__init__()
+        self.log_distance = log_distance
+        widths = (1, *[hidden] * depth)
+        self.hidden = nn.ModuleList(
+            Linear(a, b, bias=True) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(
+            _HiddenNorm(hidden, bias=layer > 0) for layer in range(depth if norm else 0)
+        )
+        self.to_bias = Linear(hidden, heads, bias=True, init_gain=0.02)  # inputs are in the 1000s
+
+    def by_distance(self, distance: Int[Tensor, "..."]) -> Float[Tensor, "... h"]:
+        """The bias for ``distance`` = query position − key position."""
+        with torch.autocast(distance.device.type, enabled=False):
+            x = rearrange(distance, "... -> ... 1").to(torch.float32)
+            if self.log_distance:
+                x = x.sign() * x.abs().log1p()
+            for layer, linear in enumerate(self.hidden):
+                x = F.linear(x, linear.weight.float(), linear.bias.float())
+                if self.norms:
+                    norm = self.norms[layer]
+                    bias = None if norm.bias is None else norm.bias.float()
+                    x = F.layer_norm(x, x.shape[-1:], norm.weight.float(), bias, norm.eps)
+                x = F.silu(x)
+            return F.linear(x, self.to_bias.weight.float(), self.to_bias.bias.float())
+
+    def forward(
+        self, q_pos: Int[Tensor, "b i"], k_pos: Int[Tensor, "b j"], *, reach: int | None = None
+    ) -> Float[Tensor, "b h i j"]:
+        """The bias of every pair, fp32. With ``reach`` the network runs on 2 reach + 1 distances
+        instead of on i · j of them."""
+        distance = rearrange(q_pos, "b i -> b i 1") - rearrange(k_pos, "b j -> b 1 j")
+        if reach is None or 2 * reach >= distance[0].numel():
+            bias = self.by_distance(distance)
+        else:
+            every = torch.arange(-reach, reach + 1, device=distance.device)
+            bias = F.embedding(distance + reach, self.by_distance(every))
+        return rearrange(bias, "b i j h -> b h i j")
