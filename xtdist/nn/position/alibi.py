@@ -33,10 +33,8 @@ class AlibiBias(nn.Module):
     def __init__(self, slopes: tuple[float, ...], *, heads: int, kv_heads: int) -> None:
         super().__init__()
         padded = slopes + (0.0,) * (heads - len(slopes))
-        groups = heads // kv_heads
-        self.slopes = tuple(
-            padded[g * kv_heads + kv] for kv in range(kv_heads) for g in range(groups)
-        )
+        theirs = [range(kv, heads, kv_heads) for kv in range(kv_heads)]  # of each kv head
+        self.slopes = tuple(padded[head] for group in theirs for head in group)
 
     def forward(
         self, q_pos: Int[Tensor, "b i"], k_pos: Int[Tensor, "b j"], *, reach: int | None = None

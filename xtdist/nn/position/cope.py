@@ -82,7 +82,7 @@ class CoPE(nn.Module):
         by_position: Float[Tensor, "b h i p"],
         temperature: float,
     ) -> Float[Tensor, "b h i j"]:
-        """Weights softmax(−|position − p| / temperature). Needs max_pos times the scores' memory."""
+        """Weights softmax(−|position − p| / temperature). Takes max_pos times the scores."""
         whole = torch.arange(by_position.shape[-1], device=position.device)
         away = (rearrange(position, "b h i j -> b h i j 1") - whole).abs()
         weights = F.softmax(-away / temperature, dim=-1)

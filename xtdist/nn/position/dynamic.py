@@ -12,10 +12,25 @@ from torch import Tensor, nn
 from xtdist.nn.linear import Linear
 
 
-class _HiddenNorm(nn.LayerNorm):
+class _Norm(nn.LayerNorm):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start as the identity; nothing is drawn."""
         super().reset_parameters()
+
+
+class _Hidden(nn.Module):
+    """silu(linear(x)), optionally normalized in between, in fp32."""
+
+    def __init__(self, linear: Linear, norm: _Norm | None) -> None:
+        super().__init__()
+        self.linear, self.norm = linear, norm
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... e"]:
+        x = _wide(self.linear, x)
+        if self.norm is not None:
+            bias = None if self.norm.bias is None else self.norm.bias.float()
+            x = F.layer_norm(x, x.shape[-1:], self.norm.weight.float(), bias, self.norm.eps)
+        return F.silu(x)
 
 
 class DynamicBias(nn.Module):
@@ -29,29 +44,24 @@ class DynamicBias(nn.Module):
     ) -> None:
         super().__init__()
         self.log_distance = log_distance
-        widths = (1, *[hidden] * depth)
         self.hidden = nn.ModuleList(
-            Linear(a, b, bias=True) for a, b in zip(widths, widths[1:], strict=False)
-        )
-        self.norms = nn.ModuleList(
-            _HiddenNorm(hidden, bias=layer > 0) for layer in range(depth if norm else 0)
+            _Hidden(
+                Linear(hidden if layer else 1, hidden, bias=True),
+                _Norm(hidden, bias=layer > 0) if norm else None,
+            )
+            for layer in range(depth)
         )
         self.to_bias = Linear(hidden, heads, bias=True, init_gain=0.02)  # inputs are in the 1000s
 
     def by_distance(self, distance: Int[Tensor, "..."]) -> Float[Tensor, "... h"]:
         """The bias for ``distance`` = query position − key position."""
+        x = rearrange(distance, "... -> ... 1").to(torch.float32)
+        if self.log_distance:
+            x = x.sign() * x.abs().log1p()
         with torch.autocast(distance.device.type, enabled=False):
-            x = rearrange(distance, "... -> ... 1").to(torch.float32)
-            if self.log_distance:
-                x = x.sign() * x.abs().log1p()
-            for layer, linear in enumerate(self.hidden):
-                x = F.linear(x, linear.weight.float(), linear.bias.float())
-                if self.norms:
-                    norm = self.norms[layer]
-                    bias = None if norm.bias is None else norm.bias.float()
-                    x = F.layer_norm(x, x.shape[-1:], norm.weight.float(), bias, norm.eps)
-                x = F.silu(x)
-            return F.linear(x, self.to_bias.weight.float(), self.to_bias.bias.float())
+            for layer in self.hidden:
+                x = layer(x)
+            return _wide(self.to_bias, x)
 
     def forward(
         self, q_pos: Int[Tensor, "b i"], k_pos: Int[Tensor, "b j"], *, reach: int | None = None
@@ -65,3 +75,7 @@ class DynamicBias(nn.Module):
             every = torch.arange(-reach, reach + 1, device=distance.device)
             bias = F.embedding(distance + reach, self.by_distance(every))
         return rearrange(bias, "b i j h -> b h i j")
+
+
+def _wide(linear: Linear, x: Float[Tensor, "... d"]) -> Float[Tensor, "... e"]:
+    return F.linear(x, linear.weight.float(), linear.bias.float())

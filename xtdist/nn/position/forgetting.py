@@ -1,6 +1,6 @@
-"""Forget gates along the sequence (Forgetting Transformer), https://openreview.net/forum?id=q2Lnyegkr8.
+"""Forget gates along the sequence, https://openreview.net/forum?id=q2Lnyegkr8.
 
-Both variants have ``project(x) -> (row, kept)`` and ``bias(row, kept)``: ``kept`` is what each token
+Both variants have ``project(x) -> (row, kept)`` and ``bias(row, kept)``: ``kept`` is what a token
 leaves behind beside its key and value, ``row`` what its own query needs. The bias of a pair depends
 on the tokens between the two alone, so cached = uncached, also with a cache of bounded length.
 """

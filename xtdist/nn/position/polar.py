@@ -49,7 +49,7 @@ class PolarPosition(nn.Module):
         return PolarTable(angle.cos(), angle.sin())
 
     def queries(self, q: Float[Tensor, "b h n d"], table: PolarTable) -> Float[Tensor, "b h n e"]:
-        """Queries at the positions of ``table``; e = 2 d. fp32 inside, the type of ``q`` outside."""
+        """Queries at the positions of ``table``; e = 2 d. fp32 inside, ``q``'s type outside."""
         return _place(q, table)
 
     def keys(self, k: Float[Tensor, "b hk n d"], table: PolarTable) -> Float[Tensor, "b hk n e"]:
