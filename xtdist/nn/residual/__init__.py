@@ -1,5 +1,7 @@
-"""How branches join the residual stream."""
+"""How branches join the residual stream, and what stands between them."""
 
+from xtdist.nn.residual.base import Residual
+from xtdist.nn.residual.build import build_branch_scale, build_integrator, build_residual
 from xtdist.nn.residual.config import (
     AdaptiveLayerScaleConfig,
     AttentionResidualConfig,
@@ -16,6 +18,9 @@ from xtdist.nn.residual.config import (
     PlainResidualConfig,
     ResidualConfig,
 )
+from xtdist.nn.residual.dropout import keep_mask
+from xtdist.nn.residual.skip import UNetSkip
+from xtdist.nn.residual.streams import Streams
 
 __all__ = [
     "AdaptiveLayerScaleConfig",
@@ -31,5 +36,12 @@ __all__ = [
     "MVSplitResidualConfig",
     "OrthogonalResidualConfig",
     "PlainResidualConfig",
+    "Residual",
     "ResidualConfig",
+    "Streams",
+    "UNetSkip",
+    "build_branch_scale",
+    "build_integrator",
+    "build_residual",
+    "keep_mask",
 ]
