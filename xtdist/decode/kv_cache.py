@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -37,10 +38,9 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Place:
-    """The cached tokens ``start:stop``, counted from the beginning of ``pages``: the number of one
-    page, or the numbers of several."""
+    """The cached tokens ``start:stop``, counted from the beginning of the first of ``pages``."""
 
-    pages: int | Int[Tensor, " p"]
+    pages: tuple[int, ...]
     start: int
     stop: int
 
@@ -71,11 +71,13 @@ class KVStore:
             stored[pages, :, offsets] = new
 
     def read(self, layer: int, place: Place) -> Kept:
-        """A view if the tokens lie in one page, else a gather."""
-        pools, page = self.layers[layer], place.pages
-        if isinstance(page, int):
-            return tuple(pool[page : page + 1, :, place.start : place.stop] for pool in pools)
-        return tuple(self._gather(pool, page)[None, :, place.start : place.stop] for pool in pools)
+        """A view if the tokens lie in one page, else a copy."""
+        pools, pages = self.layers[layer], place.pages
+        if len(pages) == 1:
+            one = slice(pages[0], pages[0] + 1)
+            return tuple(pool[one, :, place.start : place.stop] for pool in pools)
+        rows = (torch.cat([pool[page] for page in pages], dim=1) for pool in pools)
+        return tuple(row[None, :, place.start : place.stop] for row in rows)
 
     def copy(self, source: int, target: int, *, tokens: int) -> None:
         """Copy the first ``tokens`` rows of a page, in every layer."""
@@ -86,10 +88,6 @@ class KVStore:
     def _allocate(self, like: Float[Tensor, "n h d"]) -> Tensor:
         _, heads, dim = like.shape
         return like.new_empty(self.num_pages, heads, self.page_tokens, dim)
-
-    @staticmethod
-    def _gather(pool: Float[Tensor, "pages h page d"], index: Int[Tensor, " p"]) -> Tensor:
-        return pool[index].transpose(0, 1).flatten(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,9 +69,7 @@ class StepCache:
         pages, offsets = zip(*slots, strict=True)
         self.slots = (torch.tensor(pages, device=device), torch.tensor(offsets, device=device))
         self.firsts = [0 if back is None else max(0, s.table.length - back) for s in segments]
-        self.places = [
-            self._place(s, first, device) for s, first in zip(segments, self.firsts, strict=True)
-        ]
+        self.places = [self._place(s, f) for s, f in zip(segments, self.firsts, strict=True)]
 
     def update(self, layer: int, new: Kept) -> list[Read]:
         """Store what the layer kept of the new tokens; every token reads its own sequence."""
@@ -93,13 +91,11 @@ class StepCache:
             reads.append(Read(rows=segment.rows, kept=context.projected[key]))
         return reads
 
-    def _place(self, segment: Segment, first: int, device: torch.device) -> Place:
+    def _place(self, segment: Segment, first: int) -> Place:
         size, table = self.store.page_tokens, segment.table
         slot, end = first // size, (segment.cached - 1) // size + 1
         pages = table.pages[slot - table.dropped : end - table.dropped]
-        start, stop = first - slot * size, segment.cached - slot * size
-        where = pages[0] if len(pages) == 1 else torch.tensor(pages, device=device)
-        return Place(where, start, stop)
+        return Place(tuple(pages), first - slot * size, segment.cached - slot * size)
 
 
 def positions_of(segments: Sequence[Segment]) -> list[int]:
