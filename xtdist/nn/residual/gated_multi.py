@@ -49,7 +49,9 @@ class GatedMultiResidual(Residual):
         self.static_write.zero_()
         self.dynamic_scale.fill_(_START_SCALE)
 
-    def read(self, stream: Float[Tensor, "b s n d"]) -> tuple[Float[Tensor, "*v b n d"], Carry]:
+    def read(self, stream: Float[Tensor, "b *s n d"]) -> tuple[Float[Tensor, "*v b n d"], Carry]:
+        if self.streams == 1:
+            stream = rearrange(stream, "b n d -> b 1 n d")
         normed = self.norm(stream) * rearrange(self.read_gain, "s d -> s 1 d")
         flat = rearrange(normed, "b s n d -> b n (s d)") / self.streams
         low = F.silu(self.to_bottleneck(flat)) * self.dynamic_scale
@@ -63,6 +65,7 @@ class GatedMultiResidual(Residual):
 
     def write(
         self, branch: Float[Tensor, "b n d"], carry: Carry, mask: Bool[Tensor, "b n"] | None
-    ) -> Float[Tensor, "b s n d"]:
+    ) -> Float[Tensor, "b *s n d"]:
         stream, strength = carry
-        return torch.addcmul(stream, strength, rearrange(branch, "b n d -> b 1 n d"))
+        stream = torch.addcmul(stream, strength, rearrange(branch, "b n d -> b 1 n d"))
+        return stream[:, 0] if self.streams == 1 else stream

@@ -9,26 +9,20 @@ from torch import Tensor, nn
 
 
 class Streams(nn.Module):
-    """x ↦ ``streams`` copies of x, told apart by a learned vector each; ``reduce`` sums them.
-
-    A single stream has no vector.
-    """
+    """x ↦ ``streams`` copies of x, told apart by a learned vector each; ``reduce`` sums them."""
 
     def __init__(self, dim: int, *, streams: int) -> None:
         super().__init__()
-        self.streams = streams
-        self.embedding = nn.Parameter(torch.empty(streams, dim)) if streams > 1 else None
+        self.embedding = nn.Parameter(torch.empty(streams, dim))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start as plain copies."""
-        if self.embedding is not None:
-            self.embedding.zero_()
+        self.embedding.zero_()
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b s n d"]:
-        x = rearrange(x, "b n d -> b 1 n d")
-        return x if self.embedding is None else x + rearrange(self.embedding, "s d -> s 1 d")
+        return rearrange(x, "b n d -> b 1 n d") + rearrange(self.embedding, "s d -> s 1 d")
 
     @staticmethod
     def reduce(stream: Float[Tensor, "b s n d"]) -> Float[Tensor, "b n d"]:
