@@ -18,9 +18,9 @@ class Residual(nn.Module):
 
     The stream is (b n d), or (b s n d) with s > 1 streams; x is (b n d), or (3 b n d) where
     queries, keys and values have views of their own. ``mask`` True = a real token; only policies
-    that look along the sequence use it. Both steps go through the module call, so that whatever hangs on
-    modules (gathering of sharded weights) sees them. ``causal_safe`` is False where a token's
-    output depends on later tokens.
+    that look along the sequence use it. Both steps go through the module call, so that whatever
+    hangs on modules (gathering of sharded weights) sees them. ``causal_safe`` is False where a
+    token's output depends on later tokens.
     """
 
     causal_safe: bool = True
