@@ -76,6 +76,13 @@ class Admission:
     def models(self) -> list[Limits]:
         return [self.expert] if self.amateur is None else [self.expert, self.amateur]
 
+    def longest(self, *models: Limits) -> int:
+        """Tokens that a sequence of all ``models`` may have."""
+        bounds = [m.max_seq_len for m in models]
+        if self.config.max_sequence_tokens:
+            bounds.append(self.config.max_sequence_tokens)
+        return min(bounds)
+
     @property
     def unused_ids(self) -> range:
         """Ids that the model has and the tokenizer does not."""
@@ -130,11 +137,11 @@ class Admission:
     def _check_size(self, prompt_tokens: int, params: GenerationParams, pool: KVPool) -> None:
         total = prompt_tokens + params.max_tokens
         used = self.models if params.contrastive is not None else [self.expert]
-        longest = min(m.max_seq_len for m in used)
+        longest = self.longest(*used)
         if total > longest:
             raise ConfigError(
                 f"prompt of {prompt_tokens} tokens + max_tokens {params.max_tokens} = {total}, "
-                f"more than the model's {longest}; shorten the prompt or lower max_tokens"
+                f"more than the limit of {longest}; shorten the prompt or lower max_tokens"
             )
         if params.width > self.config.max_sequences:
             field = "num_beams" if params.uses_beams else "n"

@@ -69,7 +69,7 @@ class Engine:
         self.recomputes = " ".join(dict.fromkeys(m.cache.refused for m in models)).strip()
         self._reference = next(model.parameters())
         device = self._reference.device
-        longest = models[0].max_seq_len
+        longest = self._admission.longest(models[0])
         self.pool = make_pool(
             self.config,
             longest=longest,
@@ -158,6 +158,10 @@ class Engine:
     ) -> list[Completion]:
         """Run all prompts to their end, many at a time; completions in the order of the prompts.
         ``contexts``: one for each prompt."""
+        if contexts is not None and len(contexts) != len(prompts):
+            raise ConfigError(
+                f"contexts: got {len(contexts)} for {len(prompts)} prompts; give one for each"
+            )
         outputs: dict[str, list[Output]] = {}
         read = [None] * len(prompts) if contexts is None else contexts
         left = list(reversed(list(zip(prompts, read, strict=True))))

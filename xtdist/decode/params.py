@@ -139,7 +139,8 @@ class EngineConfig:
     ``max_step_tokens`` bounds the tokens of one forward pass (long prompts go in chunks);
     ``page_tokens`` is the size of a KV page (0: a page is a whole sequence on CPU, where views are
     faster than gathers, and 256 tokens elsewhere); ``pool_tokens`` bounds the whole KV cache
-    (0: room for ``max_sequences`` of full length). ``seed`` is the root of the draws of requests
+    (0: room for ``max_sequences`` of full length); ``max_sequence_tokens`` is the longest sequence,
+    prompt included (0: the model's). ``seed`` is the root of the draws of requests
     without a seed of their own (null: from the operating system).
     """
 
@@ -147,6 +148,7 @@ class EngineConfig:
     max_step_tokens: PositiveInt = 2048
     page_tokens: NonNegativeInt = 0
     pool_tokens: NonNegativeInt = 0
+    max_sequence_tokens: NonNegativeInt = 0
     max_waiting: PositiveInt = 64
     seed: Seed | None = None
 

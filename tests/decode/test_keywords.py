@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from x_transformers import autoregressive_wrapper as theirs
+
+from xtdist.config import ConfigError
+from xtdist.decode import ContrastiveParams, GenerationParams
+from xtdist.decode.keywords import generation_params
+from xtdist.decode.sampling import Row, Sampler
+
+V = 50
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("top_k", {}),
+        ("top_k", {"k": 7}),
+        ("top_k", {"k": 70}),
+        ("top_k", {"frac_num_tokens": 0.31}),
+        ("top_p", {}),
+        ("top_p", {"thres": 0.4}),
+        ("min_p", {}),
+        ("min_p", {"min_p": 0.3}),
+    ],
+)
+def test_their_filters_keep_the_same_tokens(name: str, arguments: dict[str, float]) -> None:
+    keywords = {"filter_logits_fn": name, "filter_kwargs": arguments}
+    params = generation_params(1, keywords, num_tokens=V)
+    logits = torch.randn(1, V, generator=torch.Generator().manual_seed(1)) * 2
+    kept = getattr(theirs, name)(logits.clone(), **arguments).isfinite()[0]
+    rows = [Row(params, seed, (0,), 1) for seed in range(4000)]
+    drawn = Sampler([params] * 4000, logits.device).draw(logits.expand(4000, -1).clone(), rows)
+    likely = logits[0].softmax(-1) > 2e-3
+    seen = torch.zeros(V, dtype=torch.bool)
+    seen[drawn] = True
+    assert not (seen & ~kept).any()
+    assert not (kept & likely & ~seen).any()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ({}, {"top_k": 5}),
+        ({"temperature": 0.0}, {"temperature": 0.0}),
+        ({"num_beams": 3}, {"num_beams": 3}),
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"filter_logits_fn": None}, {}),
+        ({"contrastive": ContrastiveParams()}, {"contrastive": ContrastiveParams()}),
+        (
+            {"contrastive_decode_kwargs": {"beta": 0.2, "alpha": 0.3}},
+            {"contrastive": ContrastiveParams(beta=0.2, alpha=0.3)},
+        ),
+    ],
+)
+def test_their_default_filter_acts_where_nothing_else_is_said(
+    keywords: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    found = generation_params(9, keywords, num_tokens=V)
+    assert found == GenerationParams(max_tokens=9, **expected)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "named"),
+    [
+        ({"temprature": 1.0}, "'temperature'"),
+        ({"cache_kv": True}, "leaves out 'cache_kv'"),
+        ({"max_tokens": 3}, "max_tokens"),
+    ],
+)
+def test_an_unknown_keyword_names_the_nearest(keywords: dict[str, Any], named: str) -> None:
+    with pytest.raises(TypeError, match=named):
+        generation_params(9, keywords, num_tokens=V)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "named"),
+    [
+        ({"filter_logits_fn": "top_a"}, "top_a"),
+        ({"filter_logits_fn": theirs.top_k}, "function"),
+        ({"filter_logits_fn": "top_p", "filter_kwargs": {"k": 3}}, "thres"),
+        ({"temperature": 0.0, "filter_kwargs": {"k": 3}}, "filter_kwargs"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_what_can_not_be_honoured_is_refused(keywords: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        generation_params(9, keywords, num_tokens=V)
