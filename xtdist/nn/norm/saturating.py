@@ -57,7 +57,7 @@ class DynamicTanh(nn.Module):
         self.init_alpha = config.init_alpha
         self.alpha_offset = config.init_alpha if config.unit_offset else 0.0
         self.gain_offset = 1.0 if config.unit_offset else 0.0
-        self.alpha = nn.Parameter(torch.empty(()))
+        self.alpha = nn.Parameter(torch.empty(1))
         self.gain = nn.Parameter(torch.empty(dim))
         self.bias = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
@@ -83,8 +83,8 @@ class Derf(nn.Module):
         super().__init__()
         self.init_alpha, self.init_shift = config.init_alpha, config.init_shift
         self.offset = 1.0 if config.unit_offset else 0.0
-        self.alpha = nn.Parameter(torch.empty(()))
-        self.shift = nn.Parameter(torch.empty(()))
+        self.alpha = nn.Parameter(torch.empty(1))
+        self.shift = nn.Parameter(torch.empty(1))
         self.gain = nn.Parameter(torch.empty(dim))
         self.bias = nn.Parameter(torch.empty(dim))
         self.reset_parameters()

@@ -37,7 +37,7 @@ class GatedMultiResidual(Residual):
         self.to_bottleneck = Linear(wide, rank)
         self.to_read = Linear(rank, wide * views, init_gain=0.0)
         self.to_write = Linear(rank, config.streams, init_gain=0.0)
-        self.dynamic_scale = nn.Parameter(torch.empty(()))
+        self.dynamic_scale = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     @torch.no_grad()

@@ -42,10 +42,10 @@ class HyperResidual(Residual):
         self.norm = LayerNormConfig(unit_offset=False).build(dim)
         self.static_alpha = nn.Parameter(torch.empty(streams, views + streams))
         self.dynamic_alpha = nn.Parameter(torch.empty(dim, views + streams))
-        self.dynamic_alpha_scale = nn.Parameter(torch.empty(()))
+        self.dynamic_alpha_scale = nn.Parameter(torch.empty(1))
         self.static_beta = nn.Parameter(torch.empty(streams))
         self.dynamic_beta = nn.Parameter(torch.empty(dim))
-        self.dynamic_beta_scale = nn.Parameter(torch.empty(()))
+        self.dynamic_beta_scale = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     @torch.no_grad()
