@@ -152,7 +152,7 @@ def test_eos_ends_a_sequence_unless_ignored_or_too_early(expert: TransformerWrap
 
 def test_training_mode_is_left_as_it_was_and_changes_nothing(expert: TransformerWrapper) -> None:
     model = make_model(1, emb_dropout=0.5).train()
-    model.layers.blocks[0].eval()
+    model.layers.sublayers[0].eval()
     modes = [m.training for m in model.modules()]
     found = tokens_of(Engine(model), PROMPTS, GenerationParams(temperature=0.0))
     assert [m.training for m in model.modules()] == modes

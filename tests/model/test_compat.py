@@ -64,8 +64,8 @@ def test_a_keyword_that_is_left_out_is_theirs_and_says_why() -> None:
 
 
 def test_an_unknown_keyword_names_the_nearest() -> None:
-    with pytest.raises(TypeError, match=r"Decoder: unknown keyword 'rotary_pos'.*'rotary_pos_emb'"):
-        Decoder(**LAYERS, rotary_pos=True)
+    with pytest.raises(TypeError, match=r"Decoder: unknown keyword 'rotary_pos_em'.*'rotary_pos_emb'"):
+        Decoder(**LAYERS, rotary_pos_em=True)
     with pytest.raises(TypeError, match="did you mean 'tie_embedding'"):
         TransformerWrapper(**WRAPPER, attn_layers=Decoder(**LAYERS), tie_embeddings=True)
     with pytest.raises(TypeError, match="missing keyword 'depth'"):
@@ -79,7 +79,7 @@ BAD_VALUES = {
     "kv heads": ({"attn_kv_heads": 3}, "must divide heads"),
     "two positions": (
         {"rotary_pos_emb": True, "disable_abs_pos_emb": False},
-        "rotary and learned positions together",
+        "rotary_pos_emb and learned positions together",
     ),
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from xtdist.config import ConfigError, from_mapping, to_mapping
 from xtdist.model import Encoder, ModelConfig, TransformerWrapper, build_model
 from xtdist.nn.attention.cache import Kept, Read
+from xtdist.nn.attention.rotation import RotaryRotation
 
 LLAMA: dict[str, Any] = {"attention": {"dim_head": 16, "kv_heads": 2, "qk_rmsnorm": True}}
 GPT2: dict[str, Any] = {
@@ -169,8 +170,9 @@ def test_a_model_in_bf16_stays_close_to_fp32(options: dict[str, Any]) -> None:
 
 def test_a_cast_to_bf16_keeps_far_rotary_positions_apart() -> None:
     model = make(LLAMA).bfloat16()
-    table = model.layers.rotary(torch.arange(2000, 3000)[None])
-    assert table is not None
+    rotation = model.layers._rotation(torch.arange(2000, 3000)[None])
+    assert isinstance(rotation, RotaryRotation)
+    table = rotation.tables.query
     angle = torch.arange(2000, 3000).double()
     assert table.cos.dtype == torch.float32
     assert (table.cos[0, 0, :, 0].double() - angle.cos()).abs().max() < 1e-3
@@ -235,8 +237,11 @@ def test_dropout_acts_in_training_only() -> None:
 BAD_INPUTS = {
     "float ids": (lambda m: m(torch.zeros(1, 4)), "token ids"),
     "one axis": (lambda m: m(ids(4)), r"\(b, n\)"),
-    "float mask": (lambda m: m(ids(1, 4), mask=torch.ones(1, 4)), "True = real"),
-    "mask shape": (lambda m: m(ids(1, 4), mask=torch.ones(1, 5, dtype=torch.bool)), "True = real"),
+    "float mask": (lambda m: m(ids(1, 4), mask=torch.ones(1, 4)), "True = a real"),
+    "mask shape": (
+        lambda m: m(ids(1, 4), mask=torch.ones(1, 5, dtype=torch.bool)),
+        "True = a real",
+    ),
     "float pos": (lambda m: m(ids(1, 4), pos=torch.zeros(4)), "pos: got"),
     "pos shape": (lambda m: m(ids(1, 4), pos=torch.arange(5)), "pos: got"),
     "too long": (lambda m: m(ids(1, 25)), "max_seq_len=24"),
@@ -276,4 +281,4 @@ def test_a_config_that_can_not_be_built_is_one_clear_error(case: str) -> None:
 def test_an_encoder_by_keywords_is_bidirectional() -> None:
     net = TransformerWrapper(num_tokens=9, max_seq_len=8, attn_layers=Encoder(dim=16, depth=1))
     assert net.config.causal is False
-    assert net.layers.blocks[0].attention.causal is False
+    assert net.layers.sublayers[0].branch.geometry.causal is False

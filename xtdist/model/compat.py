@@ -18,8 +18,10 @@ from xtdist.model.options.places import exists, find, put, walk
 from xtdist.model.options.table import layers_rows, wrapper_rows
 
 
-def layers_config(keywords: Mapping[str, Any], *, causal: bool, name: str) -> LayersConfig:
-    """The config of ``Decoder(**keywords)`` or ``Encoder(**keywords)``.
+def layers_config(
+    keywords: Mapping[str, Any], *, causal: bool, name: str, prefix: bool = False
+) -> LayersConfig:
+    """The config of ``Decoder(**keywords)``, ``Encoder(**keywords)`` and so on.
 
     Raises:
         TypeError: a keyword that is unknown (with the nearest one), left out here, or missing.
@@ -27,7 +29,7 @@ def layers_config(keywords: Mapping[str, Any], *, causal: bool, name: str) -> La
     """
     rows = layers_rows()
     given = _checked(rows, {k: v for k, v in keywords.items() if k != "verbose"}, name)
-    tree: dict[str, Any] = {"causal": causal}
+    tree: dict[str, Any] = {"causal": causal, "prefix": prefix}
     _Placing(LayersConfig, tree, given, name).place(rows)
     return from_mapping(LayersConfig, tree, where=name)
 
@@ -50,7 +52,8 @@ def keywords_of(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     tree = to_mapping(config)
     layers, wrapper = _keywords(layers_rows(), tree), _keywords(wrapper_rows(), tree)
-    again = model_config(layers_config(layers, causal=config.causal, name="Layers"), wrapper)
+    stack = layers_config(layers, causal=config.causal, name="Layers", prefix=config.prefix)
+    again = model_config(stack, wrapper)
     theirs, ours = dict(walk(to_mapping(again))), dict(walk(tree))
     for place in ("attention.backend", "cross_attention.backend"):
         theirs[place] = ours.get(place)
@@ -85,13 +88,18 @@ class _Placing:
     def __init__(self, cls: type, tree: dict[str, Any], given: dict[str, Any], name: str) -> None:
         self.cls, self.tree, self.given, self.name = cls, tree, given, name
         self.chosen: dict[str, tuple[Row, Any]] = {}
+        self.nowhere: dict[str, Row] = {}  # given, and no place for it yet
+        self.landed: set[str] = set()
 
     def place(self, rows: Sequence[AnyRow]) -> None:
+        """All of them."""
         for row in rows:
             if isinstance(row, Fixed):
                 self._fix(row)
             else:
                 self._set(row)
+        for row in self.nowhere.values():
+            raise self._error(row, f"has no effect on {self._parent(row)}; leave")
 
     def _fix(self, row: Fixed) -> None:
         if self._needed(row) and exists(self.cls, self.tree, row.place):
@@ -109,11 +117,13 @@ class _Placing:
         if placed is SKIP:
             return
         if not exists(self.cls, self.tree, row.place):
-            if changed:
-                raise self._error(row, f"has no effect on {self._parent(row)}; leave")
+            if changed and row.keyword not in self.landed:
+                self.nowhere[row.keyword] = row
             return
         if changed:
             self._check_choice(row, placed)
+        self.landed.add(row.keyword)
+        self.nowhere.pop(row.keyword, None)
         put(self.tree, row.place, placed)
 
     def _needed(self, row: AnyRow) -> bool:
@@ -123,8 +133,8 @@ class _Placing:
         if row.into is not None:
             try:
                 return row.into(value, self.given)
-            except ConfigError as e:
-                raise ConfigError(f"{self.name}: {e}") from None
+            except (ConfigError, TypeError) as e:
+                raise type(e)(f"{self.name}: {e}") from None
         if row.values is None:
             return list(value) if isinstance(value, tuple) else value
         if value is not None and not isinstance(value, type(next(iter(row.values)))):
@@ -164,8 +174,12 @@ def _keywords(rows: Sequence[AnyRow], tree: Mapping[str, Any]) -> dict[str, Any]
         value = _keyword(row, tree, default)
         if row.needs and not any(all_found.get(k) for k in row.needs.split("|")):
             value = default
+        if value == default and row.keyword in all_found:
+            continue  # another row of this keyword has said it
+        if isinstance(value, dict):
+            value = {**all_found.get(row.keyword, {}), **value}
         all_found[row.keyword] = value
-        if value != default and value is not REQUIRED:
+        if value != default:
             found[row.keyword] = value
     return found
 
@@ -176,7 +190,8 @@ def _keyword(row: Row, tree: Mapping[str, Any], default: Any) -> Any:
     if placed is SKIP:
         return default
     if row.back is not None:
-        return row.back(placed, tree)
+        value = row.back(placed, tree)
+        return default if value is SKIP else value
     if row.values is None:
         return tuple(placed) if isinstance(placed, list) else placed
     for value, place in row.values.items():

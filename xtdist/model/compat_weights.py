@@ -12,39 +12,52 @@ import torch
 from torch import Tensor, nn
 
 from xtdist.config import CheckpointError
-from xtdist.model.options.resolver import is_active
+from xtdist.model.options.places import find
+from xtdist.model.options.resolver import holds, is_active
 from xtdist.model.options.table import OPTIONS
 from xtdist.model.options.weights import Context, Derived, Nest, Rule, Scope
 
-NORMS = (("norm", "0.0"), ("branch_norm", "0.1"), ("post_norm", "0.2"))
-"""Norms of a sublayer: our name and theirs."""
+NORMS = (("norm", 0), ("branch_norm", 1), ("post_norm", 2))
+"""Norms of a sublayer: our name and their number."""
+
+INDEXED: tuple[tuple[Scope, str], ...] = (
+    ("integrator", "layer_integrators"),
+    ("skip", "skip_combines"),
+)
+"""Parts of a sublayer that they keep in lists beside it."""
 
 
 @dataclass(frozen=True)
 class _Place:
     """A module that weights are named relative to: the prefix of its names there and here."""
 
-    scope: Scope
+    scopes: tuple[Scope, ...]
     theirs: str
     ours: str
     context: Context
-    attention: str = "attention"
+    attention: str = ""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One rule at one place."""
+    """One rule at one place; names with the config's numbers filled in."""
 
     rule: Rule
     place: _Place
 
     @property
     def ours(self) -> str:
-        return self.place.ours + self.rule.ours
+        return self.place.ours + self._filled(self.rule.ours)
 
     @property
     def theirs(self) -> list[str]:
-        return [self.place.theirs + part.theirs for part in self.rule.parts]
+        return [self.place.theirs + self._filled(part.theirs) for part in self.rule.parts]
+
+    def _filled(self, name: str) -> str:
+        return re.sub(r"\{([a-z_.]{2,})\}", self._value, name)
+
+    def _value(self, found: re.Match[str]) -> str:
+        return str(find(self.place.context.config, found[1]))
 
     def numbered(self, names: Mapping[str, Any], *, ours: bool) -> Iterator[dict[str, str]]:
         """The numbers for which the first of the rule's names is among ``names``."""
@@ -151,12 +164,20 @@ def _split(step: _Step, merged: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _steps(config: Any) -> Iterator[_Step]:
-    """Every rule of every active option, at every place of its scope."""
+    """At every place the rules of its scope, those of later options instead of earlier ones."""
     for place in _places(config):
+        rules: list[Rule] = []
         for option in OPTIONS:
-            rules = [w for w in option.weights if isinstance(w, Rule) and w.scope == place.scope]
-            if rules and is_active(option, config, attention=place.attention):
-                yield from (_Step(rule, place) for rule in rules)
+            new = [w for w in option.weights if isinstance(w, Rule) and w.scope in place.scopes]
+            new = [rule for rule in new if not rule.where or holds(rule.where, config)]
+            if new and is_active(option, config, attention=place.attention):
+                rules = [rule for rule in rules if not any(_overlap(rule, n) for n in new)] + new
+        yield from (_Step(rule, place) for rule in rules)
+
+
+def _overlap(a: Rule, b: Rule) -> bool:
+    theirs = {part.theirs for part in a.parts} & {part.theirs for part in b.parts}
+    return bool(theirs) or a.ours == b.ours
 
 
 def _derived(config: Any) -> dict[str, Tensor]:
@@ -165,35 +186,40 @@ def _derived(config: Any) -> dict[str, Tensor]:
         place.theirs + weight.theirs: weight.compute(place.context)
         for place in _places(config)
         for option in OPTIONS
-        if is_active(option, config, attention=place.attention)
         for weight in option.weights
-        if isinstance(weight, Derived) and weight.scope == place.scope
+        if isinstance(weight, Derived)
+        and weight.scope in place.scopes
+        and is_active(option, config, attention=place.attention)
     }
 
 
-def sublayer_kinds(config: Any) -> str:
-    """The kinds of the sublayers in order: a attention, c cross attention, f feed-forward."""
-    return "af" * config.depth
-
-
 def _places(config: Any) -> Iterator[_Place]:
-    context = Context(config, config.attention)
-    yield _Place("wrapper", "", "", context)
-    yield _Place("layers", "attn_layers.", "layers.", context)
-    yield _Place("norm", "attn_layers.final_norm.", "layers.final_norm.", context)
-    for i, kind in enumerate(sublayer_kinds(config)):
-        part = "feedforward" if kind == "f" else "attention"
-        theirs, ours = f"attn_layers.layers.{i}.", f"layers.blocks.{i // 2}.{part}"
-        cross = kind == "c"
-        which = "cross_attention" if cross else "attention"
-        inner = Context(config, getattr(config, which))
-        for our_norm, their_norm in NORMS:
-            yield _Place("norm", f"{theirs}{their_norm}.", f"{ours}_{our_norm}.", inner)
-        yield _Place("sublayer", theirs, ours, inner)
-        yield _Place("residual", f"{theirs}2.", f"{ours}residual.", inner)
-        nested = "fn." * len(_nests(config, kind))
-        scope: Scope = "feedforward" if kind == "f" else "attention"
-        yield _Place(scope, f"{theirs}1.{nested}", f"{ours}.", inner, which)
+    whole = Context(config, config.attention)
+    yield _Place(("wrapper",), "", "", whole)
+    yield _Place(("layers",), "attn_layers.", "layers.", whole)
+    yield _Place(("norm",), "attn_layers.final_norm.", "layers.final_norm.", whole)
+    for i, kind in enumerate(config.kinds):
+        theirs, ours = f"attn_layers.layers.{i}.", f"layers.sublayers.{i}."
+        for name, number in NORMS:
+            yield _Place(("norm",), f"{theirs}0.{number}.", f"{ours}{name}.", whole)
+        nests = _nests(config, kind)
+        scale = [depth for depth, nest in enumerate(reversed(nests)) if nest.scale]
+        if scale:
+            yield _Place(("scale",), f"{theirs}1.{'fn.' * scale[0]}", f"{ours}scale.", whole)
+        yield _branch(f"{theirs}1.{'fn.' * len(nests)}", f"{ours}branch.", kind, config)
+        yield _Place(("residual",), f"{theirs}2.", f"{ours}residual.", whole)
+        for scope, there in INDEXED:
+            yield _Place((scope,), f"attn_layers.{there}.{i}.", f"{ours}{scope}.", whole)
+
+
+def _branch(theirs: str, ours: str, kind: str, config: Any) -> _Place:
+    if kind == "f":
+        return _Place(("feedforward",), theirs, ours, Context(config, config.attention))
+    if kind == "a":
+        return _Place(("attention",), theirs, ours, Context(config, config.attention), "attention")
+    scopes: tuple[Scope, ...] = ("attention", "cross_attention")
+    context = Context(config, config.cross_attention)
+    return _Place(scopes, theirs, ours, context, "cross_attention")
 
 
 def _nests(config: Any, kind: str) -> list[Nest]:
@@ -219,15 +245,14 @@ def _fill(name: str, numbers: Mapping[str, str]) -> str:
 
 def _whose(name: str, config: Any) -> str:
     """What a weight that the config has no place for belongs to."""
-    tail = name.split("attn_layers.layers.")[-1]
     for option in OPTIONS:
         if is_active(option, config):
             continue
-        if any(_names(rule, tail) for rule in option.weights if isinstance(rule, Rule)):
+        if any(_names(rule, name) for rule in option.weights if isinstance(rule, Rule)):
             return f"a weight of the option {option.name}, which the config does not have"
     return "the weight of an x-transformers option that xtdist lacks or the config does not have"
 
 
-def _names(rule: Rule, tail: str) -> bool:
+def _names(rule: Rule, name: str) -> bool:
     patterns = (re.escape(part.theirs).replace(r"\{j\}", r"\d+") for part in rule.parts)
-    return any(re.search(rf"(^|\.){pattern}$", tail) for pattern in patterns)
+    return any(re.search(rf"(^|\.){pattern}$", name) for pattern in patterns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from xtdist.config import (
     ConfigError,
@@ -12,35 +13,107 @@ from xtdist.config import (
     Probability,
     configclass,
 )
+from xtdist.model.order import Kind, OrderConfig, execution, sublayer_kinds
 from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.feedforward import FeedForwardConfig, GLUConfig
 from xtdist.nn.norm import NormConfig, RMSNormConfig
-from xtdist.nn.position.config import PositionConfig, RotaryConfig
+from xtdist.nn.position.config import PositionBiasConfig, PositionConfig, RotaryConfig
+from xtdist.nn.residual.config import (
+    BranchScaleConfig,
+    IntegratorConfig,
+    PlainResidualConfig,
+    ResidualConfig,
+)
+
+
+@configclass
+class ValueResidualConfig:
+    """The first layer's values mixed into every later layer's (2410.17897), half and half, or
+    by a ``learned`` share for each token and head."""
+
+    learned: bool = True
+
+
+@configclass
+class ReinjectConfig:
+    """The stack's input, projected, is added to the input of every sublayer (1909.01377);
+    ``gate`` learns how much for each token."""
+
+    gate: bool = False
+
+
+@configclass
+class RecomputeConfig:
+    """Activations that are computed again in the backward pass instead of kept (1604.06174).
+
+    ``blocks``: every so many blocks (1 = all). ``only``: what is computed again in them: everything
+    but the block's input, or the feed-forwards alone.
+    """
+
+    blocks: PositiveInt = 1
+    only: Literal["all", "feedforward"] = "all"
 
 
 @configclass
 class LayersConfig:
-    """A stack of ``depth`` pre-norm blocks (attention, feed-forward) with a final norm.
+    """A stack of blocks: by default ``depth`` times attention and feed-forward, pre-norm, with a
+    final norm.
 
     ``causal``: each token sees only its past (a decoder); false = it sees all (an encoder).
+    ``prefix``: a causal stack whose first tokens see each other, so many as a forward pass says.
+    ``cross_attention``: attend to a context too, of width ``dim_context`` (null = dim).
+
+    ``norm_position``: before a branch, after its residual (post), or both (no final norm then);
+    ``branch_norm`` one on each branch's output (2105.13290).
+    ``branch_init``: what writes into the stream starts smaller with the depth (GPT-2), with the
+    layer's own depth (OLMo), or at zero. ``layer_dropout``: the probability that a sublayer is
+    skipped for a sample in training (1603.09382), one for all or one for each.
+    ``shift_tokens``: so many groups of channels come from earlier tokens, one number for all
+    sublayers or one for each. ``residual_attention``: scores of the layer before are added
+    (2012.11747). ``softclamp``: a cap on the stack's output before the final norm.
+    ``unet_skips``: late blocks read the outputs of early ones (2209.12152). ``condition_mlp``: the
+    condition of adaptive norms goes through a network of so many times its width.
     """
 
     dim: PositiveInt
     depth: PositiveInt
     heads: PositiveInt = 8
     causal: bool = True
+    prefix: bool = False
+    order: OrderConfig = OrderConfig()
     attention: AttentionConfig = AttentionConfig()
-    position: PositionConfig = RotaryConfig()
-    norm: NormConfig = RMSNormConfig()
+    cross_attention: AttentionConfig | None = None
+    dim_context: PositiveInt | None = None
     feedforward: FeedForwardConfig = GLUConfig()
+    position: PositionConfig = RotaryConfig()
+    position_bias: PositionBiasConfig | None = None
+    norm: NormConfig = RMSNormConfig()
+    norm_position: Literal["pre", "post", "pre_and_post"] = "pre"
+    branch_norm: bool = False
+    final_norm: bool = True
+    residual: ResidualConfig = PlainResidualConfig()
+    branch_scale: BranchScaleConfig | None = None
+    branch_init: Literal["by_depth", "by_layer", "zero"] = "by_depth"
+    integrator: IntegratorConfig | None = None
+    value_residual: ValueResidualConfig | None = None
+    residual_attention: bool = False
+    cross_residual_attention: bool = False
+    reinject: ReinjectConfig | None = None
+    unet_skips: bool = False
+    shift_tokens: NonNegativeInt | tuple[NonNegativeInt, ...] = 0
+    layer_dropout: Probability | tuple[Probability, ...] = 0.0
+    context_dropout: Probability = 0.0
+    softclamp: PositiveFloat | None = None
+    condition_mlp: PositiveInt | None = None
+    recompute: RecomputeConfig | None = None
 
     def __post_init__(self) -> None:
-        kv_heads = self.attention.kv_heads
-        if kv_heads is not None and self.heads % kv_heads:
-            raise ConfigError(
-                f"attention.kv_heads: got {kv_heads} with heads={self.heads}; it must divide heads "
-                "(each key/value head serves the same number of query heads)"
-            )
+        for name, attention in (
+            ("attention", self.attention),
+            ("cross_attention", self.cross_attention),
+        ):
+            if attention is not None:
+                self._check_heads(name, attention)
         if isinstance(self.position, RotaryConfig) and (
             self.rotary_dim % 2 or self.rotary_dim > self.attention.dim_head
         ):
@@ -48,6 +121,48 @@ class LayersConfig:
                 f"position.dim: {self.rotary_dim} channels can't be rotated in pairs in a head of "
                 f"attention.dim_head={self.attention.dim_head}; give an even number up to that"
             )
+        for name in ("shift_tokens", "layer_dropout"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != len(self.kinds):
+                raise ConfigError(
+                    f"{name}: got {len(value)} values for {len(self.kinds)} sublayers; give one "
+                    "for all, or one for each"
+                )
+        if self.order.only_cross and self.cross_attention is None:
+            raise ConfigError("order.only_cross: needs cross_attention; set it too")
+        _ = self.execution
+
+    def _check_heads(self, name: str, attention: AttentionConfig) -> None:
+        if attention.kv_heads is not None and self.heads % attention.kv_heads:
+            raise ConfigError(
+                f"{name}.kv_heads: got {attention.kv_heads} with heads={self.heads}; it must "
+                "divide heads (each key/value head serves the same number of query heads)"
+            )
+        latent = attention.latent
+        if latent is None or latent.rotary_heads is None:
+            return
+        if (attention.kv_heads or self.heads) != self.heads:
+            raise ConfigError(
+                f"{name}.latent.rotary_heads: got {latent.rotary_heads} with kv_heads="
+                f"{attention.kv_heads}; rotated heads of a latent need kv_heads = heads"
+            )
+        if latent.rotary_heads >= self.heads:
+            raise ConfigError(
+                f"{name}.latent.rotary_heads: got {latent.rotary_heads} of {self.heads} heads; "
+                "some must come from the latent"
+            )
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The sublayers in the order of their numbers."""
+        cross = self.cross_attention is not None
+        return sublayer_kinds(self.order, depth=self.depth, cross=cross)
+
+    @property
+    def execution(self) -> tuple[int, ...]:
+        """The numbers of the sublayers in the order in which they run."""
+        cross = self.cross_attention is not None
+        return execution(self.order, depth=self.depth, cross=cross)
 
     @property
     def rotary_dim(self) -> int:

@@ -1,84 +1,342 @@
-"""The stack of layers: Encoder and Decoder."""
+"""The stack of layers."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import cast
 
+import torch
+import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from xtdist.model.compat import layers_config
 from xtdist.model.config import LayersConfig
-from xtdist.nn.attention.module import Attention, AttentionGeometry, AttentionInputs
-from xtdist.nn.feedforward import FeedForward
-from xtdist.nn.position.config import RotaryConfig
-from xtdist.nn.position.rotary import RotaryTable, rotary_table
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feedforward(norm(x))."""
-
-    def __init__(self, config: LayersConfig, *, layer: int) -> None:
-        super().__init__()
-        init_gain = (2 * config.depth) ** -0.5
-        geometry = AttentionGeometry(
-            dim=config.dim,
-            heads=config.heads,
-            causal=config.causal,
-            layer=layer,
-            init_gain=init_gain,
-        )
-        self.attention_norm = config.norm.build(config.dim)
-        self.attention = Attention(geometry, config.attention)
-        self.feedforward_norm = config.norm.build(config.dim)
-        self.feedforward = FeedForward(config.dim, config.feedforward, init_gain=init_gain)
-
-    def forward(self, x: Float[Tensor, "b n d"], shared: AttentionInputs) -> Float[Tensor, "b n d"]:
-        x = x + self.attention(self.attention_norm(x), shared)
-        return x + self.feedforward(self.feedforward_norm(x))
+from xtdist.model.options.resolver import resolve
+from xtdist.model.order import block_of
+from xtdist.model.stack import RealFirst, StackInputs, StackOutput, as_table
+from xtdist.model.sublayer import Carry, Own, Seat, Shared, Sublayer
+from xtdist.nn.attention.inputs import AttentionInputs, Context
+from xtdist.nn.attention.masks import Visible
+from xtdist.nn.attention.rotation import PolarRotation, RotaryRotation, Rotation
+from xtdist.nn.attention.scores import softclamp
+from xtdist.nn.linear import Linear
+from xtdist.nn.position.config import PolarConfig, RotaryConfig
+from xtdist.nn.position.geometry import PositionGeometry
+from xtdist.nn.residual.streams import Streams
 
 
 class Layers(nn.Module):
-    """``depth`` blocks and a final norm, pre-norm (2002.04745).
+    """Sublayers and a final norm.
 
     Built from a config; ``Decoder`` and ``Encoder`` build the same from x-transformers' keywords.
+
+    Raises:
+        ConfigError: options that don't work together.
     """
 
     def __init__(self, config: LayersConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config, layer=i) for i in range(config.depth))
-        self.final_norm = config.norm.build(config.dim)
+        backends = {name: names[0] for name, names in resolve(config).backends.items()}
+        self.sublayers = nn.ModuleList(Sublayer(config, seat) for seat in seats(config, backends))
+        keeps_norm = config.norm_position == "pre" or config.residual.kind == "gated_multi"
+        self.final_norm = (
+            config.norm.build(config.dim) if keeps_norm and config.final_norm else None
+        )
+        streams = config.residual.streams
+        self.streams = Streams(config.dim, streams=streams) if streams > 1 else None
+        self.condition_mlp = self.reinject = None
+        if config.condition_mlp is not None:
+            self.condition_mlp = ConditionMLP(config)
+        if config.reinject is not None:
+            self.reinject = Reinject(config.dim, gated=config.reinject.gate)
+        place = PositionGeometry(
+            dim=config.dim,
+            heads=config.heads,
+            kv_heads=config.attention.kv_heads or config.heads,
+            dim_head=config.attention.dim_head,
+            causal=config.causal and not config.prefix,
+        )
+        self.position_bias = self.polar = None
+        if config.position_bias is not None:
+            self.position_bias = config.position_bias.build(place)
+        if isinstance(config.position, PolarConfig):
+            self.polar = config.position.build(place)
 
-    def forward(self, x: Float[Tensor, "b n d"], shared: AttentionInputs) -> Float[Tensor, "b n d"]:
-        for block in self.blocks:
-            x = block(x, shared)
-        return self.final_norm(x)
+    def run(self, x: Float[Tensor, "b n d"], inputs: StackInputs) -> StackOutput:
+        """The stack over ``x``; the outer surface has checked the inputs."""
+        x, inputs, sorting = self._without_padding(x, inputs)
+        shared = self._shared(x, inputs)
+        stream = x if self.streams is None else self.streams(x)
+        carry, block_hiddens = Carry(), []
+        for steps in self._blocks(inputs):
+            stream, carry = self._block(stream, carry, shared, steps)
+            if inputs.keep:
+                block_hiddens.append(self._single(stream))
+        if self.config.softclamp is not None:
+            stream = softclamp(stream, self.config.softclamp)
+        hidden = self._single(stream)
+        if self.final_norm is not None:
+            needs = self.final_norm.needs_condition
+            hidden = self.final_norm(hidden, shared.condition) if needs else self.final_norm(hidden)
+        put_back = sorting.restore if sorting is not None else _same
+        return StackOutput(
+            hidden=put_back(hidden),
+            aux=carry.aux,
+            hiddens=tuple(put_back(self._single(h)) for h in carry.hiddens),
+            block_hiddens=tuple(put_back(h) for h in (*block_hiddens[:-1], hidden)),
+            attentions=carry.records,
+        )
 
-    def rotary(self, pos: Int[Tensor, "b n"]) -> RotaryTable | None:
-        """The rotation of queries and keys at ``pos``; None without rotary positions."""
-        if not isinstance(self.config.position, RotaryConfig):
+    def _single(self, stream: Tensor) -> Tensor:
+        """One stream of several."""
+        return stream if self.streams is None or stream.ndim == 3 else Streams.reduce(stream)
+
+    # The blocks, and the activations that are computed again.
+
+    def _blocks(self, inputs: StackInputs) -> Iterator[list[tuple[Sublayer, Own]]]:
+        """The sublayers to run with what each is given, block by block."""
+        order = self.config.execution if inputs.execute is None else inputs.execute
+        sublayers = cast(Sequence[Sublayer], self.sublayers)
+        attentions = [i for i in order if sublayers[i].seat.kind == "a"]
+        memories, factors = iter(inputs.memories), iter(inputs.factors)
+        added = [None] * (len(attentions) - len(inputs.added)) + list(inputs.added)[
+            -len(attentions) :
+        ]
+        added_to, layer = iter(added), 0
+        length = len(block_of(self.config.order, cross=self.config.cross_attention is not None))
+        block: list[tuple[Sublayer, Own]] = []
+        for step, number in enumerate(order):
+            sublayer = sublayers[number]
+            own = Own(layer=layer)
+            if sublayer.seat.kind == "a":
+                own = replace(own, memory=next(memories, None), added=next(added_to, None))
+            if sublayer.seat.kind == "f":
+                own = replace(own, factor=next(factors, None))
+            layer += sublayer.seat.kind != "f"
+            block.append((sublayer, own))
+            if (step + 1) % length == 0 or step + 1 == len(order):
+                yield block
+                block = []
+
+    def _block(
+        self, stream: Tensor, carry: Carry, shared: Shared, steps: list[tuple[Sublayer, Own]]
+    ) -> tuple[Tensor, Carry]:
+        recompute = self.config.recompute
+        again = recompute is not None and self.training and torch.is_grad_enabled()
+        again = again and steps[0][0].seat.block % recompute.blocks == 0  # type: ignore[union-attr]
+        if again and recompute is not None and recompute.only == "all":
+            run = partial(_run, shared=shared, steps=steps)
+            return checkpoint(run, stream, carry, use_reentrant=False)
+        for sublayer, own in steps:
+            if again and sublayer.seat.kind == "f":
+                stream, carry = checkpoint(
+                    sublayer, stream, carry, shared, own, use_reentrant=False
+                )
+            else:
+                stream, carry = sublayer(stream, carry, shared, own)
+        return stream, carry
+
+    # What the sublayers share.
+
+    def _without_padding(
+        self, x: Tensor, inputs: StackInputs
+    ) -> tuple[Tensor, StackInputs, RealFirst | None]:
+        """A causal stack with nothing but padding to hide: the padding moved to the end instead."""
+        mask = inputs.mask
+        others = (inputs.key_mask, inputs.attn_mask, inputs.attn_bias, inputs.prefix)
+        if mask is None or not self.config.causal or any(t is not None for t in others):
+            return x, inputs, None
+        sorting = RealFirst(mask)
+        pos = self._positions(x, inputs)
+        sort = sorting.sort
+        inputs = replace(
+            inputs,
+            mask=sort(mask),
+            pos=sort(pos.expand(x.shape[:2])),
+            documents=sort(inputs.documents),
+            condition=sort(inputs.condition)
+            if _per_token(inputs.condition, x)
+            else inputs.condition,
+            inject=sort(inputs.inject) if _per_token(inputs.inject, x) else inputs.inject,
+            factors=[sort(f) for f in inputs.factors],  # type: ignore[misc]
+        )
+        sorted_x = sort(x)
+        assert sorted_x is not None
+        return sorted_x, inputs, sorting
+
+    def _shared(self, x: Tensor, inputs: StackInputs) -> Shared:
+        condition = inputs.condition
+        if condition is not None:
+            condition = rearrange(condition, "b c -> b 1 c") if condition.ndim == 2 else condition
+            condition = condition if self.condition_mlp is None else self.condition_mlp(condition)
+        inject = inputs.inject
+        if inject is not None and inject.ndim == 2:
+            inject = rearrange(inject, "b d -> b 1 d")
+        if self.reinject is not None:
+            inject = self.reinject(x)
+        return Shared(
+            attention=self._attention_inputs(x, inputs),
+            mask=inputs.mask,
+            condition=condition,
+            inject=inject,
+            keep=inputs.keep,
+        )
+
+    def _attention_inputs(self, x: Tensor, inputs: StackInputs) -> AttentionInputs:
+        q_pos = k_pos = self._positions(x, inputs)
+        memory = next((m for m in inputs.memories if m is not None), None)
+        if memory is not None:
+            before = torch.arange(-memory.shape[1], 0, device=x.device)
+            k_pos = torch.cat((before.expand(len(q_pos), -1) + q_pos[:, :1], q_pos), dim=1)
+        rotation = self._rotation(q_pos)
+        bias = inputs.attn_bias
+        if self.position_bias is not None and inputs.cache is None:
+            reach = None if inputs.pos is not None else k_pos.shape[1] - 1
+            own = self.position_bias(q_pos, k_pos, reach=reach)
+            bias = own if bias is None else own + bias
+        return AttentionInputs(
+            q_pos=q_pos,
+            k_pos=k_pos,
+            visible=self._visible(x, inputs, memory),
+            rotation=rotation,
+            key_rotation=None if memory is None else self._rotation(k_pos),
+            bias=bias,
+            position_bias=self.position_bias,
+            cache=inputs.cache,
+            context=self._context(inputs, rotation),
+            keep_scores=inputs.keep and inputs.cache is None,
+        )
+
+    def _visible(self, x: Tensor, inputs: StackInputs, memory: Tensor | None) -> Visible:
+        """Who may read whom; memories are keys before the tokens'."""
+        config = self.config
+        keys = inputs.key_mask
+        hides_padding = not config.causal or config.prefix or inputs.attn_mask is not None
+        if inputs.mask is not None and (
+            hides_padding or keys is not None or inputs.attn_bias is not None
+        ):
+            keys = inputs.mask if keys is None else keys & inputs.mask
+        if memory is not None:
+            keys = _with_memory(keys, memory, x, inputs)
+        return Visible(
+            causal=config.causal,
+            keys=keys,
+            documents=inputs.documents,
+            prefix=inputs.prefix,
+            table=as_table(inputs.attn_mask),
+        )
+
+    def _context(self, inputs: StackInputs, rotation: Rotation | None) -> Context | None:
+        if inputs.context is None:
             return None
-        return rotary_table(pos, dim=self.config.rotary_dim, theta=self.config.position.theta)
+        context, mask = inputs.context, inputs.context_mask
+        if self.training and self.config.context_dropout:
+            kept = (
+                torch.rand(context.shape[:2], device=context.device) >= self.config.context_dropout
+            )
+            kept = kept | ~kept.any(dim=1, keepdim=True)
+            mask = kept if mask is None else mask & kept
+        of_keys = None
+        if inputs.context_pos is not None:
+            pos = inputs.context_pos
+            of_keys = self._rotation(pos if pos.ndim == 2 else pos[None])
+        return Context(states=context, mask=mask, rotation=of_keys, query_rotation=rotation)
+
+    def _positions(self, x: Tensor, inputs: StackInputs) -> Int[Tensor, "b n"]:
+        if inputs.pos is not None:
+            return inputs.pos if inputs.pos.ndim == 2 else inputs.pos[None]
+        return torch.arange(x.shape[1], device=x.device)[None]
+
+    def _rotation(self, pos: Int[Tensor, "b n"]) -> Rotation | None:
+        """The rotation of queries and keys at ``pos``; None where positions don't rotate."""
+        if self.polar is not None:
+            return PolarRotation(self.polar, self.polar.table(pos))
+        position = self.config.position
+        if not isinstance(position, RotaryConfig):
+            return None
+        latent = self.config.attention.latent
+        if latent is not None and latent.rotary_heads is not None:
+            position = replace(position, heads=latent.rotary_heads)
+        return RotaryRotation(position.tables(pos, dim_head=self.config.attention.dim_head))
 
 
-class Decoder(Layers):
-    """A causal stack by x-transformers' keywords.
-
-    Raises:
-        TypeError: a keyword that is not known, with the nearest one that is.
-
-    Example:
-        >>> Decoder(dim=512, depth=6, heads=8, rotary_pos_emb=True, attn_flash=True).config.causal
-        True
-    """
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(layers_config(keywords, causal=True, name="Decoder"))
+def _run(
+    stream: Tensor, carry: Carry, *, shared: Shared, steps: list[tuple[Sublayer, Own]]
+) -> tuple[Tensor, Carry]:
+    for sublayer, own in steps:
+        stream, carry = sublayer(stream, carry, shared, own)
+    return stream, carry
 
 
-class Encoder(Layers):
-    """A bidirectional stack by x-transformers' keywords; raises as ``Decoder``."""
+def _with_memory(
+    keys: Tensor | None, memory: Tensor, x: Tensor, inputs: StackInputs
+) -> Tensor | None:
+    """Which memories and tokens are real."""
+    mask = next((m for m in inputs.memory_masks if m is not None), None)
+    if keys is None and mask is None:
+        return None
+    if keys is None:
+        keys = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if mask is None:
+        mask = torch.ones(memory.shape[:2], dtype=torch.bool, device=x.device)
+    return torch.cat((mask, keys), dim=1)
 
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(layers_config(keywords, causal=False, name="Encoder"))
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _per_token(value: Tensor | None, x: Tensor) -> bool:
+    return value is not None and value.ndim == 3 and value.shape[1] == x.shape[1] > 1
+
+
+def seats(config: LayersConfig, backends: Mapping[str, str]) -> Iterator[Seat]:
+    """Where each sublayer of ``config`` stands."""
+    kinds = config.kinds
+    length = len(block_of(config.order, cross=config.cross_attention is not None))
+    skips = [block * length for block in range(len(kinds) // length)]
+    first = kinds.index("a") if "a" in kinds else None
+    for number, kind in enumerate(kinds):
+        block = number // length
+        skip = None
+        if config.unet_skips and number % length == 0 and 2 * block >= config.depth:
+            skip = skips.pop()
+        yield Seat(
+            number=number,
+            kind=kind,
+            block=block,
+            backend=backends["cross_attention" if kind == "c" else "attention"],
+            is_first_attention=number == first,
+            skip_from=skip,
+        )
+
+
+class ConditionMLP(nn.Module):
+    """The condition of adaptive parts, widened: SiLU(W c)."""
+
+    def __init__(self, config: LayersConfig) -> None:
+        super().__init__()
+        dim = getattr(config.norm, "dim_condition", None) or config.dim
+        assert config.condition_mlp is not None
+        self.proj = Linear(dim // config.condition_mlp, dim)
+
+    def forward(self, condition: Float[Tensor, "b n c"]) -> Float[Tensor, "b n e"]:
+        return F.silu(self.proj(condition))
+
+
+class Reinject(nn.Module):
+    """The stack's input, projected, for every sublayer; ``gated``: how much, for each token."""
+
+    def __init__(self, dim: int, *, gated: bool) -> None:
+        super().__init__()
+        self.proj = Linear(dim, dim)
+        self.gate = Linear(dim, 1) if gated else None
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        out = self.proj(x)
+        return out if self.gate is None else out * self.gate(x).sigmoid()

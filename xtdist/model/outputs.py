@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from xtdist.nn.attention.cache import KVCache
+from xtdist.model.inputs import StackKeywords
 
 
-class ModelInputs(TypedDict, total=False):
-    """Optional inputs of a forward pass.
+class ModelInputs(StackKeywords, total=False):
+    """Optional inputs of a model's forward pass: those of its stack, and of its embedding.
 
-    mask: (b, n), True = a real token, False = padding, which nobody reads.
-    pos: (b, n) or (n,) positions of the tokens; without it 0, 1, 2, ….
-    cache: keys and values of earlier tokens; ``x`` then holds new tokens only and needs ``pos``.
     sum_embeds: (b, n, d), added to the token embedding.
     """
 
-    mask: Bool[Tensor, "b n"] | None
-    pos: Int[Tensor, "b n"] | Int[Tensor, " n"] | None
-    cache: KVCache | None
     sum_embeds: Float[Tensor, "b n d"] | None
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
+from xtdist.model.caching import cache_spec
 from xtdist.model.compat import model_config
 from xtdist.model.config import ModelConfig
+from xtdist.model.inputs import StackKeywords, stack_inputs
 from xtdist.model.layers import Layers
 from xtdist.model.outputs import LogitsAndEmbeddings, ModelInputs
-from xtdist.nn.attention.cache import CacheSpec, KVCache
-from xtdist.nn.attention.masks import attention_mask
-from xtdist.nn.attention.module import AttentionInputs
+from xtdist.model.stack import StackOutput
+from xtdist.nn.attention.cache import CacheSpec
 from xtdist.nn.embedding import Head, HeadFunction, TokenEmbedding
 from xtdist.nn.linear import initialize
 from xtdist.nn.position.config import LearnedConfig
-from xtdist.nn.position.learned import LearnedPosition
 
 
 class TransformerWrapper(nn.Module):
@@ -63,7 +63,7 @@ class TransformerWrapper(nn.Module):
         self.token_embedding = TokenEmbedding(config.num_tokens, config.dim)
         self.position_embedding = None
         if isinstance(config.position, LearnedConfig):
-            self.position_embedding = LearnedPosition(config.max_seq_len, config.dim)
+            self.position_embedding = config.position.build(config.max_seq_len, config.dim)
         self.layers = layers
         self.head = None if config.tie_embedding else Head(config.num_tokens, config.dim)
 
@@ -91,32 +91,33 @@ class TransformerWrapper(nn.Module):
         return self.to_logits(hidden)
 
     def hidden(
-        self,
-        x: Int[Tensor, "b n"],
-        *,
-        mask: Bool[Tensor, "b n"] | None = None,
-        pos: Int[Tensor, "b n"] | Int[Tensor, " n"] | None = None,
-        cache: KVCache | None = None,
-        sum_embeds: Float[Tensor, "b n d"] | None = None,
+        self, x: Int[Tensor, "b n"], **inputs: Unpack[ModelInputs]
     ) -> Float[Tensor, "b n d"]:
-        """The final normalized hidden states, which ``to_logits`` turns into logits.
+        """The final hidden states, which ``to_logits`` turns into logits; raises as ``run``."""
+        return self.run(x, **inputs).hidden
+
+    def run(
+        self, x: Int[Tensor, "b n"], *, keep: bool = False, **inputs: Unpack[ModelInputs]
+    ) -> StackOutput:
+        """Everything below the head: hidden states and auxiliary losses; ``keep`` adds attentions
+        and the hidden states on the way.
 
         Raises:
             ValueError: shapes, types or a length that the model can't take.
         """
-        pos = self._positions(x, mask=mask, pos=pos, cache=cache)
+        sum_embeds = inputs.pop("sum_embeds", None)
+        self._check(x, inputs)
+        given = stack_inputs(x, self.config, cast(StackKeywords, inputs), keep=keep)
         h = self.token_embedding(x)
         if self.position_embedding is not None:
-            h = h + self.position_embedding(pos)
+            pos = given.pos
+            if pos is None:
+                pos = torch.arange(x.shape[1], device=x.device)
+            h = h + self.position_embedding(pos if pos.ndim == 2 else pos[None])
         if sum_embeds is not None:
             h = h + sum_embeds
         h = F.dropout(h, self.config.emb_dropout, self.training)
-        shared = AttentionInputs(
-            rotary=self.layers.rotary(pos),
-            mask=attention_mask(mask, causal=self.config.causal),
-            cache=cache,
-        )
-        return self.layers(h, shared)
+        return self.layers.run(h, given)
 
     def to_logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
         """Logits of hidden states."""
@@ -136,44 +137,17 @@ class TransformerWrapper(nn.Module):
 
     def cache_spec(self) -> CacheSpec:
         """What a key/value store must hold for each token."""
-        config = self.config
-        kept = (config.attention.kv_heads or config.heads, config.attention.dim_head)
-        return CacheSpec(layers=((kept, kept),) * config.depth)
+        return cache_spec(self.config)
 
-    def _positions(
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor | None,
-        pos: Tensor | None,
-        cache: KVCache | None,
-    ) -> Int[Tensor, "b n"]:
-        """Check the inputs and give every token its position."""
+    def _check(self, x: Tensor, inputs: ModelInputs) -> None:
         if x.ndim != 2 or x.is_floating_point() or x.dtype == torch.bool:
             raise ValueError(f"x: got {x.dtype} {tuple(x.shape)}; give token ids of shape (b, n)")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
+        absolute = self.position_embedding is not None and inputs.get("pos") is None
+        if absolute and x.shape[1] > self.max_seq_len:
             raise ValueError(
-                f"mask: got {mask.dtype} {tuple(mask.shape)}; give bool {tuple(x.shape)}, "
-                "True = real token"
+                f"x: {x.shape[1]} tokens; {self.config.position.kind} positions end at "
+                f"max_seq_len={self.max_seq_len}"
             )
-        if cache is not None:
-            if pos is None:
-                raise ValueError("cache: needs pos, the position of each new token in its sequence")
-            if mask is not None:
-                raise ValueError("cache: can't be combined with mask; leave padding out instead")
-            if not self.config.causal:
-                raise ValueError("cache: only a causal model can use one (this is an encoder)")
-        if pos is not None:
-            if pos.is_floating_point() or pos.shape not in (x.shape, x.shape[1:]):
-                raise ValueError(
-                    f"pos: got {pos.dtype} {tuple(pos.shape)}; give integers {tuple(x.shape)}"
-                )
-            return pos.expand_as(x)
-        if self.position_embedding is not None and x.shape[1] > self.max_seq_len:
-            raise ValueError(
-                f"x: {x.shape[1]} tokens; learned positions end at max_seq_len={self.max_seq_len}"
-            )
-        return rearrange(torch.arange(x.shape[1], device=x.device), "n -> 1 n")
 
 
 def build_model(

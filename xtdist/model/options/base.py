@@ -5,7 +5,8 @@ conversion of weights (``model/compat_weights.py``), the resolver (``resolver.py
 (``OPTIONS.md``) and the test grid (``tests/model``). To add an option:
 
 1. Append an ``Option`` to ``OPTIONS`` of the file that its part belongs to (``attention.py``,
-   ``position.py``, ``feedforward.py``, ``layers.py``, ``wrapper.py``).
+   ``scores.py``, ``position.py``, ``feedforward.py``, ``layers.py``, ``residual.py``,
+   ``wrapper.py``).
 2. ``active`` is a place in the config that is on (neither null, false nor 0) or ``place=value``,
    several joined by ``|``; where that is not enough, a function of the config. A place in
    ``attention`` stands for the same place in ``cross_attention`` too.
@@ -16,7 +17,9 @@ conversion of weights (``model/compat_weights.py``), the resolver (``resolver.py
    - an optional part:     ``Row("attn_x", "attention.x", False, {False: None, True: {}})``
    - a value inside of it: ``Row("attn_x_size", "attention.x.size", 4, needs="attn_x")``
      (also where the part is a bare number: give both rows the same place)
-   - a small function:     ``into=`` (value, all keywords) and ``back=`` (placed value, the tree)
+   - a small function:     ``into=`` (value, all keywords) and ``back=`` (placed value, the tree);
+     either may return ``SKIP``: place nothing, the default
+   - one keyword, two places: two rows
    - what x-transformers can't choose: ``Fixed("norm.eps", 1e-12, needs="use_rmsnorm")``
 
    A row whose place the chosen kind does not have is left out, or an error if it was given.
@@ -70,6 +73,11 @@ class Row:
             v is None or isinstance(v, Mapping) for v in self.values.values()
         )
         return whole or self.place.rsplit(".", 1)[-1] == "kind"
+
+
+def elsewhere(placed: Any, tree: Mapping[str, Any]) -> Any:
+    """``back`` of a keyword whose place another keyword says on the way back."""
+    return SKIP
 
 
 @dataclass(frozen=True)

@@ -61,14 +61,16 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _fields(tp: Any, node: Any) -> dict[str, Any] | None:
-    """The fields of the dataclass, or member of a tagged union, that ``node`` is one of."""
+    """The fields of the dataclass, or member of a tagged union, that ``node`` is one of; those that
+    all members share where it does not say which."""
     members: list[Any] = [m for m in _members(tp) if dataclasses.is_dataclass(m)]
     kind = node.get("kind") if isinstance(node, Mapping) else None
     if kind is not None and len(members) > 1:
         members = [m for m in members if getattr(m, "kind", None) == kind]
     if not members or (node is None and type(None) in _members(tp)):
         return None
-    return {name: hint for m in members for name, hint in _hints(m).items()}
+    shared = set.intersection(*(set(_hints(m)) for m in members))
+    return {name: hint for name, hint in _hints(members[0]).items() if name in shared}
 
 
 def _members(tp: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Options of positions (``position``)."""
+"""Options of positions (``position``, ``position_bias``)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from xtdist.config import ConfigError
-from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample
-from xtdist.model.options.weights import Context, Derived, Rule, Scaled
+from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample, elsewhere
+from xtdist.model.options.weights import Context, Derived, Heads, Rule, Scaled
 
 
 def rotated(dim: int | None, given: Mapping[str, Any]) -> int:
@@ -26,14 +26,25 @@ def rotated_back(dim: int | None, tree: Mapping[str, Any]) -> int | None:
 
 def disabled(off: bool | None, given: Mapping[str, Any]) -> Any:
     """``disable_abs_pos_emb``: None lets the other keywords say whether positions are learned."""
-    if given["rotary_pos_emb"]:
-        if off is False:
-            raise ConfigError(
-                "rotary_pos_emb=True with disable_abs_pos_emb=False asks for rotary and learned "
-                "positions together, which xtdist does not have; leave out one of the two"
-            )
-        return SKIP
-    return "none" if off else SKIP
+    inside = [k for k in ("rotary_pos_emb", "rotary_xpos", "polar_pos_emb") if given[k]]
+    if inside and off is False:
+        raise ConfigError(
+            f"{inside[0]}=True with disable_abs_pos_emb=False asks for {inside[0]} and learned "
+            "positions together, which xtdist lacks; leave out one of the two"
+        )
+    return "none" if off and not inside else SKIP
+
+
+def kept_learned(kind: str, tree: Mapping[str, Any]) -> Any:
+    """False where positions are learned although a bias usually replaces them."""
+    bias = tree["position_bias"]
+    replaced = bias is not None and bias["kind"] == "t5"
+    return False if kind in ("learned", "sinusoidal") and replaced else SKIP
+
+
+def replaced_by_bias(on: bool, given: Mapping[str, Any]) -> Any:
+    """T5's bias takes learned positions away."""
+    return "none" if on and given["disable_abs_pos_emb"] is not False else SKIP
 
 
 def absolute(on: bool, given: Mapping[str, Any]) -> Any:
@@ -41,20 +52,69 @@ def absolute(on: bool, given: Mapping[str, Any]) -> Any:
     return SKIP if on or given["position"]["kind"] != "learned" else "none"
 
 
-def absolute_back(kind: str, tree: Mapping[str, Any]) -> bool:
+def absolute_back(kind: str, tree: Mapping[str, Any]) -> Any:
     """The way back."""
-    return kind != "none"
+    return False if kind == "none" else SKIP
 
 
-def never(value: Any, tree: Mapping[str, Any]) -> None:
-    """Another keyword says it on the way back."""
+def sinusoidal(on: bool, given: Mapping[str, Any]) -> Any:
+    """``scaled_sinu_pos_emb`` instead of learned positions, where there are some."""
+    learned = given["position"]["kind"] == "learned" and given["use_abs_pos_emb"]
+    return "sinusoidal" if on and learned else SKIP
+
+
+def is_sinusoidal(kind: str, tree: Mapping[str, Any]) -> bool:
+    """The way back."""
+    return kind == "sinusoidal"
+
+
+def has_xpos(base: int | None, tree: Mapping[str, Any]) -> bool:
+    """The way back of ``rotary_xpos``."""
+    return base is not None
+
+
+def slopes(kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """``rel_pos_kwargs`` holds ALiBi's slopes, or nothing."""
+    if not kwargs:
+        return SKIP
+    if set(kwargs) != {"slopes"} or not given["alibi_pos_bias"]:
+        raise ConfigError(f"rel_pos_kwargs: got {kwargs}; only slopes of alibi_pos_bias are known")
+    return list(kwargs["slopes"])
+
+
+def slopes_back(given: list[float] | None, tree: Mapping[str, Any]) -> Any:
+    """The way back."""
+    return SKIP if given is None else {"slopes": list(given)}
 
 
 def inverse_frequencies(context: Context) -> Tensor:
     """The buffer that x-transformers keeps for its rotation."""
-    position = context.config.position
-    dim = position.dim or context.config.attention.dim_head
-    return 1.0 / position.theta ** (torch.arange(0, dim, 2).float() / dim)
+    position, head = context.config.position, context.config.attention.dim_head
+    dim = position.dim or head
+    theta = position.theta * position.theta_rescale ** (dim / (dim - 2)) if dim > 2 else 1.0
+    return 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
+
+
+def xpos_scale(context: Context) -> Tensor:
+    """Its buffer of xPos."""
+    dim = context.config.position.dim or context.config.attention.dim_head
+    return (torch.arange(0, dim, 2) + 0.4 * dim) / (1.4 * dim)
+
+
+def polar_frequencies(context: Context) -> Tensor:
+    """Its buffer of polar positions."""
+    dim = context.config.attention.dim_head
+    return 1.0 / context.config.position.theta ** (torch.arange(0, dim).float() / dim)
+
+
+def is_interpolated(config: Any) -> bool:
+    """A factor other than one."""
+    return bool(getattr(config.position, "interpolation", 1.0) != 1.0)
+
+
+def is_rescaled(config: Any) -> bool:
+    """A factor other than one."""
+    return bool(getattr(config.position, "theta_rescale", 1.0) != 1.0)
 
 
 def learned_scale(config: Any) -> float:
@@ -62,7 +122,7 @@ def learned_scale(config: Any) -> float:
     return float(config.dim) ** -0.5
 
 
-OPTIONS: tuple[Option, ...] = (
+ABSOLUTE: tuple[Option, ...] = (
     Option(
         name="learned positions",
         about="one learned vector for each position, added to the embedding",
@@ -70,9 +130,11 @@ OPTIONS: tuple[Option, ...] = (
         paper="1706.03762",
         rows=(
             Fixed("position.kind", "learned"),
-            Row("disable_abs_pos_emb", "position.kind", None, into=disabled, back=never),
+            Row("disable_abs_pos_emb", "position.kind", None, into=disabled, back=kept_learned),
         ),
-        wrapper=(Row("use_abs_pos_emb", "position.kind", True, into=absolute, back=absolute_back),),
+        wrapper=(
+            Row("use_abs_pos_emb", "position.kind", True, into=absolute, back=absolute_back),
+        ),
         samples=(Sample(),),
         weights=(
             Rule(
@@ -84,6 +146,24 @@ OPTIONS: tuple[Option, ...] = (
         ),
     ),
     Option(
+        name="sinusoidal positions",
+        about="sines and cosines with a learned scale, added to the embedding",
+        active="position.kind=sinusoidal",
+        paper="1706.03762",
+        tier=2,
+        wrapper=(
+            Row(
+                "scaled_sinu_pos_emb",
+                "position.kind",
+                False,
+                into=sinusoidal,
+                back=is_sinusoidal,
+            ),
+        ),
+        samples=(Sample(wrapper={"scaled_sinu_pos_emb": True}),),
+        weights=(Rule("wrapper", "pos_emb.scale", "position_embedding.scale"),),
+    ),
+    Option(
         name="no positions",
         about="order from the causal mask alone (NoPE)",
         active="position.kind=none",
@@ -93,6 +173,9 @@ OPTIONS: tuple[Option, ...] = (
             Sample({"disable_abs_pos_emb": True}),
         ),
     ),
+)
+
+ROTARY: tuple[Option, ...] = (
     Option(
         name="rotary positions",
         about="queries and keys turned by their position (RoPE)",
@@ -104,7 +187,7 @@ OPTIONS: tuple[Option, ...] = (
                 "rotary_emb_dim",
                 "position.dim",
                 None,
-                needs="rotary_pos_emb",
+                needs="rotary_pos_emb|rotary_xpos",
                 into=rotated,
                 back=rotated_back,
             ),
@@ -114,5 +197,182 @@ OPTIONS: tuple[Option, ...] = (
             Sample({"rotary_pos_emb": True, "rotary_emb_dim": 16}),
         ),
         weights=(Derived("layers", "rotary_pos_emb.inv_freq", inverse_frequencies),),
+        differs="angles are fp32 from integer positions, also in a bf16 model",
+    ),
+    Option(
+        name="rotary interpolation",
+        about="positions divided by a factor",
+        active=is_interpolated,
+        paper="2306.15595",
+        rows=(Row("rotary_interpolation_factor", "position.interpolation", 1.0),),
+        samples=(Sample({"rotary_pos_emb": True, "rotary_interpolation_factor": 2.0}),),
+    ),
+    Option(
+        name="rotary base rescaling",
+        about="longer wavelengths (NTK-aware)",
+        active=is_rescaled,
+        rows=(Row("rotary_base_rescale_factor", "position.theta_rescale", 1.0),),
+        samples=(Sample({"rotary_pos_emb": True, "rotary_base_rescale_factor": 4.0}),),
+    ),
+    Option(
+        name="rotary scaling",
+        about="wavelengths stretched unequally (YaRN, Llama 3)",
+        active="position.scaling",
+        paper="2309.00071",
+        samples=(
+            Sample(
+                {"rotary_pos_emb": True},
+                config={"position.scaling": {"kind": "yarn", "factor": 4.0, "original_max_len": 8}},
+            ),
+        ),
+    ),
+    Option(
+        name="rotary layout of halves",
+        about="channel i is paired with the one half a head away (Llama)",
+        active="position.layout=halves",
+        samples=(Sample({"rotary_pos_emb": True}, config={"position.layout": "halves"}),),
+    ),
+    Option(
+        name="partly rotated heads",
+        about="only some heads are rotated",
+        active="position.heads",
+        tier=2,
+        rows=(Row("rotate_num_heads", "position.heads", None),),
+        samples=(Sample({"rotary_pos_emb": True, "rotate_num_heads": 2}),),
+    ),
+    Option(
+        name="xPos",
+        about="rotary scores that decay with distance",
+        active="position.xpos_scale_base",
+        paper="2212.10554",
+        tier=2,
+        rows=(
+            Row("rotary_xpos", "position.kind", False, {True: "rotary"}, back=elsewhere),
+            Row("rotary_xpos", "position.xpos_scale_base", False, {True: {}}, back=has_xpos),
+            Row("rotary_xpos_scale_base", "position.xpos_scale_base", 512, needs="rotary_xpos"),
+        ),
+        samples=(
+            Sample({"rotary_xpos": True}),
+            Sample({"rotary_pos_emb": True, "rotary_xpos": True, "rotary_xpos_scale_base": 16}),
+        ),
+        weights=(Derived("layers", "rotary_pos_emb.scale", xpos_scale),),
+        causal="causal only",
+    ),
+    Option(
+        name="polar positions",
+        about="content is the magnitude, position the angle (PoPE)",
+        active="position.kind=polar",
+        paper="2509.10534",
+        tier=3,
+        rows=(
+            Row("polar_pos_emb", "position.kind", False, {True: "polar"}),
+            Row(
+                "polar_bias_uniform_init", "position.uniform_bias", False, needs="polar_pos_emb"
+            ),
+        ),
+        samples=(Sample({"polar_pos_emb": True, "polar_bias_uniform_init": True}),),
+        weights=(
+            Derived("layers", "polar_pos_emb.inv_freq", polar_frequencies),
+            Rule("layers", "polar_pos_emb.learned_bias", "polar.bias"),
+        ),
     ),
 )
+
+BIASES: tuple[Option, ...] = (
+    Option(
+        name="ALiBi",
+        about="a penalty that grows linearly with distance",
+        active="position_bias.kind=alibi",
+        paper="2108.12409",
+        rows=(
+            Row("alibi_pos_bias", "position_bias", False, {True: {"kind": "alibi"}}),
+            Row("alibi_num_heads", "position_bias.heads", None, needs="alibi_pos_bias"),
+            Row("rel_pos_kwargs", "position_bias.slopes", {}, into=slopes, back=slopes_back),
+        ),
+        samples=(
+            Sample({"alibi_pos_bias": True}),
+            Sample({"alibi_pos_bias": True, "attn_kv_heads": 2, "attn_flash": True}),
+            Sample({"alibi_pos_bias": True, "alibi_num_heads": 3}),
+        ),
+    ),
+    Option(
+        name="T5 bias",
+        about="a learned number for each bucket of distances",
+        active="position_bias.kind=t5",
+        paper="1910.10683",
+        tier=2,
+        rows=(
+            Row("rel_pos_bias", "position_bias", False, {True: {"kind": "t5"}}),
+            Row(
+                "rel_pos_bias", "position.kind", False, into=replaced_by_bias, back=elsewhere
+            ),
+            Row("rel_pos_num_buckets", "position_bias.buckets", 32, needs="rel_pos_bias"),
+            Row("rel_pos_max_distance", "position_bias.max_distance", 128, needs="rel_pos_bias"),
+        ),
+        samples=(
+            Sample({"rel_pos_bias": True}),
+            Sample({"rel_pos_bias": True, "rel_pos_num_buckets": 8, "rel_pos_max_distance": 12}),
+            Sample({"rel_pos_bias": True, "attn_kv_heads": 2, "disable_abs_pos_emb": False}),
+        ),
+        weights=(
+            Rule(
+                "layers",
+                "rel_pos.relative_attention_bias.weight",
+                "position_bias.weight",
+                (Heads(1),),
+            ),
+        ),
+        differs="works with flash (there: refused)",
+    ),
+    Option(
+        name="dynamic position bias",
+        about="a network of the distance",
+        active="position_bias.kind=dynamic",
+        paper="2111.09883",
+        tier=2,
+        rows=(
+            Row("dynamic_pos_bias", "position_bias", False, {True: {"kind": "dynamic"}}),
+            Row(
+                "dynamic_pos_bias_log_distance",
+                "position_bias.log_distance",
+                False,
+                needs="dynamic_pos_bias",
+            ),
+            Row("dynamic_pos_bias_mlp_depth", "position_bias.depth", 2, needs="dynamic_pos_bias"),
+            Row("dynamic_pos_bias_norm", "position_bias.norm", False, needs="dynamic_pos_bias"),
+        ),
+        samples=(
+            Sample({"dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True}),
+            Sample(
+                {
+                    "dynamic_pos_bias": True,
+                    "dynamic_pos_bias_mlp_depth": 3,
+                    "dynamic_pos_bias_norm": True,
+                    "attn_kv_heads": 2,
+                }
+            ),
+        ),
+        weights=(
+            Rule("layers", "rel_pos.mlp.{j}.0.weight", "position_bias.hidden.{j}.linear.weight"),
+            Rule("layers", "rel_pos.mlp.{j}.0.bias", "position_bias.hidden.{j}.linear.bias"),
+            Rule("layers", "rel_pos.mlp.0.1.gamma", "position_bias.hidden.0.norm.weight"),
+            Rule("layers", "rel_pos.mlp.{j}.1.weight", "position_bias.hidden.{j}.norm.weight"),
+            Rule("layers", "rel_pos.mlp.{j}.1.bias", "position_bias.hidden.{j}.norm.bias"),
+            Rule(
+                "layers",
+                "rel_pos.mlp.{position_bias.depth}.weight",
+                "position_bias.to_bias.weight",
+                (Heads(0),),
+            ),
+            Rule(
+                "layers",
+                "rel_pos.mlp.{position_bias.depth}.bias",
+                "position_bias.to_bias.bias",
+                (Heads(0),),
+            ),
+        ),
+        differs="works with flash (there: refused)",
+    ),
+)
+
+OPTIONS: tuple[Option, ...] = (*ABSOLUTE, *ROTARY, *BIASES)

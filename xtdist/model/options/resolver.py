@@ -13,7 +13,7 @@ from xtdist.model.options.places import find
 from xtdist.model.options.table import OPTIONS
 
 ATTENTIONS = ("attention", "cross_attention")
-FASTEST_FIRST: tuple[Backend, ...] = ("sdpa", "flex", "eager")
+FASTEST_FIRST: tuple[Backend, ...] = ("sdpa", "eager", "flex")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def is_active(option: Option, config: Any, *, attention: str = "") -> bool:
     view = config if attention == "attention" else _AsCross(config)
     if callable(option.active):
         return bool(option.active(view))
-    return any(_holds(part, view) for part in option.active.split("|"))
+    return holds(option.active, view)
 
 
 def attentions(config: Any) -> list[str]:
@@ -121,7 +121,12 @@ def _backends(config: Any, attention: str) -> tuple[Backend, ...]:
     return left if wanted == "auto" else (wanted,)
 
 
-def _holds(condition: str, config: Any) -> bool:
+def holds(condition: str, config: Any) -> bool:
+    """Whether a condition like ``position.heads`` or ``norm.kind=rmsnorm`` is true of a config."""
+    return any(_is(part, config) for part in condition.split("|"))
+
+
+def _is(condition: str, config: Any) -> bool:
     place, equals, value = condition.partition("=")
     found = find(config, place)
     if equals:

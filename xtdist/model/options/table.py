@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from xtdist.model.options import attention, feedforward, layers, position, wrapper
+from xtdist.model.options import attention, feedforward, layers, position, residual, scores, wrapper
 from xtdist.model.options.base import INHERIT, AnyRow, Fixed, Option, Row
 
 OPTIONS: tuple[Option, ...] = (
     *layers.OPTIONS,
+    *residual.OPTIONS,
     *attention.OPTIONS,
+    *scores.OPTIONS,
     *position.OPTIONS,
     *feedforward.OPTIONS,
     *wrapper.OPTIONS,

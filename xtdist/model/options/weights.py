@@ -1,17 +1,23 @@
 """Rules that convert weights between x-transformers and this library, in both directions.
 
-A rule names tensors relative to the module of its ``scope``:
+A rule names tensors relative to the module of its ``scope``; {i} is the sublayer's number:
 
-    wrapper      the whole model            model.*
-    layers       attn_layers.*              layers.*
-    norm         any norm                   layers.final_norm.*, layers.sublayers.{i}.norm.* …
-    residual     layers.{i}.2.*             layers.sublayers.{i}.residual.*
-    attention    layers.{i}.1.* (a, c)      layers.sublayers.{i}.branch.*
-    feedforward  layers.{i}.1.* (f)         layers.sublayers.{i}.branch.*
-    sublayer     layers.{i}.*               layers.sublayers.{i}.*
+    scope            there                             here
+    wrapper                                            (the model)
+    layers           attn_layers.                      layers.
+    norm             any norm of the stack             layers.final_norm., layers.sublayers.{i}.norm.,
+                                                       ….branch_norm., ….post_norm.
+    attention        attn_layers.layers.{i}.1.         layers.sublayers.{i}.branch.
+    cross_attention  the same, cross attention alone
+    feedforward      the same, feed-forward alone
+    scale            its wrapper's (LayerScale)        layers.sublayers.{i}.scale.
+    residual         attn_layers.layers.{i}.2.         layers.sublayers.{i}.residual.
+    integrator       attn_layers.layer_integrators.{i}.  layers.sublayers.{i}.integrator.
+    skip             attn_layers.skip_combines.{i}.    layers.sublayers.{i}.skip.
 
-A rule applies where its option is active and its tensors are there. ``{j}`` in both names stands
-for a number.
+A rule applies where its option is active and its tensors are there. Where two active options have
+rules for the same tensor, the later option's replaces the other. In names, ``{j}`` stands for any
+number, and ``{position_bias.depth}`` for what stands at that place of the config.
 """
 
 from __future__ import annotations
@@ -23,7 +29,18 @@ from typing import Any, Literal, Protocol
 from einops import rearrange
 from torch import Tensor
 
-Scope = Literal["wrapper", "layers", "norm", "residual", "attention", "feedforward", "sublayer"]
+Scope = Literal[
+    "wrapper",
+    "layers",
+    "norm",
+    "attention",
+    "cross_attention",
+    "feedforward",
+    "scale",
+    "residual",
+    "integrator",
+    "skip",
+]
 
 
 @dataclass(frozen=True)
@@ -124,12 +141,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """``theirs`` is ``ours`` after ``transforms``; a tuple of parts is concatenated."""
+    """``theirs`` is ``ours`` after ``transforms``; a tuple of parts is concatenated. ``where``: it
+    applies under this condition alone, written as ``Option.active`` is."""
 
     scope: Scope
     theirs: str | tuple[Part, ...]
     ours: str
     transforms: tuple[Transform, ...] = ()
+    where: str = ""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -152,10 +171,10 @@ class Derived:
 class Nest:
     """The option wraps their sublayers of ``kinds`` in a module, whose inner one is ``fn``.
 
-    ``order``: 0 half a feed-forward, 1 shifted tokens, 2 branch gain, 3 branch scale, inner
-    first. ``own`` names the wrapper's parameters, which rules of scope sublayer call ``1.<own>``.
+    ``order``: 0 half a feed-forward, 1 shifted tokens, 2 branch gain, 3 branch scale, inner first.
+    ``scale``: parameters of scope scale are this wrapper's.
     """
 
     kinds: str
     order: int
-    own: tuple[str, ...] = ()
+    scale: bool = False

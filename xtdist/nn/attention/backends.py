@@ -1,9 +1,9 @@
-"""Ways to compute softmax(q kᵀ · scale) v. All give the same numbers up to rounding."""
+"""Ways to read values by scores. All give the same numbers up to rounding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,19 +11,37 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from xtdist.nn.attention.config import AttentionConfig
-from xtdist.nn.attention.masks import lower_right
+from xtdist.nn.attention.masks import EVERYTHING, Visible
+from xtdist.nn.attention.scores import ScoreMods, dot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attend:
-    """``mask`` (True = may attend) already holds causality; without a mask ``causal`` decides.
-    ``dropout`` is the probability to drop a weight, 0 outside of training."""
+    """How queries read.
+
+    bias: (b|1, h, i, j) added to the scaled scores, for the keys behind ``visible.lead`` ones.
+    sink: (h,) scores of an extra key that reads nothing.
+    dropout: the probability to drop a weight, 0 outside of training.
+    mods, previous, keep_scores: for the eager backend alone: what happens to scores, the scores of
+    an earlier layer to add, whether to hand back this layer's.
+    """
 
     scale: float
-    causal: bool
-    mask: Bool[Tensor, "b 1 i j"] | None = None
+    visible: Visible = EVERYTHING
+    bias: Float[Tensor, "b h i j"] | None = None
+    sink: Float[Tensor, " h"] | None = None
     dropout: float = 0.0
+    mods: ScoreMods | None = None
+    previous: Float[Tensor, "b h i j"] | None = None
+    keep_scores: bool = False
+
+
+class Reading(NamedTuple):
+    """What the queries read, and, where kept, the scores and weights behind it (fp32)."""
+
+    out: Float[Tensor, "b h i d"]
+    scores: Float[Tensor, "b h i j"] | None = None
+    weights: Float[Tensor, "b h i j"] | None = None
 
 
 class Backend(Protocol):
@@ -33,61 +51,126 @@ class Backend(Protocol):
         self,
         q: Float[Tensor, "b h i d"],
         k: Float[Tensor, "b hk j d"],
-        v: Float[Tensor, "b hk j d"],
+        v: Float[Tensor, "b hk j dv"],
         how: Attend,
-    ) -> Float[Tensor, "b h i d"]: ...
+    ) -> Reading: ...
 
 
 def sdpa(
     q: Float[Tensor, "b h i d"],
     k: Float[Tensor, "b hk j d"],
-    v: Float[Tensor, "b hk j d"],
+    v: Float[Tensor, "b hk j dv"],
     how: Attend,
-) -> Float[Tensor, "b h i d"]:
-    """torch's fused kernels: no score matrix is kept."""
-    heads, kv_heads = q.shape[1], k.shape[1]
-    if q.shape[2] == 1 and how.mask is None and heads != kv_heads:
-        # A group's query heads become rows over one key head: no repetition of keys.
-        rows = rearrange(q, "b (hk g) 1 d -> b hk g d", hk=kv_heads)
-        out = F.scaled_dot_product_attention(rows, k, v, scale=how.scale)
-        return rearrange(out, "b hk g d -> b (hk g) 1 d")
-    mask = how.mask
-    if mask is None and how.causal and 1 < q.shape[2] < k.shape[2]:
-        mask = lower_right(q.shape[2], k.shape[2], q.device)
+) -> Reading:
+    """torch's fused kernels: no table of scores; one of masks or biases only where a rule other
+    than plain causality asks for it."""
+    i, j = q.shape[2], k.shape[2]
+    free = how.visible.only_causal and how.bias is None and how.sink is None
+    if free and (i == 1 or not how.visible.causal):
+        return Reading(_unmasked(q, k, v, how))
+    if free and i == j:
+        return Reading(_kernel(q, k, v, how, is_causal=True))
+    allowed = how.visible.dense(i, j, q.device)
+    empty = None
+    if allowed is not None and how.visible.may_hide_all and how.sink is None:
+        empty = ~allowed.any(dim=-1, keepdim=True)
+        allowed = allowed | empty
+    mask = allowed if how.bias is None and how.sink is None else _additive(allowed, how, q, j)
+    if how.sink is not None:
+        k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
+    out = _kernel(q, k, v, how, mask=mask)
+    return Reading(out if empty is None else out.masked_fill(empty, 0.0))
+
+
+def _unmasked(q: Tensor, k: Tensor, v: Tensor, how: Attend) -> Tensor:
+    if q.shape[2] > 1 or q.shape[1] == k.shape[1]:
+        return _kernel(q, k, v, how)
+    # One query: a group's heads become rows over their one key head, which is not repeated.
+    rows = rearrange(q, "b (hk g) 1 d -> b hk g d", hk=k.shape[1])
+    return rearrange(_kernel(rows, k, v, how), "b hk g d -> b (hk g) 1 d")
+
+
+def _kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    how: Attend,
+    *,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
         attn_mask=mask,
         dropout_p=how.dropout,
-        is_causal=how.causal and mask is None and q.shape[2] > 1,
+        is_causal=is_causal,
         scale=how.scale,
-        enable_gqa=heads != kv_heads,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
+
+
+def _additive(
+    allowed: Bool[Tensor, "b h i j"] | None, how: Attend, q: Float[Tensor, "b h i d"], j: int
+) -> Float[Tensor, "b h i j"]:
+    """Mask and bias in one table, in the queries' type, a column for the sink first."""
+    bias = how.bias
+    if bias is None:
+        bias = q.new_zeros((1, 1, 1, j), dtype=torch.float32)
+    elif how.visible.lead:
+        bias = F.pad(bias, (how.visible.lead, 0))
+    if allowed is not None:
+        bias = bias.masked_fill(~allowed, float("-inf"))
+    if how.sink is not None:
+        bias = bias.expand(-1, q.shape[1], q.shape[2], -1)
+        bias = torch.cat((_column(how.sink, bias), bias), dim=-1)
+    return bias.to(q.dtype)
+
+
+def _column(sink: Float[Tensor, " h"], scores: Float[Tensor, "b h i j"]) -> Tensor:
+    """The sink's scores as a first key of ``scores``."""
+    return rearrange(sink.float(), "h -> 1 h 1 1").expand(len(scores), -1, scores.shape[2], 1)
 
 
 def eager(
     q: Float[Tensor, "b h i d"],
     k: Float[Tensor, "b hk j d"],
-    v: Float[Tensor, "b hk j d"],
+    v: Float[Tensor, "b hk j dv"],
     how: Attend,
-) -> Float[Tensor, "b h i d"]:
-    """The formula, step by step, softmax in fp32. Memory grows with i · j."""
-    grouped = rearrange(q, "b (hk g) i d -> b hk g i d", hk=k.shape[1])
-    scores = einsum(grouped, k, "b hk g i d, b hk j d -> b hk g i j").float() * how.scale
-    if how.mask is not None:
-        scores = scores.masked_fill(~rearrange(how.mask, "b 1 i j -> b 1 1 i j"), float("-inf"))
-    elif how.causal:
-        past = lower_right(q.shape[2], k.shape[2], q.device)
-        scores = scores.masked_fill(~past, float("-inf"))
-    weights = F.dropout(scores.softmax(dim=-1), how.dropout).to(v.dtype)
-    out = einsum(weights, v, "b hk g i j, b hk j d -> b hk g i d")
-    return rearrange(out, "b hk g i d -> b (hk g) i d")
+) -> Reading:
+    """The formula, step by step, scores and weights in fp32. Memory grows with i · j."""
+    mods, visible = how.mods, how.visible
+    raw = (dot(q, k) if mods is None else mods.similarity(q, k)) * how.scale
+    if how.previous is not None:
+        raw = raw + how.previous
+    scores = raw if mods is None else mods.raw(raw)
+    if how.bias is not None:
+        scores = scores + F.pad(how.bias, (visible.lead, 0))
+    scores = scores if mods is None else mods.biased(scores)
+    allowed, empty = visible.dense(q.shape[2], k.shape[2], q.device), None
+    if allowed is not None:
+        if visible.may_hide_all:
+            empty = ~allowed.any(dim=-1, keepdim=True)
+            allowed = allowed | empty
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    scores = scores if mods is None else mods.masked(scores, q, allowed)
+    weights = _weigh(scores, how)
+    kept = weights
+    weights = F.dropout(weights, how.dropout)
+    weights = weights if mods is None else mods.weights(weights, raw)
+    grouped = rearrange(weights.to(v.dtype), "b (hk g) i j -> b hk g i j", hk=v.shape[1])
+    out = einsum(grouped, v, "b hk g i j, b hk j d -> b hk g i d")
+    out = rearrange(out, "b hk g i d -> b (hk g) i d")
+    out = out if empty is None else out.masked_fill(empty, 0.0)
+    return Reading(out, scores, kept) if how.keep_scores else Reading(out)
+
+
+def _weigh(scores: Tensor, how: Attend) -> Tensor:
+    if how.sink is not None:
+        scores = torch.cat((_column(how.sink, scores), scores), dim=-1)
+    weights = scores.softmax(dim=-1) if how.mods is None else how.mods.weigh(scores)
+    return weights if how.sink is None else weights[..., 1:]
 
 
 BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "eager": eager}
-
-
-def resolve_backend(config: AttentionConfig) -> str:
-    """The fastest backend that honours everything the layer declares."""
-    return "sdpa" if config.backend == "auto" else config.backend

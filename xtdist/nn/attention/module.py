@@ -1,102 +1,278 @@
-"""Multi-head attention, https://arxiv.org/abs/1706.03762."""
+"""Multi-head attention, https://arxiv.org/abs/1706.03762, as a pipeline of declared parts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from xtdist.nn.attention.backends import BACKENDS, Attend, resolve_backend
-from xtdist.nn.attention.cache import KVCache
+from xtdist.nn.attention.backends import BACKENDS, Attend, Reading
+from xtdist.nn.attention.cache import Kept, Read
 from xtdist.nn.attention.config import AttentionConfig
+from xtdist.nn.attention.extra import MemoryKeyValues, Sink, ValueMix, prepend
+from xtdist.nn.attention.inputs import AttentionInputs, AttentionOutput, LayerInputs
+from xtdist.nn.attention.latent import LatentProjection, build_projection, keeps_latent
+from xtdist.nn.attention.masks import Visible
+from xtdist.nn.attention.pairs import PairBias, Rows
+from xtdist.nn.attention.projection import (
+    QKV,
+    HeadNorms,
+    HeadSizes,
+    JointProjection,
+)
+from xtdist.nn.attention.rotation import Rotation
+from xtdist.nn.attention.scores import ScoreMods
+from xtdist.nn.attention.values import ValueMods, laser_in, laser_out
 from xtdist.nn.linear import Linear
-from xtdist.nn.norm import RMSNorm, RMSNormConfig
-from xtdist.nn.position.rotary import RotaryTable, rotate
+from xtdist.nn.position.geometry import PositionGeometry
+
+NOTHING = LayerInputs()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionGeometry:
-    """What an attention layer takes from the stack that it stands in."""
+    """What an attention layer takes from the stack that it stands in.
+
+    ``dim_context`` is set for cross attention: the width of what it reads. ``learned_mix``: how
+    much of the first layer's values is mixed in is learned.
+    """
 
     dim: int
     heads: int
     causal: bool
-    layer: int
+    dim_context: int | None = None
+    learned_mix: bool = False
     init_gain: float = 1.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionInputs:
-    """What all attention layers of one forward pass share. ``mask`` True = may attend."""
-
-    rotary: RotaryTable | None = None
-    mask: Bool[Tensor, "b 1 i j"] | None = None
-    cache: KVCache | None = None
+    def place(self, config: AttentionConfig) -> PositionGeometry:
+        """What positional parts of the layer take from it."""
+        return PositionGeometry(
+            dim=self.dim,
+            heads=self.heads,
+            kv_heads=config.kv_heads or self.heads,
+            dim_head=config.dim_head,
+            causal=self.causal,
+        )
 
 
 class Attention(nn.Module):
-    """out(softmax(q kᵀ / √d) v) with q, k, v projected from ``x`` by one matrix, in this order.
+    """project → norm → rotate → (cache) → read → gate → project.
 
     Query head i reads key/value head i // (heads // kv_heads).
     """
 
-    def __init__(self, geometry: AttentionGeometry, config: AttentionConfig) -> None:
+    def __init__(
+        self, geometry: AttentionGeometry, config: AttentionConfig, *, backend: str = "sdpa"
+    ) -> None:
         super().__init__()
-        self.heads, self.kv_heads = geometry.heads, config.kv_heads or geometry.heads
-        self.layer, self.causal = geometry.layer, geometry.causal
+        self.config, self.geometry, self.backend = config, geometry, backend
+        self.sizes = sizes = HeadSizes.of(geometry.heads, config)
         self.scale = config.dim_head**-0.5
-        self.dropout = config.dropout
-        self.backend = resolve_backend(config)
+        if config.cosine is not None and not config.cosine.learned_scale:
+            self.scale = config.cosine.scale
+        dim, heads, place = geometry.dim, geometry.heads, geometry.place(config)
+        self.projection = build_projection(dim, geometry.dim_context, sizes, config)
+        self.norms = HeadNorms(sizes, config)
+        self.memory = MemoryKeyValues(sizes, config.memory_kv) if config.memory_kv else None
+        self.sink = Sink(heads) if config.sink else None
+        self.mix = ValueMix(dim, sizes.kv_heads) if geometry.learned_mix else None
+        self.pair_bias = PairBias(place, config) if has_pair_bias(config) else None
+        self.score_mods = ScoreMods(config, place) if needs_table(config) else None
+        self.value_mods = ValueMods(dim, heads, config)
+        out = dim * (2 if config.glu_out else 1)
+        gain = 0.0 if config.zero_init_out else geometry.init_gain
+        self.to_out = Linear(heads * sizes.value_dim, out, init_gain=gain)
 
-        inner = self.heads * config.dim_head
-        qkv = (self.heads + 2 * self.kv_heads) * config.dim_head
-        self.to_qkv = Linear(geometry.dim, qkv)
-        self.to_out = Linear(inner, geometry.dim, init_gain=geometry.init_gain)
-        self.query_norm = self.key_norm = None
-        if config.qk_rmsnorm:
-            self.query_norm = RMSNorm((self.heads, 1, config.dim_head), RMSNormConfig())
-            self.key_norm = RMSNorm((self.kv_heads, 1, config.dim_head), RMSNormConfig())
-
-    def forward(self, x: Float[Tensor, "b n d"], shared: AttentionInputs) -> Float[Tensor, "b n d"]:
-        q, k, v = self.project(x)
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        if shared.rotary is not None:
-            q, k = rotate(q, shared.rotary), rotate(k, shared.rotary)
-        if shared.cache is not None:
-            reads = shared.cache.update(self.layer, (k, v))
-            outs = [self._read(q[:, :, read.rows], *read.kept) for read in reads]
-            out = torch.cat(outs, dim=2)
+    def forward(
+        self, x: Float[Tensor, "b n d"], shared: AttentionInputs, own: LayerInputs = NOTHING
+    ) -> AttentionOutput:
+        """What the layer adds for the tokens ``x``."""
+        if self.geometry.dim_context is not None:
+            reading, values = self._cross(x, shared, own)
         else:
-            how = Attend(
-                scale=self.scale,
-                causal=self.causal,
-                mask=shared.mask,
-                dropout=self.dropout if self.training else 0.0,
+            reading, values = self._self(x, shared, own)
+        out = self.value_mods(reading.out, x)
+        out = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        out = F.glu(out, dim=-1) if self.config.glu_out else out
+        out = F.dropout(out, self.config.dropout_out, self.training)
+        return AttentionOutput(out, values, reading.scores, reading.weights)
+
+    def _self(
+        self, x: Tensor, shared: AttentionInputs, own: LayerInputs
+    ) -> tuple[Reading, Tensor | None]:
+        source = x if own.memory is None else torch.cat((own.memory, x), dim=1)
+        key_rotation = shared.key_rotation or shared.rotation
+        values: Tensor | None = None
+        kept: Kept
+        if keeps_latent(self.config):
+            q, kept = self._latent(x, source, key_rotation)
+        else:
+            q, k, v = self._project(x, own)
+            values = v
+            q, k, v = self.norms(QKV(q, k, self._mixed(x, v, own)))
+            kept = (k if key_rotation is None else key_rotation.keys(k), v)
+        q = q if shared.rotation is None else shared.rotation.queries(q)
+        rows: Rows = ()
+        if self.pair_bias is not None:
+            rows, left = self.pair_bias.project(x, source)
+            kept = (*kept, *left)
+        return self._read_kept((q, *rows), kept, shared, own), values
+
+    def _latent(self, x: Tensor, source: Tensor, rotation: Rotation | None) -> tuple[Tensor, Kept]:
+        projection = self.projection
+        assert isinstance(projection, LatentProjection)
+        latent, rotary = projection.compress(source)
+        assert rotary is not None
+        return projection.queries(x), (
+            latent,
+            rotary if rotation is None else rotation.keys(rotary),
+        )
+
+    def _project(self, x: Tensor, own: LayerInputs) -> QKV:
+        """Queries of the tokens, keys and values of what they read: by default the same."""
+        sources = own.sources or (x, x)
+        if own.memory is not None:
+            sources = (
+                torch.cat((own.memory, sources[0]), dim=1),
+                torch.cat((own.memory, sources[1]), dim=1),
             )
-            out = BACKENDS[self.backend](q, k, v, how)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        projection = self.projection
+        if isinstance(projection, LatentProjection):
+            return projection(x, sources[0])
+        assert isinstance(projection, JointProjection)
+        plain = own.sources is None and own.memory is None
+        return projection(x) if plain else projection(x, sources)
 
-    def _read(
+    def _mixed(self, x: Tensor, v: Tensor, own: LayerInputs) -> Tensor:
+        """The first layer's values, moved towards this layer's (2410.17897)."""
+        if own.values is None:
+            return v
+        share = 0.5 if self.mix is None else self.mix(x)
+        return own.values + (v - own.values) * share
+
+    def _cross(
+        self, x: Tensor, shared: AttentionInputs, own: LayerInputs
+    ) -> tuple[Reading, Tensor | None]:
+        assert not isinstance(self.projection, JointProjection)
+        q = self.norms.queries(self.projection.queries(x))
+        if shared.cache is not None:
+            reads = shared.cache.context(own.layer, self._context_kept)
+            how = Attend(scale=self.scale)
+            outs = [self._read((q[:, :, r.rows],), r.kept, how, NOTHING) for r in reads]
+            return _joined(outs), None
+        context = shared.context
+        assert context is not None
+        values: Tensor | None
+        k, values = self.projection.keys_values(context.states)
+        _, k, v = self.norms(QKV(k, k, self._mixed(x, values, own)), queries=False)
+        if context.rotation is not None and context.query_rotation is not None:
+            q, k = context.query_rotation.queries(q), context.rotation.keys(k)
+        how = replace(self._how(Visible(keys=context.mask), shared, own), bias=None)
+        return self._read((q,), (k, v), how, own), values
+
+    def _context_kept(self, context: Tensor) -> Kept:
+        """Normed keys and values of a context."""
+        assert not isinstance(self.projection, JointProjection)
+        k, v = self.projection.keys_values(context)
+        _, k, v = self.norms(QKV(k, k, v), queries=False)
+        return k, v
+
+    def _read_kept(
         self,
-        q: Float[Tensor, "1 h i d"],
-        k: Float[Tensor, "1 hk j d"],
-        v: Float[Tensor, "1 hk j d"],
-    ) -> Float[Tensor, "1 h i d"]:
-        """What the last i of j tokens read."""
-        return BACKENDS[self.backend](q, k, v, Attend(scale=self.scale, causal=True))
+        queries: Rows,
+        kept: Kept,
+        shared: AttentionInputs,
+        own: LayerInputs,
+    ) -> Reading:
+        if shared.cache is None:
+            how = self._how(shared.visible, shared, own)
+            if self.pair_bias is not None:
+                extra = self.pair_bias(queries[1:], kept[2:], shared.q_pos, shared.k_pos)
+                how = replace(how, bias=extra if how.bias is None else how.bias + extra)
+            return self._read(queries, kept, how, own)
+        outs = []
+        for read in shared.cache.update(own.layer, kept):
+            rows = tuple(t[:, :, read.rows] for t in queries)
+            how = self._how_cached(rows, read, shared)
+            outs.append(self._read(rows, read.kept, how, NOTHING))
+        return _joined(outs)
 
-    def project(
-        self, x: Float[Tensor, "b n d"]
-    ) -> tuple[
-        Float[Tensor, "b h n d"],
-        Float[Tensor, "b hk n d"],
-        Float[Tensor, "b hk n d"],
-    ]:
-        """Queries, keys and values, split into heads."""
-        heads = rearrange(self.to_qkv(x), "b n (h d) -> b h n d", h=self.heads + 2 * self.kv_heads)
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        return q, k, v
+    def _how(self, visible: Visible, shared: AttentionInputs, own: LayerInputs) -> Attend:
+        if self.config.window is not None:
+            visible = replace(visible, window=self.config.window)
+        return Attend(
+            scale=self.scale,
+            visible=visible,
+            bias=shared.bias,
+            dropout=self.config.dropout if self.training else 0.0,
+            previous=own.scores,
+            keep_scores=shared.keep_scores,
+        )
+
+    def _how_cached(self, rows: Rows, read: Read, shared: AttentionInputs) -> Attend:
+        i, j = rows[0].shape[2], read.kept[0].shape[2]
+        window = self.config.window
+        visible = Visible(causal=True, window=None if window is None or j <= window + 1 else window)
+        how = Attend(scale=self.scale, visible=visible)
+        if shared.position_bias is None and self.pair_bias is None:
+            return how
+        keys = torch.arange(read.first, read.first + j, device=rows[0].device)[None]
+        terms = []
+        if shared.position_bias is not None:
+            terms.append(shared.position_bias(keys[:, j - i :], keys, reach=j - 1))
+        if self.pair_bias is not None:
+            terms.append(self.pair_bias(rows[1:], read.kept[2:], keys[:, j - i :], keys))
+        return replace(how, bias=terms[0] if len(terms) == 1 else torch.add(*terms))
+
+    def _read(self, queries: Rows, kept: Kept, how: Attend, own: LayerInputs) -> Reading:
+        """Attention itself, with the keys that don't come from tokens put before the others."""
+        q, (k, v), config, visible = queries[0], kept[:2], self.config, how.visible
+        if keeps_latent(config) and isinstance(self.projection, LatentProjection):
+            k, v = self.projection.expand(k, v)
+        if self.memory is not None:
+            k, v = self.memory(k, v, self.norms)
+            visible = visible.after(config.memory_kv)
+        if own.added is not None:
+            k, v, visible = prepend(k, v, own.added, visible)
+        if config.zero_kv:
+            k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
+            visible = visible.after(1)
+        if config.laser is not None:
+            v = laser_in(v, config.laser)
+        sink = None if self.sink is None else self.sink()
+        how = replace(how, visible=visible, sink=sink, mods=self.score_mods)
+        eager = how.keep_scores or how.previous is not None
+        reading = BACKENDS["eager" if eager else self.backend](q, k, v, how)
+        if config.laser is None:
+            return reading
+        return reading._replace(out=laser_out(reading.out).to(q.dtype))
+
+
+def _joined(readings: list[Reading]) -> Reading:
+    """The tokens of several sequences side by side."""
+    if len(readings) == 1:
+        return readings[0]
+    return Reading(torch.cat([reading.out for reading in readings], dim=2))
+
+
+def has_pair_bias(config: AttentionConfig) -> bool:
+    """Whether the layer computes a bias from its own tokens."""
+    return config.forgetting is not None or config.relative_projection is not None
+
+
+def needs_table(config: AttentionConfig) -> bool:
+    """Whether some option acts on the table of scores itself."""
+    return (
+        config.similarity != "dot"
+        or config.softclamp is not None
+        or config.pre_talking_heads
+        or config.post_talking_heads
+        or config.pre_scale_post_talking_heads
+        or config.selective
+        or config.cope is not None
+        or config.weights.kind != "softmax"
+    )

@@ -1,0 +1,441 @@
+"""Options of residual connections: how a branch's output joins the stream, and what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample, elsewhere
+from xtdist.model.options.weights import Nest, Rule
+
+
+def many(streams: int, given: Mapping[str, Any]) -> Any:
+    """More than one stream are hyper-connections, unless they are gated."""
+    return "hyper" if streams > 1 and not given["gated_multi_residual"] else SKIP
+
+
+def how_many(streams: int, given: Mapping[str, Any]) -> Any:
+    """One stream is what every other residual has."""
+    return streams if streams > 1 or given["gated_multi_residual"] else SKIP
+
+
+def views(on: bool, given: Mapping[str, Any]) -> Any:
+    """``qkv_receive_diff_residuals``; with integrated layers they always do."""
+    return SKIP if given["integrate_layers"] else on
+
+
+def by_layer(on: bool | float, given: Mapping[str, Any]) -> Any:
+    """``depth_scale_residual=True`` is an init, a number scales branches."""
+    return "by_layer" if on is True else SKIP
+
+
+def is_by_layer(init: str, tree: Mapping[str, Any]) -> Any:
+    """The way back."""
+    return True if init == "by_layer" else SKIP
+
+
+def constant_kind(on: bool | float, given: Mapping[str, Any]) -> Any:
+    """The number of ``depth_scale_residual``."""
+    return SKIP if isinstance(on, bool) else {"kind": "constant", "value": float(on)}
+
+
+def constant_value(scale: Mapping[str, Any] | None, tree: Mapping[str, Any]) -> Any:
+    """The way back."""
+    return scale["value"] if scale is not None and scale["kind"] == "constant" else SKIP
+
+
+def unit_offset(given: Mapping[str, Any]) -> bool:
+    """Layerscale takes ``norm_add_unit_offset`` too."""
+    return bool(given["norm_add_unit_offset"])
+
+
+def from_kwargs(value: Mapping[str, Any], given: Mapping[str, Any], *, name: str) -> Any:
+    """One of ``residual_fn_kwargs`` or ``attn_aggregated_residual_kwargs``."""
+    return value.get(name, SKIP)
+
+
+def into_kwargs(value: Any, tree: Mapping[str, Any], *, name: str, default: Any) -> Any:
+    """The way back: the dictionaries of all rows are joined."""
+    return SKIP if value == default else {name: value}
+
+
+def kwarg(keyword: str, place: str, name: str, default: Any) -> Row:
+    """The row of one entry of a dictionary."""
+    return Row(
+        keyword,
+        place,
+        {},
+        into=partial(from_kwargs, name=name),
+        back=partial(into_kwargs, name=name, default=default),
+    )
+
+
+def over_sequence(config: Any) -> bool:
+    """As x-transformers does it: all of a sample's tokens as one vector."""
+    return config.residual.kind == "orthogonal" and config.residual.over == "sequence"
+
+
+def is_constant(config: Any) -> bool:
+    """A constant other than one."""
+    return bool(getattr(config.residual, "constant", 1.0) != 1.0)
+
+
+RESIDUALS: tuple[Option, ...] = (
+    Option(
+        name="residual",
+        about="stream + branch",
+        active="residual.kind=plain",
+        paper="1512.03385",
+        rows=(Fixed("residual.kind", "plain"),),
+    ),
+    Option(
+        name="scaled residual",
+        about="a learned gain on the stream",
+        active="residual.learned_scale",
+        tier=2,
+        rows=(Row("scale_residual", "residual.learned_scale", False),),
+        samples=(Sample({"scale_residual": True}),),
+        weights=(Rule("residual", "residual_scale", "scale"),),
+    ),
+    Option(
+        name="constant residual",
+        about="a constant gain on the stream",
+        active=is_constant,
+        tier=2,
+        rows=(Row("scale_residual_constant", "residual.constant", 1.0),),
+        samples=(Sample({"scale_residual_constant": 0.7}),),
+    ),
+    Option(
+        name="GRU residual",
+        about="a GRU joins stream and branch",
+        active="residual.kind=gru",
+        paper="1910.06764",
+        tier=2,
+        rows=(Row("gate_residual", "residual.kind", False, {True: "gru"}),),
+        samples=(
+            Sample({"gate_residual": True}),
+            Sample({"gate_residual": True, "scale_residual": True}),
+        ),
+        weights=(
+            Rule("residual", "gru.weight_ih", "weight_branch"),
+            Rule("residual", "gru.weight_hh", "weight_stream"),
+            Rule("residual", "gru.bias_ih", "bias_branch"),
+            Rule("residual", "gru.bias_hh", "bias_stream"),
+        ),
+    ),
+    Option(
+        name="hyper-connections",
+        about="several residual streams, mixed by each token",
+        active="residual.kind=hyper",
+        paper="2409.19606, 2512.24880",
+        tier=3,
+        rows=(
+            Row("num_residual_streams", "residual.kind", 1, into=many, back=elsewhere),
+            Row("num_residual_streams", "residual.streams", 1, into=how_many),
+            Row("qkv_receive_diff_residuals", "residual.qkv_views", False, into=views),
+            Row("hyper_conn_sinkhorn_iters", "residual.sinkhorn_iters", 5),
+            Fixed("residual.mixing", "sum"),
+        ),
+        samples=(
+            Sample({"num_residual_streams": 2}),
+            Sample({"num_residual_streams": 3, "qkv_receive_diff_residuals": True}),
+        ),
+        weights=(
+            Rule("layers", "stream_emb", "streams.embedding"),
+            Rule("residual", "norm.weight", "norm.gain"),
+            Rule("residual", "static_beta", "static_beta"),
+            Rule("residual", "static_alpha", "static_alpha"),
+            Rule("residual", "dynamic_alpha_fn", "dynamic_alpha"),
+            Rule("residual", "dynamic_alpha_scale", "dynamic_alpha_scale"),
+            Rule("residual", "dynamic_beta_fn", "dynamic_beta"),
+            Rule("residual", "dynamic_beta_scale", "dynamic_beta_scale"),
+        ),
+        differs="residual.mixing=sinkhorn mixes streams as the paper says (there: all summed)",
+    ),
+)
+
+LEAKY: tuple[Option, ...] = (
+    Option(
+        name="orthogonal residual",
+        about="adds only the part of a branch that is orthogonal to the stream",
+        active="residual.kind=orthogonal",
+        paper="2505.11881",
+        tier=3,
+        rows=(
+            Row("orthog_residual", "residual.kind", False, {True: "orthogonal"}),
+            Fixed("residual.over", "sequence", needs="orthog_residual"),
+        ),
+        samples=(
+            Sample(config={"residual": {"kind": "orthogonal", "over": "token"}}),
+            Sample({"orthog_residual": True, "scale_residual": True}),
+        ),
+    ),
+    Option(
+        name="orthogonal residual over the sequence",
+        about="that, with all tokens of a sample as one vector",
+        active=over_sequence,
+        paper="2505.11881",
+        tier=3,
+        causal="bidirectional only",
+        uncacheable="every token changes all others",
+        differs="refused in a Decoder, where it shows tokens their future",
+    ),
+    Option(
+        name="mean-variance split residual",
+        about="means over the sequence join apart from the rest",
+        active="residual.kind=mv_split",
+        paper="2605.06169",
+        tier=3,
+        rows=(
+            Row("mv_split_residual", "residual.kind", False, {True: "mv_split"}),
+            kwarg("residual_fn_kwargs", "residual.init_alpha", "init_alpha", 0.0),
+            kwarg("residual_fn_kwargs", "residual.init_beta", "init_beta", 0.03),
+            kwarg("residual_fn_kwargs", "residual.learned", "learned", False),
+        ),
+        samples=(
+            Sample({"mv_split_residual": True}),
+            Sample({"mv_split_residual": True, "residual_fn_kwargs": {"learned": True}}),
+        ),
+        weights=(
+            Rule("residual", "alpha", "alpha"),
+            Rule("residual", "beta", "beta"),
+            Rule("residual", "to_alpha.weight", "to_alpha.weight"),
+            Rule("residual", "to_alpha.bias", "to_alpha.bias"),
+            Rule("residual", "to_beta.weight", "to_beta.weight"),
+            Rule("residual", "to_beta.bias", "to_beta.bias"),
+        ),
+        causal="bidirectional only",
+        uncacheable="every token changes all others",
+        differs="refused in a Decoder, where it shows tokens their future",
+    ),
+    Option(
+        name="gated multi-residual",
+        about="several streams with an elementwise read gate",
+        active="residual.kind=gated_multi",
+        tier=3,
+        rows=(
+            Row("gated_multi_residual", "residual.kind", False, {True: "gated_multi"}),
+            kwarg("residual_fn_kwargs", "residual.read_gate_rank", "read_gate_rank", None),
+        ),
+        samples=(
+            Sample(
+                {
+                    "gated_multi_residual": True,
+                    "num_residual_streams": 2,
+                    "residual_fn_kwargs": {"read_gate_rank": 8},
+                }
+            ),
+        ),
+        weights=(
+            Rule("layers", "stream_emb", "streams.embedding"),
+            Rule("residual", "read_gain", "read_gain"),
+            Rule("residual", "static_read_logit", "static_read"),
+            Rule("residual", "static_write_logit", "static_write"),
+            Rule("residual", "to_bottleneck.weight", "to_bottleneck.weight"),
+            Rule("residual", "to_read_gate.weight", "to_read.weight"),
+            Rule("residual", "to_write_gate.weight", "to_write.weight"),
+            Rule("residual", "dynamic_gate_scale", "dynamic_scale"),
+        ),
+        excludes={"sandwich norm": "its read gate replaces the pre-norm; leave one of the two out"},
+    ),
+)
+
+BRANCHES: tuple[Option, ...] = (
+    Option(
+        name="branch init by layer",
+        about="deeper branches start smaller (OLMo)",
+        active="branch_init=by_layer",
+        paper="2402.00838",
+        tier=2,
+        rows=(
+            Row(
+                "depth_scale_residual", "branch_init", False, into=by_layer, back=is_by_layer
+            ),
+        ),
+        samples=(Sample({"depth_scale_residual": True}),),
+    ),
+    Option(
+        name="zero branch init",
+        about="branches start as nothing",
+        active="branch_init=zero",
+        tier=2,
+        rows=(Row("zero_init_branch_output", "branch_init", False, {True: "zero"}),),
+        samples=(Sample({"zero_init_branch_output": True}),),
+    ),
+    Option(
+        name="constant branch scale",
+        about="branches times a constant",
+        active="branch_scale.kind=constant",
+        tier=2,
+        rows=(
+            Row(
+                "depth_scale_residual",
+                "branch_scale",
+                False,
+                into=constant_kind,
+                back=constant_value,
+            ),
+        ),
+        samples=(Sample({"depth_scale_residual": 0.4}),),
+        weights=(Nest("acf", 3),),
+    ),
+    Option(
+        name="layerscale",
+        about="a learned gain for each channel of a branch",
+        active="branch_scale.kind=layerscale",
+        paper="2103.17239",
+        tier=3,
+        rows=(
+            Row(
+                "use_layerscale",
+                "branch_scale",
+                False,
+                {True: {"kind": "layerscale"}},
+            ),
+            Row(
+                "layerscale_init_value", "branch_scale.init_value", 0.0, needs="use_layerscale"
+            ),
+            Fixed("branch_scale.unit_offset", unit_offset, needs="use_layerscale"),
+        ),
+        samples=(Sample({"use_layerscale": True, "layerscale_init_value": 0.5}),),
+        weights=(Nest("acf", 2, scale=True), Rule("scale", "gamma", "gain")),
+    ),
+    Option(
+        name="adaptive layerscale",
+        about="a branch gain from a condition (DiT)",
+        active="branch_scale.kind=adaptive_layerscale",
+        paper="2212.09748",
+        tier=3,
+        rows=(
+            Row(
+                "use_adaptive_layerscale",
+                "branch_scale",
+                False,
+                {True: {"kind": "adaptive_layerscale"}},
+            ),
+        ),
+        samples=(Sample({"use_adaptive_layerscale": True}, inputs=("condition",)),),
+        weights=(
+            Nest("acf", 2, scale=True),
+            Rule("scale", "to_gamma.weight", "to_gain.weight"),
+            Rule("scale", "to_gamma.bias", "to_gain.bias"),
+        ),
+    ),
+)
+
+READS: tuple[Option, ...] = (
+    Option(
+        name="LIMe",
+        about="a branch reads a learned mix of all earlier hidden states",
+        active="integrator.kind=lime",
+        paper="2502.09245",
+        tier=3,
+        rows=(
+            Row("integrate_layers", "integrator", False, {True: {"kind": "lime"}}),
+            Row(
+                "layer_integrate_use_softmax",
+                "integrator.weights",
+                True,
+                {True: "softmax", False: "relu"},
+                needs="integrate_layers",
+            ),
+            Fixed("integrator.eps", 1e-12, needs="integrate_layers"),
+        ),
+        samples=(
+            Sample({"integrate_layers": True}),
+            Sample({"integrate_layers": True, "layer_integrate_use_softmax": False}),
+        ),
+        weights=(
+            Rule("integrator", "to_weights.0.g", "norm.gain"),
+            Rule("integrator", "to_weights.1.weight", "to_weights.weight"),
+            Rule("integrator", "to_weights.1.bias", "to_weights.bias"),
+        ),
+    ),
+    Option(
+        name="attention over layers",
+        about="a branch reads all earlier hidden states of its token by attention",
+        active="integrator.kind=attention",
+        paper="2601.21582, 2603.15031",
+        tier=3,
+        rows=(
+            Row("attn_aggregated_residuals", "integrator", False, {True: {"kind": "attention"}}),
+            kwarg("attn_aggregated_residual_kwargs", "integrator.rank", "lora_rank", 64),
+        ),
+        samples=(
+            Sample(
+                {
+                    "attn_aggregated_residuals": True,
+                    "attn_aggregated_residual_kwargs": {"lora_rank": 8},
+                }
+            ),
+        ),
+        weights=(
+            Rule("integrator", "to_keys.weight", "key_norm.gain"),
+            Rule("integrator", "to_query.0.weight", "delta_norm.gain"),
+            Rule("integrator", "norm.weight", "query_norm.gain"),
+            Rule("integrator", "to_query.1.down.weight", "down.weight"),
+            Rule("integrator", "to_query.1.up.weight", "up.weight"),
+        ),
+    ),
+    Option(
+        name="value residual",
+        about="the first layer's values in all later ones (ResFormer)",
+        active="value_residual",
+        paper="2410.17897",
+        tier=3,
+        rows=(
+            Row("add_value_residual", "value_residual", False, {False: None, True: {}}),
+            Row(
+                "learned_value_residual_mix",
+                "value_residual.learned",
+                True,
+                needs="add_value_residual",
+            ),
+        ),
+        samples=(
+            Sample({"add_value_residual": True}),
+            Sample({"add_value_residual": True, "learned_value_residual_mix": False}),
+        ),
+        weights=(
+            Rule("attention", "to_value_residual_mix.0.weight", "mix.proj.weight"),
+            Rule("attention", "to_value_residual_mix.0.bias", "mix.proj.bias"),
+        ),
+    ),
+    Option(
+        name="reinjected input",
+        about="every sublayer reads the stack's input too",
+        active="reinject",
+        paper="1909.01377, 2410.03020",
+        tier=3,
+        rows=(
+            Row("reinject_input", "reinject", False, {False: None, True: {}}),
+            Row(
+                "learned_reinject_input_gate",
+                "reinject.gate",
+                False,
+                needs="reinject_input",
+            ),
+        ),
+        samples=(
+            Sample({"reinject_input": True}),
+            Sample({"reinject_input": True, "learned_reinject_input_gate": True}),
+        ),
+        weights=(
+            Rule("layers", "reinject_input_proj.weight", "reinject.proj.weight"),
+            Rule("layers", "learned_reinject_input_gate.weight", "reinject.gate.weight"),
+        ),
+    ),
+    Option(
+        name="U-Net skips",
+        about="late blocks read the outputs of early ones",
+        active="unet_skips",
+        paper="2209.12152",
+        tier=3,
+        rows=(Row("unet_skips", "unet_skips", False),),
+        samples=(Sample({"unet_skips": True}),),
+        weights=(Rule("skip", "combine.weight", "combine.weight"),),
+    ),
+)
+
+OPTIONS: tuple[Option, ...] = (*RESIDUALS, *LEAKY, *BRANCHES, *READS)

@@ -1,0 +1,162 @@
+"""From tokens to queries, keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xtdist.nn.attention.config import AttentionConfig, CosineConfig
+from xtdist.nn.linear import Linear
+from xtdist.nn.norm import RMSNorm, RMSNormConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSizes:
+    """h query heads, hk key/value heads; channels of queries and keys, and of values."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    value_dim: int
+
+    @classmethod
+    def of(cls, heads: int, config: AttentionConfig) -> HeadSizes:
+        """As ``config`` says, for a stack with ``heads``."""
+        return cls(
+            heads=heads,
+            kv_heads=config.kv_heads or heads,
+            dim=config.dim_head,
+            value_dim=config.value_dim_head or config.dim_head,
+        )
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Channels of all queries, all keys, all values."""
+        keys, values = self.kv_heads * self.dim, self.kv_heads * self.value_dim
+        return self.heads * self.dim, keys, values
+
+
+class QKV(NamedTuple):
+    """Queries, keys, values."""
+
+    q: Float[Tensor, "b h i d"]
+    k: Float[Tensor, "b hk j d"]
+    v: Float[Tensor, "b hk j dv"]
+
+
+class JointProjection(Linear):
+    """Queries, keys and values by one matrix, in this order.
+
+    It may be given one input for all three, or one for each: either way in one call of this module,
+    so that a sharded weight (ZeRO-3) is gathered around it.
+    """
+
+    def __init__(self, dim: int, sizes: HeadSizes) -> None:
+        self.sizes = sizes
+        super().__init__(dim, sum(sizes.widths))
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "b n m"], kv: tuple[Tensor, Tensor] | None = None
+    ) -> QKV:
+        s = self.sizes
+        if kv is None:
+            q, k, v = F.linear(x, self.weight).split(s.widths, dim=-1)
+        else:
+            parts = zip((x, *kv), self.weight.split(s.widths), strict=True)
+            q, k, v = (F.linear(source, weight) for source, weight in parts)
+        return QKV(
+            rearrange(q, "b n (h d) -> b h n d", h=s.heads),
+            rearrange(k, "b n (h d) -> b h n d", h=s.kv_heads),
+            rearrange(v, "b n (h d) -> b h n d", h=s.kv_heads),
+        )
+
+
+class CrossProjection(nn.Module):
+    """Queries from the tokens, keys and values from the context, which may have another width."""
+
+    def __init__(self, dim: int, dim_context: int, sizes: HeadSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        widths = sizes.widths
+        self.to_q = Linear(dim, widths[0])
+        self.to_kv = Linear(dim_context, widths[1] + widths[2])
+
+    def queries(self, x: Float[Tensor, "b i m"]) -> Float[Tensor, "b h i d"]:
+        """Of the tokens."""
+        return rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.sizes.heads)
+
+    def keys_values(self, context: Float[Tensor, "b j c"]) -> tuple[Tensor, Tensor]:
+        """Of the context: (b hk j d), (b hk j dv)."""
+        k, v = self.to_kv(context).split(self.sizes.widths[1:], dim=-1)
+        heads = self.sizes.kv_heads
+        return (
+            rearrange(k, "b n (h d) -> b h n d", h=heads),
+            rearrange(v, "b n (h d) -> b h n d", h=heads),
+        )
+
+
+class HeadNorms(nn.Module):
+    """Norms of queries, keys and values, head by head."""
+
+    def __init__(self, sizes: HeadSizes, config: AttentionConfig) -> None:
+        super().__init__()
+        queries, keys = (sizes.heads, 1, sizes.dim), (sizes.kv_heads, 1, sizes.dim)
+        values = (sizes.kv_heads, 1, sizes.value_dim)
+        norm = RMSNormConfig()
+        self.query = RMSNorm(queries, norm) if config.qk_rmsnorm else None
+        self.key = RMSNorm(keys, norm) if config.qk_rmsnorm or config.k_rmsnorm else None
+        self.value = RMSNorm(values, norm) if config.value_rmsnorm else None
+        self.cosine = None if config.cosine is None else Cosine(sizes, config.cosine)
+
+    def forward(self, qkv: QKV, *, queries: bool = True) -> QKV:
+        q, k, v = qkv
+        k = k if self.cosine is None else self.cosine.keys(k)
+        k = k if self.key is None else self.key(k)
+        v = v if self.value is None else self.value(v)
+        return QKV(self.queries(q) if queries else q, k, v)
+
+    def queries(self, q: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        """Normed queries."""
+        q = q if self.cosine is None else self.cosine.queries(q)
+        return q if self.query is None else self.query(q)
+
+
+class Cosine(nn.Module):
+    """Queries and keys of unit length in groups of channels, and a learned scale per channel."""
+
+    def __init__(self, sizes: HeadSizes, config: CosineConfig) -> None:
+        super().__init__()
+        self.groups, self.dim = config.groups, sizes.dim
+        self.query_scale = self.key_scale = None
+        if config.learned_scale:
+            self.query_scale = nn.Parameter(torch.empty(sizes.heads, 1, sizes.dim))
+            self.key_scale = nn.Parameter(torch.empty(sizes.kv_heads, 1, sizes.dim))
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Start at the size that dot products of random vectors have."""
+        for scale in (self.query_scale, self.key_scale):
+            if scale is not None:
+                scale.fill_(self.dim**0.25)
+
+    def queries(self, q: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        """Unit queries, scaled."""
+        q = self._unit(q)
+        return q if self.query_scale is None else q * self.query_scale.to(q.dtype)
+
+    def keys(self, k: Float[Tensor, "b hk n d"]) -> Float[Tensor, "b hk n d"]:
+        """Unit keys, scaled."""
+        k = self._unit(k)
+        return k if self.key_scale is None else k * self.key_scale.to(k.dtype)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        grouped = rearrange(x, "... (g d) -> ... g d", g=self.groups)
+        unit = F.normalize(grouped.float(), dim=-1).to(x.dtype)
+        return rearrange(unit, "... g d -> ... (g d)")
