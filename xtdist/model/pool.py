@@ -129,8 +129,8 @@ class AttentionPool(nn.Module):
             raise ValueError(f"context: got {tuple(context.shape)}; give (b, n, {width})")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != context.shape[:2]):
             raise ValueError(
-                f"mask: got {mask.dtype} {tuple(mask.shape)}; give bool {tuple(context.shape[:2])}, "
-                "True = a real token"
+                f"mask: got {mask.dtype} {tuple(mask.shape)}; give bool "
+                f"{tuple(context.shape[:2])}, True = a real token"
             )
         if queries is not None:
             if queries.ndim != 3 or (len(queries), queries.shape[-1]) != (len(context), self.dim):
