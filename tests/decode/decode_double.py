@@ -40,7 +40,13 @@ class Double(nn.Module):
             values = torch.randn(*shape, generator=generator, dtype=torch.float64)
             return nn.Parameter(values * 1.3 / shape[-1] ** 0.5)
 
-        self.config = SimpleNamespace(causal=True, num_tokens=VOCABULARY)
+        self.config = SimpleNamespace(
+            causal=True,
+            num_tokens=VOCABULARY,
+            dim=DIM,
+            dim_context=context_dim,
+            cross_attention=None if context_dim is None else "yes",
+        )
         self.window, self.context_dim, self.refused = window, context_dim, refused
         self.max_seq_len, self.depth = max_seq_len, depth
         self.tokens, self.places = weight(VOCABULARY, DIM), weight(max_seq_len, DIM)

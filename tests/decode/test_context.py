@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 import torch
 from decode_double import VOCABULARY, Double
-from torch import Tensor
+from decode_models import make_model
+from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from xtdist.config import ConfigError
 from xtdist.decode import Completion, ContrastiveParams, Engine, EngineConfig, GenerationParams
 from xtdist.decode.scheduler import Scheduler
+from xtdist.model import TransformerWrapper
+from xtdist.model.order import OrderConfig
+from xtdist.nn.attention.config import AttentionConfig
+from xtdist.nn.position.config import NoPositionConfig
 
 PROMPTS = ([1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [1, 2, 3, 4, 5, 6, 7])
 WIDTH = 10
@@ -30,12 +35,18 @@ def make(seed: int, **options: Any) -> Double:
     return Double(seed, context_dim=WIDTH, **options).eval()
 
 
+def make_real(seed: int, **overrides: Any) -> TransformerWrapper:
+    cross = AttentionConfig(dim_head=8, kv_heads=2)
+    model = make_model(seed, **{"cross_attention": cross, "dim_context": WIDTH, **overrides})
+    return model.double()
+
+
 @torch.no_grad()
-def next_logprobs(model: Double, tokens: list[int], context: Tensor) -> Tensor:
+def next_logprobs(model: nn.Module, tokens: list[int], context: Tensor) -> Tensor:
     return model(torch.tensor([tokens]), context=context[None])[0, -1].log_softmax(-1)
 
 
-def greedy(model: Double, prompt: list[int], count: int, context: Tensor) -> tuple[int, ...]:
+def greedy(model: nn.Module, prompt: list[int], count: int, context: Tensor) -> tuple[int, ...]:
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(next_logprobs(model, tokens, context).argmax()))
@@ -56,6 +67,30 @@ def test_each_sequence_reads_its_own_context(options: dict[str, Any], config: En
     expected = [[greedy(model, p, 20, c)] for p, c in zip(PROMPTS, CONTEXTS, strict=True)]
     assert found == expected
     assert found[0] != found[3]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"depth": 3, "position": NoPositionConfig()},
+        {"attention": AttentionConfig(dim_head=8, window=4)},
+        {"cross_attention": AttentionConfig(dim_head=8, qk_rmsnorm=True, memory_kv=2)},
+        {"order": OrderConfig(macaron=True)},
+        {"shift_tokens": 1},
+    ],
+)
+@pytest.mark.parametrize("page_tokens", [0, 3])
+def test_real_models_read_each_sequence_its_own_context(
+    overrides: dict[str, Any], page_tokens: int
+) -> None:
+    model = make_real(1, **overrides)
+    params = GenerationParams(max_tokens=20, temperature=0.0)
+    engine = Engine(model, config=EngineConfig(page_tokens=page_tokens))
+    found = tokens_of(engine.generate(list(PROMPTS), params, contexts=CONTEXTS))
+    assert found == [[greedy(model, p, 20, c)] for p, c in zip(PROMPTS, CONTEXTS, strict=True)]
+    assert found[0] != found[3]
+    assert bool(engine.recomputes) == ("shift_tokens" in overrides)
 
 
 @pytest.mark.parametrize("params", [GenerationParams(n=4, seed=2), GenerationParams(num_beams=4)])
@@ -83,8 +118,9 @@ class TransformersView(PreTrainedModel, GenerationMixin):
     config_class = PretrainedConfig
     main_input_name = "input_ids"
 
-    def __init__(self, model: Double, context: Tensor) -> None:
-        super().__init__(PretrainedConfig(vocab_size=VOCABULARY, is_decoder=True))
+    def __init__(self, model: nn.Module, context: Tensor) -> None:
+        vocabulary = model.config.num_tokens
+        super().__init__(PretrainedConfig(vocab_size=vocabulary, is_decoder=True))
         self.model, self.context = model, context
 
     def forward(self, input_ids: Tensor, **_: Any) -> CausalLMOutput:
@@ -93,9 +129,8 @@ class TransformersView(PreTrainedModel, GenerationMixin):
 
 
 @pytest.mark.parametrize("num_beams", [2, 4])
-@pytest.mark.parametrize("refused", ["", "it is"])
-def test_beams_equal_those_of_transformers(num_beams: int, refused: str) -> None:
-    model = make(2, refused=refused)
+@pytest.mark.parametrize("model", [make(2), make(2, refused="it is"), make_real(2)])
+def test_beams_equal_those_of_transformers(num_beams: int, model: nn.Module) -> None:
     params = GenerationParams(max_tokens=10, num_beams=num_beams, n=num_beams)
     engine = Engine(model, eos_ids=(3, 7))
     completions = engine.generate(list(PROMPTS), params, contexts=CONTEXTS)

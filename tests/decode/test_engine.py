@@ -18,8 +18,10 @@ from xtdist.decode import (
     QueueFull,
 )
 from xtdist.model import TransformerWrapper
-from xtdist.nn.attention.config import AttentionConfig
+from xtdist.nn.attention.config import AttentionConfig, LatentConfig
+from xtdist.nn.position.bias import AlibiConfig
 from xtdist.nn.position.config import LearnedConfig, NoPositionConfig
+from xtdist.nn.position.parts import ForgettingConfig
 
 PROMPTS = ([1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13])
 SAMPLED = GenerationParams(max_tokens=12, seed=7, top_p=0.95, temperature=1.2)
@@ -40,6 +42,13 @@ def tokens_of(engine: Engine, prompts: Any, params: GenerationParams) -> list[tu
         {"position": LearnedConfig()},
         {"position": NoPositionConfig()},
         {"tie_embedding": True},
+        {"attention": AttentionConfig(dim_head=8, window=5)},
+        {"attention": AttentionConfig(dim_head=8, kv_heads=2, window=3), "depth": 3},
+        {"attention": AttentionConfig(dim_head=8, window=5), "position_bias": AlibiConfig()},
+        {"attention": AttentionConfig(dim_head=8, latent=LatentConfig(kv_dim=12, rotary_heads=1))},
+        {"attention": AttentionConfig(dim_head=8, forgetting=ForgettingConfig())},
+        {"attention": AttentionConfig(dim_head=8, selective=True)},
+        {"shift_tokens": 1},
     ],
 )
 @pytest.mark.parametrize("page_tokens", [0, 4])

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from decode_double import Double
-from decode_models import contrastive_logprobs, greedy
+from decode_models import contrastive_logprobs, greedy, make_model
 
 from xtdist.decode import ContrastiveParams, Engine, EngineConfig, GenerationParams
+from xtdist.nn.attention.config import AttentionConfig
 
 WHY = "recycled layers read the logits of the step before;"
 PROMPTS = ([1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13])
@@ -77,3 +80,14 @@ def test_training_mode_is_left_as_it_was() -> None:
     model = Double(1, refused=WHY).train()
     Engine(model).generate([[1]], GenerationParams(max_tokens=2))
     assert model.training
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"attention": AttentionConfig(dim_head=8, selective=True)}, {"shift_tokens": 1}]
+)
+def test_options_that_no_cache_can_hold_are_named(overrides: dict[str, Any]) -> None:
+    model = make_model(3, **overrides)
+    engine = Engine(model)
+    assert len(engine.recomputes) > 10
+    params = GenerationParams(max_tokens=12, temperature=0.0)
+    assert tokens_of(engine, params) == [greedy(model, prompt, 12) for prompt in PROMPTS]

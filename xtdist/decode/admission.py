@@ -34,11 +34,12 @@ class Limits:
                 f"{name}: it is not causal, so it can't continue text token by token; "
                 "use mask_predict for non-autoregressive models"
             )
+        config = model.config
         return cls(
-            num_tokens=model.config.num_tokens,
+            num_tokens=config.num_tokens,
             max_seq_len=model.max_seq_len,
             cache=model.cache_spec(),
-            context_dim=getattr(model, "context_dim", None),
+            context_dim=(config.dim_context or config.dim) if config.cross_attention else None,
         )
 
 
