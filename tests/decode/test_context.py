@@ -241,3 +241,8 @@ def test_a_context_in_another_type_is_read_in_the_type_of_the_model() -> None:
     context = CONTEXTS[0].float().requires_grad_()
     found = Engine(model).generate([[1]], params, contexts=[context])
     assert tokens_of(found) == [[greedy(model, [1], 5, context.detach().double())]]
+
+
+def test_there_is_one_context_for_each_prompt() -> None:
+    with pytest.raises(ConfigError, match="2 for 1 prompts"):
+        Engine(make(1)).generate([[1]], GenerationParams(), contexts=CONTEXTS[:2])

@@ -269,3 +269,16 @@ def test_any_order_of_requests_steps_and_aborts_leaks_no_page_and_mixes_nothing_
         for index, choice in enumerate(alone.choices):
             mine = [t for o in parts if o.index == index for t in o.token_ids]
             assert tuple(mine) == choice.token_ids
+
+
+def test_a_bound_on_sequences_sizes_the_pool_and_refuses_longer_ones(
+    expert: TransformerWrapper,
+) -> None:
+    engine = Engine(expert, config=EngineConfig(max_sequence_tokens=10, max_sequences=3))
+    assert engine.pool.num_pages * engine.pool.page_tokens == 30
+    engine.add([1] * 5, GenerationParams(max_tokens=5))
+    with pytest.raises(ConfigError, match="limit of 10"):
+        engine.add([1] * 5, GenerationParams(max_tokens=6))
+    roomy = Engine(expert, config=EngineConfig(max_sequence_tokens=1000))
+    with pytest.raises(ConfigError, match="limit of 64"):
+        roomy.add([1] * 5, GenerationParams(max_tokens=60))
