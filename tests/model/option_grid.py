@@ -33,6 +33,7 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     inputs: frozenset[str] = frozenset()
     tier: int = 1
+    broken: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -69,6 +70,7 @@ def _case(name: str, option: str, sample: Sample, tier: int) -> Case:
         config=dict(sample.config),
         inputs=frozenset(sample.inputs),
         tier=tier,
+        broken=sample.broken,
     )
 
 
@@ -84,6 +86,7 @@ def _merge(a: Case, b: Case) -> Case | None:
         config={**a.config, **b.config},
         inputs=a.inputs | b.inputs,
         tier=max(a.tier, b.tier),
+        broken=a.broken or b.broken,
     )
 
 

@@ -64,7 +64,9 @@ def test_a_keyword_that_is_left_out_is_theirs_and_says_why() -> None:
 
 
 def test_an_unknown_keyword_names_the_nearest() -> None:
-    with pytest.raises(TypeError, match=r"Decoder: unknown keyword 'rotary_pos_em'.*'rotary_pos_emb'"):
+    with pytest.raises(
+        TypeError, match=r"Decoder: unknown keyword 'rotary_pos_em'.*'rotary_pos_emb'"
+    ):
         Decoder(**LAYERS, rotary_pos_em=True)
     with pytest.raises(TypeError, match="did you mean 'tie_embedding'"):
         TransformerWrapper(**WRAPPER, attn_layers=Decoder(**LAYERS), tie_embeddings=True)

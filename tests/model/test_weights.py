@@ -30,7 +30,7 @@ def test_query_heads_are_reordered_to_stand_by_their_keys() -> None:
     theirs = state()
     ours = from_x_transformers(theirs, config_of(GQA))
     layer = "attn_layers.layers.0.1."
-    gains = ours[next(name for name in ours if name.endswith("query_norm.gain"))]
+    gains = ours[next(name for name in ours if name.endswith("norms.query.gain"))]
     # Head 0 and 2 read key head 0 there; heads 0 and 1 do here.
     assert torch.equal(gains, theirs[f"{layer}q_rmsnorm.gamma"][[0, 2, 1, 3]])
     out = ours[next(name for name in ours if name.endswith("to_out.weight"))]

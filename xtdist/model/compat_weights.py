@@ -66,7 +66,7 @@ class _Step:
             if pattern in names:
                 yield {}
             return
-        regex = re.compile(re.escape(pattern).replace(r"\{j\}", r"(\d+)"))
+        regex = re.compile(re.escape(pattern).replace(r"\{j\}", r"(\w+)"))
         for name in names:
             found = regex.fullmatch(name)
             if found:
@@ -245,14 +245,20 @@ def _fill(name: str, numbers: Mapping[str, str]) -> str:
 
 def _whose(name: str, config: Any) -> str:
     """What a weight that the config has no place for belongs to."""
+    best, longest = "", 0
     for option in OPTIONS:
-        if is_active(option, config):
-            continue
-        if any(_names(rule, name) for rule in option.weights if isinstance(rule, Rule)):
-            return f"a weight of the option {option.name}, which the config does not have"
+        rules = [] if is_active(option, config) else option.weights
+        for rule in rules:
+            length = _matched(rule, name) if isinstance(rule, Rule) else 0
+            if length > longest:
+                best, longest = option.name, length
+    if best:
+        return f"a weight of the option {best}, which the config does not have"
     return "the weight of an x-transformers option that xtdist lacks or the config does not have"
 
 
-def _names(rule: Rule, name: str) -> bool:
-    patterns = (re.escape(part.theirs).replace(r"\{j\}", r"\d+") for part in rule.parts)
-    return any(re.search(rf"(^|\.){pattern}$", name) for pattern in patterns)
+def _matched(rule: Rule, name: str) -> int:
+    """How much of ``name`` the rule accounts for."""
+    patterns = [re.escape(part.theirs).replace(r"\{j\}", r"\d+") for part in rule.parts]
+    ends = [re.search(rf"(?:^|\.)({pattern})$", name) for pattern in patterns]
+    return max((len(found[1]) for found in ends if found), default=0)

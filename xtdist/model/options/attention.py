@@ -155,11 +155,12 @@ SIZES: tuple[Option, ...] = (
         about="a token reads so many keys back",
         active=has_window,
         paper="2310.06825",
-        rows=(Row("attn_max_attend_past", "attention.window", None),),
+        rows=(Row("attn_max_attend_past", "attention.window", None, self_only=True),),
         samples=(
             Sample({"attn_max_attend_past": 4}),
             Sample({"attn_max_attend_past": 4, "attn_flash": True}),
         ),
+        differs="of self attention alone (there, the context is cut by position too)",
     ),
 )
 
@@ -223,8 +224,8 @@ NORMS: tuple[Option, ...] = (
             Sample({"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_kv_heads": 2}),
         ),
         weights=(
-            Rule("attention", "qk_norm_q_scale", "norms.cosine.query_scale", (Heads(0),)),
-            Rule("attention", "qk_norm_k_scale", "norms.cosine.key_scale"),
+            Rule("attention", "qk_norm_q_scale", "norms.unit_query.scale", (Heads(0),)),
+            Rule("attention", "qk_norm_k_scale", "norms.unit_key.scale"),
         ),
     ),
 )

@@ -55,7 +55,8 @@ class Row:
 
     A place may get null, a mapping (an optional part that is on) or a kind. A value that
     ``values`` lacks places nothing. ``needs`` is another keyword that must be on for this one to
-    mean anything; several joined by ``|``: any of them.
+    mean anything; several joined by ``|``: any of them. ``self_only``: cross attention has no such
+    thing, so there is no ``cross_attn_…`` keyword.
     """
 
     keyword: str
@@ -65,6 +66,7 @@ class Row:
     needs: str = ""
     into: Callable[[Any, Mapping[str, Any]], Any] | None = None
     back: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    self_only: bool = False
 
     @property
     def chooses(self) -> bool:
@@ -100,12 +102,14 @@ AnyRow = Row | Fixed
 @dataclass(frozen=True)
 class Sample:
     """Settings that turn an option on: keywords of x-transformers, or ``config`` = {place: value}
-    for what it lacks. ``inputs`` names what a forward pass must be given: context, condition."""
+    for what it lacks. ``inputs`` names what a forward pass must be given: context, condition.
+    ``broken``: why x-transformers can't run it."""
 
     layers: Mapping[str, Any] = field(default_factory=dict)
     wrapper: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    broken: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

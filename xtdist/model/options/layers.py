@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xtdist.model.options.base import REQUIRED, SKIP, Fixed, Option, Row, Sample, elsewhere
-from xtdist.model.options.weights import Nest, Rule
+from xtdist.model.options.base import REQUIRED, Fixed, Option, Row, Sample
+from xtdist.model.options.weights import SCALAR, Nest, Rule
 
 
 def depth(blocks: int | None, given: Mapping[str, Any]) -> int:
@@ -142,9 +142,7 @@ STACK: tuple[Option, ...] = (
         active="context_dropout",
         paper="2202.07765",
         tier=3,
-        rows=(
-            Row("cross_attn_tokens_dropout", "context_dropout", 0.0, needs="cross_attend"),
-        ),
+        rows=(Row("cross_attn_tokens_dropout", "context_dropout", 0.0, needs="cross_attend"),),
         samples=(
             Sample({"cross_attend": True, "cross_attn_tokens_dropout": 0.2}, inputs=("context",)),
         ),
@@ -167,6 +165,7 @@ STACK: tuple[Option, ...] = (
         tier=2,
         rows=(Row("residual_attn", "residual_attention", False),),
         samples=(Sample({"residual_attn": True}),),
+        uncacheable="scores of the layer before are not handed on between cached reads",
         excludes={
             "flash": "it reads a table of scores, which fused kernels don't make; leave out one"
         },
@@ -177,12 +176,9 @@ STACK: tuple[Option, ...] = (
         active="cross_residual_attention",
         paper="2012.11747",
         tier=2,
-        rows=(
-            Row("cross_residual_attn", "cross_residual_attention", False, needs="cross_attend"),
-        ),
-        samples=(
-            Sample({"cross_attend": True, "cross_residual_attn": True}, inputs=("context",)),
-        ),
+        rows=(Row("cross_residual_attn", "cross_residual_attention", False, needs="cross_attend"),),
+        samples=(Sample({"cross_attend": True, "cross_residual_attn": True}, inputs=("context",)),),
+        uncacheable="scores of the layer before are not handed on between cached reads",
         excludes={
             "flash": "it reads a table of scores, which fused kernels don't make; leave out one"
         },
@@ -316,7 +312,7 @@ NORMS: tuple[Option, ...] = (
             Sample({"use_dynamic_tanh": True, "norm_add_unit_offset": False}),
         ),
         weights=(
-            Rule("norm", "pre_tanh_scale", "alpha"),
+            Rule("norm", "pre_tanh_scale", "alpha", (SCALAR,)),
             Rule("norm", "gamma", "gain"),
             Rule("norm", "beta", "bias"),
         ),
@@ -330,8 +326,8 @@ NORMS: tuple[Option, ...] = (
         rows=(Row("use_derf", "norm.kind", False, {True: "derf"}),),
         samples=(Sample({"use_derf": True}),),
         weights=(
-            Rule("norm", "alpha", "alpha"),
-            Rule("norm", "s", "shift"),
+            Rule("norm", "alpha", "alpha", (SCALAR,)),
+            Rule("norm", "s", "shift", (SCALAR,)),
             Rule("norm", "gamma", "gain"),
             Rule("norm", "beta", "bias"),
         ),

@@ -132,9 +132,7 @@ ABSOLUTE: tuple[Option, ...] = (
             Fixed("position.kind", "learned"),
             Row("disable_abs_pos_emb", "position.kind", None, into=disabled, back=kept_learned),
         ),
-        wrapper=(
-            Row("use_abs_pos_emb", "position.kind", True, into=absolute, back=absolute_back),
-        ),
+        wrapper=(Row("use_abs_pos_emb", "position.kind", True, into=absolute, back=absolute_back),),
         samples=(Sample(),),
         weights=(
             Rule(
@@ -266,11 +264,15 @@ ROTARY: tuple[Option, ...] = (
         tier=3,
         rows=(
             Row("polar_pos_emb", "position.kind", False, {True: "polar"}),
-            Row(
-                "polar_bias_uniform_init", "position.uniform_bias", False, needs="polar_pos_emb"
+            Row("polar_bias_uniform_init", "position.uniform_bias", False, needs="polar_pos_emb"),
+        ),
+        samples=(
+            Sample({"polar_pos_emb": True}),
+            Sample(
+                {"polar_pos_emb": True, "polar_bias_uniform_init": True},
+                broken="writes into a parameter that records gradients",
             ),
         ),
-        samples=(Sample({"polar_pos_emb": True, "polar_bias_uniform_init": True}),),
         weights=(
             Derived("layers", "polar_pos_emb.inv_freq", polar_frequencies),
             Rule("layers", "polar_pos_emb.learned_bias", "polar.bias"),
@@ -303,9 +305,7 @@ BIASES: tuple[Option, ...] = (
         tier=2,
         rows=(
             Row("rel_pos_bias", "position_bias", False, {True: {"kind": "t5"}}),
-            Row(
-                "rel_pos_bias", "position.kind", False, into=replaced_by_bias, back=elsewhere
-            ),
+            Row("rel_pos_bias", "position.kind", False, into=replaced_by_bias, back=elsewhere),
             Row("rel_pos_num_buckets", "position_bias.buckets", 32, needs="rel_pos_bias"),
             Row("rel_pos_max_distance", "position_bias.max_distance", 128, needs="rel_pos_bias"),
         ),

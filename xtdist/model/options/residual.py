@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample, elsewhere
-from xtdist.model.options.weights import Nest, Rule
+from xtdist.model.options.weights import SCALAR, Nest, Rule
 
 
 def many(streams: int, given: Mapping[str, Any]) -> Any:
@@ -147,9 +147,9 @@ RESIDUALS: tuple[Option, ...] = (
             Rule("residual", "static_beta", "static_beta"),
             Rule("residual", "static_alpha", "static_alpha"),
             Rule("residual", "dynamic_alpha_fn", "dynamic_alpha"),
-            Rule("residual", "dynamic_alpha_scale", "dynamic_alpha_scale"),
+            Rule("residual", "dynamic_alpha_scale", "dynamic_alpha_scale", (SCALAR,)),
             Rule("residual", "dynamic_beta_fn", "dynamic_beta"),
-            Rule("residual", "dynamic_beta_scale", "dynamic_beta_scale"),
+            Rule("residual", "dynamic_beta_scale", "dynamic_beta_scale", (SCALAR,)),
         ),
         differs="residual.mixing=sinkhorn mixes streams as the paper says (there: all summed)",
     ),
@@ -235,7 +235,7 @@ LEAKY: tuple[Option, ...] = (
             Rule("residual", "to_bottleneck.weight", "to_bottleneck.weight"),
             Rule("residual", "to_read_gate.weight", "to_read.weight"),
             Rule("residual", "to_write_gate.weight", "to_write.weight"),
-            Rule("residual", "dynamic_gate_scale", "dynamic_scale"),
+            Rule("residual", "dynamic_gate_scale", "dynamic_scale", (SCALAR,)),
         ),
         excludes={"sandwich norm": "its read gate replaces the pre-norm; leave one of the two out"},
     ),
@@ -248,11 +248,7 @@ BRANCHES: tuple[Option, ...] = (
         active="branch_init=by_layer",
         paper="2402.00838",
         tier=2,
-        rows=(
-            Row(
-                "depth_scale_residual", "branch_init", False, into=by_layer, back=is_by_layer
-            ),
-        ),
+        rows=(Row("depth_scale_residual", "branch_init", False, into=by_layer, back=is_by_layer),),
         samples=(Sample({"depth_scale_residual": True}),),
     ),
     Option(
@@ -293,9 +289,7 @@ BRANCHES: tuple[Option, ...] = (
                 False,
                 {True: {"kind": "layerscale"}},
             ),
-            Row(
-                "layerscale_init_value", "branch_scale.init_value", 0.0, needs="use_layerscale"
-            ),
+            Row("layerscale_init_value", "branch_scale.init_value", 0.0, needs="use_layerscale"),
             Fixed("branch_scale.unit_offset", unit_offset, needs="use_layerscale"),
         ),
         samples=(Sample({"use_layerscale": True, "layerscale_init_value": 0.5}),),

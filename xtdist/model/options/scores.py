@@ -249,9 +249,7 @@ VALUE_OPTIONS: tuple[Option, ...] = (
                 }
             ),
         ),
-        weights=(
-            Rule("attention", "to_v_gate.weight", "value_mods.gate.up.weight", (Heads(0),)),
-        ),
+        weights=(Rule("attention", "to_v_gate.weight", "value_mods.gate.up.weight", (Heads(0),)),),
     ),
     Option(
         name="low-rank value gate",
@@ -259,11 +257,7 @@ VALUE_OPTIONS: tuple[Option, ...] = (
         active="attention.gate.rank",
         paper="2608.11805",
         tier=3,
-        rows=(
-            Row(
-                "attn_gate_values_rank", "attention.gate.rank", None, needs="attn_gate_values"
-            ),
-        ),
+        rows=(Row("attn_gate_values_rank", "attention.gate.rank", None, needs="attn_gate_values"),),
         samples=(
             Sample({"attn_gate_values": True, "attn_gate_values_rank": 4, "attn_kv_heads": 2}),
             Sample(

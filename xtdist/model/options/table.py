@@ -49,7 +49,7 @@ def _rank(row: AnyRow) -> tuple[bool, int, bool]:
 
 
 def _doubles(row: AnyRow) -> bool:
-    return row.place.startswith("attention.")
+    return row.place.startswith("attention.") and not getattr(row, "self_only", False)
 
 
 def _cross(row: AnyRow) -> AnyRow:

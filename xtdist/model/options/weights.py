@@ -5,7 +5,8 @@ A rule names tensors relative to the module of its ``scope``; {i} is the sublaye
     scope            there                             here
     wrapper                                            (the model)
     layers           attn_layers.                      layers.
-    norm             any norm of the stack             layers.final_norm., layers.sublayers.{i}.norm.,
+    norm             any norm of the stack             layers.final_norm.,
+                                                       layers.sublayers.{i}.norm.,
                                                        ….branch_norm., ….post_norm.
     attention        attn_layers.layers.{i}.1.         layers.sublayers.{i}.branch.
     cross_attention  the same, cross attention alone
@@ -112,6 +113,10 @@ class Shape:
 
     def back(self, tensor: Tensor, context: Context) -> Tensor:
         return rearrange(tensor, f"{self.ours} -> {self.theirs}")
+
+
+SCALAR = Shape("", "1")
+"""A number, which is a vector of one here: sharding can't cut numbers."""
 
 
 @dataclass(frozen=True)

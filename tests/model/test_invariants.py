@@ -1,0 +1,228 @@
+"""What must hold for every option and for pairs of them, whatever the option is."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+import pytest
+import torch
+from option_grid import (
+    LENGTH,
+    Case,
+    build,
+    config_of,
+    ids,
+    inputs_of,
+    pair_cases,
+    perturb,
+    refusal,
+    rows,
+    single_cases,
+)
+from torch import Tensor
+
+from xtdist.model import TransformerWrapper
+from xtdist.model.options import OPTIONS, cache_refused, is_active
+from xtdist.nn.attention.cache import Kept, Read
+
+PAIRS = 60
+DISCONTINUOUS = {"hard attention", "top-k attention", "gumbel attention", "mixture of experts"}
+"""A rounding error can make them choose another key or expert."""
+IDLE = ("layers.sublayers.0.integrator.",)
+"""A choice among one thing moves nothing."""
+CHANGE = 10
+"""The first token that is changed."""
+
+
+def legal(case: Case) -> bool:
+    return not refusal(case, causal=True) or not refusal(case, causal=False)
+
+
+GRID = single_cases() + pair_cases(PAIRS, seed=1, needed=legal)
+CAUSAL = [case for case in GRID if not refusal(case, causal=True)]
+every = pytest.mark.parametrize("case", GRID, ids=str)
+every_causal = pytest.mark.parametrize("case", CAUSAL, ids=str)
+
+
+def directions(case: Case) -> list[bool]:
+    """Causal, bidirectional or both."""
+    return [causal for causal in (True, False) if not refusal(case, causal=causal)]
+
+
+def has(case: Case, names: set[str]) -> bool:
+    config = config_of(case, causal=directions(case)[0])
+    return any(option.name in names and is_active(option, config) for option in OPTIONS)
+
+
+@torch.no_grad()
+def logits(model: TransformerWrapper, x: Tensor, **inputs: Any) -> Tensor:
+    """The noise of noisy options is the same each time."""
+    torch.manual_seed(0)
+    return model(x, **inputs)
+
+
+def close(got: Tensor, want: Tensor, *, to: float = 1e-4) -> None:
+    torch.testing.assert_close(got, want, atol=to, rtol=to)
+
+
+class OneSequence:
+    """A KVCache of one sequence in lists, and of its context."""
+
+    def __init__(self, context: Tensor | None) -> None:
+        self.store: dict[int, Kept] = {}
+        self.states, self.projected = context, dict[int, Kept]()
+
+    def update(self, layer: int, new: Kept) -> list[Read]:
+        old = self.store.get(layer, tuple(t[:, :, :0] for t in new))
+        kept = tuple(torch.cat(both, dim=2) for both in zip(old, new, strict=True))
+        self.store[layer] = kept
+        return [Read(rows=slice(0, new[0].shape[2]), kept=kept)]
+
+    def context(self, layer: int, project: Callable[[Tensor], Kept]) -> list[Read]:
+        assert self.states is not None
+        if layer not in self.projected:
+            self.projected[layer] = project(self.states)
+        return [Read(rows=slice(None), kept=self.projected[layer])]
+
+
+@every
+def test_an_option_can_be_built_in_some_stack(case: Case) -> None:
+    assert directions(case), (refusal(case, causal=True), refusal(case, causal=False))
+
+
+@every_causal
+def test_changing_later_tokens_leaves_earlier_logits_bit_identical(case: Case) -> None:
+    model, x, inputs = build(case), ids(2, LENGTH), inputs_of(case)
+    y = x.clone()
+    y[:, CHANGE:] = (y[:, CHANGE:] + 7) % 40
+    a, b = logits(model, x, **inputs), logits(model, y, **inputs)
+    assert torch.equal(a[:, :CHANGE], b[:, :CHANGE])
+    assert not torch.allclose(a[:, CHANGE:], b[:, CHANGE:])
+
+
+@every_causal
+def test_a_cache_fed_in_pieces_gives_the_logits_of_the_whole(case: Case) -> None:
+    model, x, inputs = build(case), ids(1, 12), inputs_of(case, batch=1)
+    reason = cache_refused(model.config)
+    assert model.cache_spec().refused == reason
+    if reason:
+        assert any(o.uncacheable and o.name in reason for o in OPTIONS)
+        pytest.skip(reason)
+    want = logits(model, x, **inputs)
+    context = inputs.pop("context", None)
+    for cuts in ([7, 1, 1, 3], [1] * 12):
+        cache, pieces, at = OneSequence(context), [], 0
+        for cut in cuts:
+            pos = torch.arange(at, at + cut)[None]
+            pieces.append(logits(model, x[:, at : at + cut], pos=pos, cache=cache, **inputs))
+            at += cut
+        close(torch.cat(pieces, dim=1), want)
+    assert len(cache.store) + len(cache.projected) == len(model.cache_spec().layers)
+    for layer, kept in cache.store.items():
+        spec = model.cache_spec().layers[layer]
+        assert [(t.shape[1], t.shape[3]) for t in kept] == list(spec)
+
+
+@every
+def test_padding_changes_nothing_for_real_tokens(case: Case) -> None:
+    if has(case, {"gumbel attention"}):
+        pytest.skip("its noise depends on the shape")
+    for causal in directions(case):
+        model, x, inputs = build(case, causal=causal), ids(2, LENGTH), inputs_of(case)
+        real = torch.ones(2, LENGTH, dtype=torch.bool)
+        for which in (slice(0, 11), slice(3, LENGTH)):
+            real[0] = False
+            real[0, which] = True
+            got = logits(model, x, mask=real, **inputs)
+            assert got.isfinite().all()
+            first, second = rows(inputs, slice(0, 1)), rows(inputs, slice(1, 2))
+            pos = torch.arange(LENGTH)[which]
+            close(got[:1, which], logits(model, x[:1, which], pos=pos, **first))
+            close(got[1:], logits(model, x[1:], **second))
+
+
+@every
+def test_documents_in_one_sequence_do_not_see_each_other(case: Case) -> None:
+    if has(case, {"gumbel attention"}):
+        pytest.skip("its noise depends on the shape")
+    for causal in directions(case):
+        model = build(case, causal=causal)
+        x, inputs = ids(1, LENGTH), inputs_of(case, batch=1)
+        documents = (torch.arange(LENGTH) >= 6).long()[None]
+        pos = torch.cat((torch.arange(6), torch.arange(LENGTH - 6)))
+        got = logits(model, x, documents=documents, pos=pos, **inputs)
+        close(got[:, :6], logits(model, x[:, :6], **inputs))
+        close(got[:, 6:], logits(model, x[:, 6:], **inputs))
+
+
+@every
+def test_every_parameter_gets_a_finite_gradient_at_every_step(case: Case) -> None:
+    model = build(case, causal=directions(case)[0]).train()
+    torch.manual_seed(0)
+    moved: set[str] = set()
+    for step in range(3):
+        model.zero_grad(set_to_none=True)
+        model(ids(2, LENGTH, seed=step), **inputs_of(case)).square().mean().backward()
+        for name, weight in model.named_parameters():
+            assert weight.grad is not None, name
+            assert weight.grad.isfinite().all(), name
+            if weight.grad.abs().sum() > 0:
+                moved.add(name)
+    still = {name for name, _ in model.named_parameters() if not name.startswith(IDLE)} - moved
+    assert not still
+
+
+@every
+def test_a_state_dict_holds_the_whole_model(case: Case) -> None:
+    causal = directions(case)[0]
+    model, other = build(case, causal=causal), build(case, causal=causal)
+    perturb(other, seed=9)
+    x, inputs = ids(2, LENGTH), inputs_of(case)
+    want = logits(model, x, **inputs)
+    assert not torch.equal(logits(other, x, **inputs), want)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other, x, **inputs), want)
+
+
+@every
+def test_copies_are_equal_and_independent(case: Case) -> None:
+    model = build(case, causal=directions(case)[0])
+    x, inputs = ids(2, LENGTH), inputs_of(case)
+    want = logits(model, x, **inputs)
+    copies = [
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        cloudpickle.loads(cloudpickle.dumps(model)),
+    ]
+    perturb(model, seed=9)
+    for twin in copies:
+        assert torch.equal(logits(twin, x, **inputs), want)
+        perturb(twin, seed=9)
+        assert torch.equal(logits(twin, x, **inputs), logits(model, x, **inputs))
+
+
+@every
+def test_a_model_in_bf16_stays_close_to_fp32(case: Case) -> None:
+    if has(case, DISCONTINUOUS):
+        pytest.skip("discontinuous")
+    model = build(case, causal=directions(case)[0])
+    x, inputs = ids(2, LENGTH), inputs_of(case)
+    want = logits(model, x, **inputs)
+    half = {name: tensor.bfloat16() for name, tensor in inputs.items()}
+    got = logits(model.bfloat16(), x, **half)
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - want).abs().mean() < 0.06 * want.abs().mean()
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CAUSAL if case.tier == 1 and len(case.options) == 1], ids=str
+)
+def test_the_compiled_model_is_one_graph_and_gives_the_same(case: Case) -> None:
+    model, x, inputs = build(case), ids(2, LENGTH), inputs_of(case)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    close(logits(compiled, x, **inputs), logits(model, x, **inputs), to=1e-6)
