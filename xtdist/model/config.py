@@ -7,6 +7,7 @@ from typing import Literal
 
 from xtdist.config import (
     ConfigError,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -14,6 +15,13 @@ from xtdist.config import (
     configclass,
 )
 from xtdist.model.order import Kind, OrderConfig, execution, sublayer_kinds
+from xtdist.model.parts import (
+    EmbeddingConfig,
+    HeadConfig,
+    LoopConfig,
+    MemoryTokensConfig,
+    PoolConfig,
+)
 from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.feedforward import FeedForwardConfig, GLUConfig
 from xtdist.nn.norm import NormConfig, RMSNormConfig
@@ -138,6 +146,11 @@ class LayersConfig:
                 f"{name}.kv_heads: got {attention.kv_heads} with heads={self.heads}; it must "
                 "divide heads (each key/value head serves the same number of query heads)"
             )
+        if name == "cross_attention" and attention.window is not None:
+            raise ConfigError(
+                f"cross_attention.window: got {attention.window}; a context has no distance to the "
+                "tokens that read it, so leave it null"
+            )
         latent = attention.latent
         if latent is None or latent.rotary_heads is None:
             return
@@ -180,6 +193,12 @@ class ModelConfig(LayersConfig):
     ``max_seq_len`` is the longest sequence the model is meant for (positions 0 … max_seq_len − 1);
     0 means: the length that it is trained on, filled in before building.
     ``tie_embedding`` uses the embedding matrix as the head, ``logit_scale`` multiplies the logits.
+
+    ``pool``: one output for the whole sequence. ``max_mem_len``: so many hidden states are handed
+    from one segment to the next (Transformer-XL, 1901.02860), ``shift_mem_down``: to so many layers
+    below (2012.15688). ``loop``: the stack runs several times. ``attn_z_loss_weight``: of the loss
+    that keeps attention scores small (2202.08906), where a forward pass asks for it.
+    ``input_not_include_cache``: with a cache, the input holds new tokens only.
     """
 
     num_tokens: NonNegativeInt = 0
@@ -187,9 +206,43 @@ class ModelConfig(LayersConfig):
     tie_embedding: bool = False
     logit_scale: PositiveFloat = 1.0
     emb_dropout: Probability = 0.0
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    memory_tokens: MemoryTokensConfig | None = None
+    max_mem_len: NonNegativeInt = 0
+    shift_mem_down: NonNegativeInt = 0
+    pool: PoolConfig | None = None
+    loop: LoopConfig | None = None
+    head: HeadConfig = HeadConfig()
+    attn_z_loss_weight: NonNegativeFloat = 1e-4
+    input_not_include_cache: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool is not None and self.pool.kind == "cls" and self.causal:
+            raise ConfigError(
+                "pool.kind=cls: tokens before the sequence see nothing of it in a causal stack; "
+                "use average_pool_embed (pool.kind=mean), or an Encoder (causal=false)"
+            )
+        looped = self.loop is not None and self.loop.kind == "looped"
+        if looped and self.norm_position != "pre_and_post":
+            raise ConfigError(
+                f"loop.kind=looped: got norm_position={self.norm_position}; a stack that reads "
+                "its own output needs pre_and_post_norm=True (norm_position=pre_and_post)"
+            )
+        count = sum(self.kinds[i] == "f" for i in self.execution)
+        if self.embedding.deep and count != self.depth:
+            raise ConfigError(
+                f"embedding.deep: there is a factor for each of depth={self.depth} feed-forwards, "
+                f"and this order runs {count}; leave out ff_deep_embed, or the order"
+            )
 
     @property
     def layers(self) -> LayersConfig:
         """The part that describes the stack alone."""
         names = [f.name for f in dataclasses.fields(LayersConfig)]
         return LayersConfig(**{name: getattr(self, name) for name in names})
+
+    @property
+    def emb_dim(self) -> int:
+        """The width of the token embedding."""
+        return self.embedding.dim or self.dim

@@ -149,7 +149,8 @@ class Layers(nn.Module):
         """A causal stack with nothing but padding to hide: the padding moved to the end instead."""
         mask = inputs.mask
         others = (inputs.key_mask, inputs.attn_mask, inputs.attn_bias, inputs.prefix)
-        if mask is None or not self.config.causal or any(t is not None for t in others):
+        others_rule = inputs.keeps_scores or any(t is not None for t in others)
+        if mask is None or not self.config.causal or others_rule:
             return x, inputs, None
         sorting = RealFirst(mask)
         pos = self._positions(x, inputs)
@@ -209,7 +210,7 @@ class Layers(nn.Module):
             position_bias=self.position_bias,
             cache=inputs.cache,
             context=self._context(inputs, rotation),
-            keep_scores=inputs.keep and inputs.cache is None,
+            keep_scores=inputs.keeps_scores,
         )
 
     def _visible(self, x: Tensor, inputs: StackInputs, memory: Tensor | None) -> Visible:
@@ -217,6 +218,7 @@ class Layers(nn.Module):
         config = self.config
         keys = inputs.key_mask
         hides_padding = not config.causal or config.prefix or inputs.attn_mask is not None
+        hides_padding = hides_padding or inputs.keeps_scores
         if inputs.mask is not None and (
             hides_padding or keys is not None or inputs.attn_bias is not None
         ):
@@ -299,7 +301,7 @@ def seats(config: LayersConfig, backends: Mapping[str, str]) -> Iterator[Seat]:
     """Where each sublayer of ``config`` stands."""
     kinds = config.kinds
     length = len(block_of(config.order, cross=config.cross_attention is not None))
-    skips = [block * length for block in range(len(kinds) // length)]
+    skips = [block * length for block in range(config.depth // 2)]
     first = kinds.index("a") if "a" in kinds else None
     for number, kind in enumerate(kinds):
         block = number // length

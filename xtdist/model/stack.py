@@ -35,7 +35,7 @@ class StackInputs:
     factors: for each feed-forward (b, n, d) a factor on its output.
     cache: of earlier tokens; the tokens are then new ones only, and ``pos`` is needed.
     execute: numbers of the sublayers to run, instead of the config's.
-    keep: hand back attentions and hidden states.
+    keep: hand back hidden states and, with ``scores``, attentions.
     """
 
     mask: Bool[Tensor, "b n"] | None = None
@@ -57,6 +57,12 @@ class StackInputs:
     cache: KVCache | None = None
     execute: Sequence[int] | None = None
     keep: bool = False
+    scores: bool = True
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether attentions are handed back."""
+        return self.keep and self.scores and self.cache is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Unpack, cast
 
 import torch
@@ -11,22 +13,26 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
+from xtdist.model.around import Around, given_modules
+from xtdist.model.batch_cache import BatchCache, behind
 from xtdist.model.caching import cache_spec
+from xtdist.model.checks import check_embedding, check_loop, check_tokens
 from xtdist.model.compat import model_config
 from xtdist.model.config import ModelConfig
 from xtdist.model.inputs import StackKeywords, stack_inputs
 from xtdist.model.layers import Layers
-from xtdist.model.outputs import LogitsAndEmbeddings, ModelInputs
-from xtdist.model.stack import StackOutput
-from xtdist.nn.attention.cache import CacheSpec
-from xtdist.nn.embedding import Head, HeadFunction, TokenEmbedding
+from xtdist.model.options.resolver import resolve
+from xtdist.model.outputs import Intermediates, ModelInputs, ModelOutput, Wanted
+from xtdist.model.surface import answer
+from xtdist.nn.attention.cache import CacheSpec, KVCache
+from xtdist.nn.embedding import HeadFunction
 from xtdist.nn.linear import initialize
-from xtdist.nn.position.config import LearnedConfig
 
 
-class TransformerWrapper(nn.Module):
+class TransformerWrapper(Around):
     """Embedding, layers, head. ``build_model`` makes one from a config; this signature is
-    x-transformers'. ``config`` describes the model completely either way.
+    x-transformers'. ``config`` describes the model completely either way, but for modules that are
+    given (``token_emb``, ``to_logits``): a config with those can't be built again.
 
     Example:
         >>> net = TransformerWrapper(
@@ -37,16 +43,38 @@ class TransformerWrapper(nn.Module):
     """
 
     def __init__(
-        self, *, num_tokens: int, max_seq_len: int, attn_layers: Layers, **keywords: Any
+        self,
+        *,
+        num_tokens: int,
+        max_seq_len: int,
+        attn_layers: Layers,
+        token_emb: nn.Module | None = None,
+        to_logits: nn.Module | None = None,
+        **keywords: Any,
     ) -> None:
         """Raises TypeError for an unknown keyword, ConfigError for a value that can't be."""
-        sizes = {"num_tokens": num_tokens, "max_seq_len": max_seq_len}
         super().__init__()
-        self._assemble(model_config(attn_layers.config, {**sizes, **keywords}), attn_layers)
+        sizes = {"num_tokens": num_tokens, "max_seq_len": max_seq_len}
+        config = model_config(attn_layers.config, {**sizes, **keywords})
+        config = given_modules(config, token_emb=token_emb, to_logits=to_logits)
+        self._assemble(config, attn_layers)
+        if token_emb is not None:
+            self.token_embedding = token_emb
+        if to_logits is not None:
+            self.head = to_logits
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> TransformerWrapper:
-        """The model that ``config`` describes, with start values from torch's default generator."""
+        """The model that ``config`` describes, with start values from torch's default generator.
+
+        Raises:
+            ConfigError: the config can't be built.
+        """
+        if config.embedding.given or config.head.given:
+            raise ConfigError(
+                "embedding.given, head.given: a module that was given as an object can't be built "
+                "from a config; use TransformerWrapper(token_emb=…, to_logits=…)"
+            )
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model._assemble(config, Layers(config.layers))
@@ -58,70 +86,96 @@ class TransformerWrapper(nn.Module):
                 f"model.num_tokens={config.num_tokens}, model.max_seq_len={config.max_seq_len}: a "
                 "model is built with both; give the size of the vocabulary and the longest sequence"
             )
+        resolve(config)
         self.config = config
         self.num_tokens, self.max_seq_len = config.num_tokens, config.max_seq_len
-        self.token_embedding = TokenEmbedding(config.num_tokens, config.dim)
-        self.position_embedding = None
-        if isinstance(config.position, LearnedConfig):
-            self.position_embedding = config.position.build(config.max_seq_len, config.dim)
+        self.build_embedding()
         self.layers = layers
-        self.head = None if config.tie_embedding else Head(config.num_tokens, config.dim)
+        self.build_head()
 
     def forward(
         self,
-        x: Int[Tensor, "b n"],
+        x: Int[Tensor, "b n"] | None,
         *,
         logit_rows: Int[Tensor, " m"] | None = None,
-        return_embeddings: bool = False,
-        return_logits_and_embeddings: bool = False,
-        **inputs: Unpack[ModelInputs],
-    ) -> Float[Tensor, "b n v"] | LogitsAndEmbeddings:
+        cache: KVCache | Intermediates | None = None,
+        input_not_include_cache: bool | None = None,
+        **keywords: Any,
+    ) -> Any:
         """Logits (b, n, v) of token ids ``x``; further inputs are described in ``ModelInputs``.
+        What else can be given back, and then is, is described in ``Wanted``.
 
         logit_rows: wanted rows of the flattened (b n) positions; the logits are then (m, v).
-        return_embeddings: the hidden states (b, n, d) that the head reads, instead of logits.
+        cache: the intermediates of an earlier pass; ``x`` is then the whole sequence again (or,
+            with input_not_include_cache, its new tokens alone), and so are the logits those of the
+            new tokens. A decode engine gives a store of its own, and ``pos``.
         """
-        hidden = self.hidden(x, **inputs)
-        if return_embeddings:
+        wanted = cast(Wanted, {k: keywords.pop(k) for k in tuple(keywords) if k in WANTED})
+        if wanted or isinstance(cache, Intermediates):
+            new_only = input_not_include_cache
+            if new_only is None:
+                new_only = self.config.input_not_include_cache
+            if cache is not None:
+                keywords["cache"] = cache
+            return answer(self, x, wanted, cast(ModelInputs, keywords), new_only=new_only)
+        hidden = self.hidden(x, cache=cache, **keywords)
+        if self.config.head.output == "hidden":
             return hidden
         if logit_rows is not None:
-            return self.to_logits(rearrange(hidden, "b n d -> (b n) d")[logit_rows])
-        if return_logits_and_embeddings:
-            return LogitsAndEmbeddings(self.to_logits(hidden), hidden)
+            hidden = rearrange(hidden, "b n d -> (b n) d")[logit_rows]
         return self.to_logits(hidden)
 
     def hidden(
-        self, x: Int[Tensor, "b n"], **inputs: Unpack[ModelInputs]
+        self, x: Int[Tensor, "b n"] | None, **inputs: Unpack[ModelInputs]
     ) -> Float[Tensor, "b n d"]:
         """The final hidden states, which ``to_logits`` turns into logits; raises as ``run``."""
         return self.run(x, **inputs).hidden
 
     def run(
-        self, x: Int[Tensor, "b n"], *, keep: bool = False, **inputs: Unpack[ModelInputs]
-    ) -> StackOutput:
-        """Everything below the head: hidden states and auxiliary losses; ``keep`` adds attentions
-        and the hidden states on the way.
+        self,
+        x: Int[Tensor, "b n"] | None,
+        *,
+        keep: bool = False,
+        scores: bool = True,
+        grown: BatchCache | None = None,
+        **inputs: Unpack[ModelInputs],
+    ) -> ModelOutput:
+        """Everything below the head. ``keep`` adds the hidden states on the way and, with
+        ``scores``, the attentions; ``grown`` is a cache of earlier tokens, grown by these.
 
         Raises:
-            ValueError: shapes, types or a length that the model can't take.
+            ValueError: shapes, types, ids or a length that the model can't take.
         """
-        sum_embeds = inputs.pop("sum_embeds", None)
-        self._check(x, inputs)
-        given = stack_inputs(x, self.config, cast(StackKeywords, inputs), keep=keep)
-        h = self.token_embedding(x)
-        if self.position_embedding is not None:
-            pos = given.pos
-            if pos is None:
-                pos = torch.arange(x.shape[1], device=x.device)
-            h = h + self.position_embedding(pos if pos.ndim == 2 else pos[None])
-        if sum_embeds is not None:
-            h = h + sum_embeds
-        h = F.dropout(h, self.config.emb_dropout, self.training)
-        return self.layers.run(h, given)
+        x = check_tokens(x, inputs, self.config)
+        check_embedding(x, inputs, self.config, after=0 if grown is None else grown.tokens)
+        check_loop(inputs, self.config)
+        given = stack_inputs(x, self.config, _of_stack(inputs), keep=keep)
+        if keep and not scores:
+            given = replace(given, scores=False)
+        h, initial = self.embed(x, inputs, given, grown)
+        h, given, slots, real = self.place(h, x, inputs, given)
+        if grown is not None:
+            given = behind(grown, given, h)
+        passes = self.passes(h, given, inputs)
+        if slots is None and self.config.pool is None and not keep:
+            return ModelOutput(
+                hidden=passes.hidden,
+                tokens=passes.hidden,
+                initial=initial,
+                stack=passes.stack,
+                mask=given.mask,
+                pass_hiddens=passes.hiddens,
+                exit_logits=passes.exit_logits,
+                exits=passes.exits,
+            )
+        return self.taken(passes, initial=initial, slots=slots, given=given, real=real)
 
-    def to_logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
-        """Logits of hidden states."""
-        return self.apply_head(hidden, F.linear)
+    def to_logits(self, hidden: Float[Tensor, "... d"], **keywords: Any) -> Any:
+        """Logits of hidden states: log-probabilities from a mixture of softmaxes, a tuple where
+        there are several heads. ``keywords`` are for a head that was given."""
+        if self.config.head.is_linear:
+            return self.apply_head(hidden, F.linear)
+        return self.all_logits(hidden, keywords)
 
     def apply_head(self, hidden: Float[Tensor, "... d"], function: HeadFunction) -> Tensor:
         """``function(hidden, weight)`` with the head's weight (v, d).
@@ -129,25 +183,38 @@ class TransformerWrapper(nn.Module):
         It runs inside the one call of the module that owns the weight, so that a loss can work
         through the vocabulary in pieces while the weight of a sharded model (ZeRO-3) is gathered
         once, on every rank alike.
+
+        Raises:
+            ConfigError: the head is more than one matrix (``config.head.is_linear``).
         """
+        if not self.config.head.is_linear:
+            raise ConfigError("head: more than one matrix; take the loss of to_logits(hidden)")
         if self.config.logit_scale != 1.0:
             hidden = hidden * self.config.logit_scale
         owner = self.token_embedding if self.head is None else self.head
-        return owner(hidden, function)
+        return cast(Tensor, owner(hidden, function))
 
     def cache_spec(self) -> CacheSpec:
         """What a key/value store must hold for each token."""
-        return cache_spec(self.config)
+        spec, loop = cache_spec(self.config), self.config.loop
+        if loop is None or loop.kind == "recycling":
+            return spec
+        return replace(spec, layers=spec.layers * loop.max_steps)
 
-    def _check(self, x: Tensor, inputs: ModelInputs) -> None:
-        if x.ndim != 2 or x.is_floating_point() or x.dtype == torch.bool:
-            raise ValueError(f"x: got {x.dtype} {tuple(x.shape)}; give token ids of shape (b, n)")
-        absolute = self.position_embedding is not None and inputs.get("pos") is None
-        if absolute and x.shape[1] > self.max_seq_len:
-            raise ValueError(
-                f"x: {x.shape[1]} tokens; {self.config.position.kind} positions end at "
-                f"max_seq_len={self.max_seq_len}"
-            )
+
+WANTED = frozenset(Wanted.__annotations__)
+
+
+def _of_stack(inputs: Mapping[str, Any]) -> StackKeywords:
+    """The inputs without those of embedding and loop."""
+    given = {k: v for k, v in inputs.items() if k not in OF_OTHERS}
+    pos = given.get("pos")
+    if pos is not None and pos.is_floating_point():
+        del given["pos"]
+    return cast(StackKeywords, given)
+
+
+OF_OTHERS = frozenset(ModelInputs.__annotations__) - frozenset(StackKeywords.__annotations__)
 
 
 def build_model(
@@ -157,7 +224,7 @@ def build_model(
     (torch's default generator without one).
 
     Raises:
-        ConfigError: no vocabulary size.
+        ConfigError: no vocabulary size, or options that don't work together.
     """
     if generator is None:
         return TransformerWrapper.from_config(config)

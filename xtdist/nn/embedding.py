@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -13,6 +14,8 @@ from xtdist.nn.linear import scaled_normal_
 
 HeadFunction = Callable[[Tensor, Tensor], Tensor]
 """(hidden (…, d), weight (v, d)) ↦ anything: logits, or a loss that never holds them all."""
+TINY = 1e-5
+"""Standard deviation of vectors that are normalized anyway."""
 
 
 class Head(nn.Module):
@@ -39,14 +42,56 @@ class Head(nn.Module):
 class TokenEmbedding(Head):
     """Ids ↦ vectors; given vectors, it is a head with the same weights (1608.05859).
 
-    Tied this way, a copy of the model is tied to itself.
+    Tied this way, a copy of the model is tied to itself. ``unit``: the vectors have length one and
+    start as tiny weights, which then turn fast (fixnorm, 1910.05895).
     """
 
     is_embedding = True
+
+    def __init__(self, num_tokens: int, dim: int, *, unit: bool = False) -> None:
+        self.unit = unit
+        super().__init__(num_tokens, dim)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the vectors again."""
+        if self.unit:
+            nn.init.normal_(self.weight, std=TINY, generator=generator)
+        else:
+            super().reset_parameters(generator)
 
     def forward(
         self, x: Int[Tensor, "b n"] | Float[Tensor, "... d"], function: HeadFunction = F.linear
     ) -> Tensor:
         if x.is_floating_point():
             return function(x, self.weight)
-        return F.embedding(x, self.weight)
+        rows = F.embedding(x, self.weight)
+        return unit_vectors(rows) if self.unit else rows
+
+
+class DeepEmbedding(nn.Module):
+    """Ids ↦ one factor on the output of each of ``depth`` feed-forwards (RWKV-8), all 1 at first.
+
+    The weight is (v, depth · d).
+    """
+
+    is_embedding = True
+
+    def __init__(self, num_tokens: int, depth: int, dim: int) -> None:
+        super().__init__()
+        self.depth = depth
+        self.weight = nn.Parameter(torch.empty(num_tokens, depth * dim))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Start as the identity; nothing is drawn."""
+        self.weight.fill_(1.0)
+
+    def forward(self, x: Int[Tensor, "b n"]) -> Float[Tensor, "l b n d"]:
+        return rearrange(F.embedding(x, self.weight), "b n (l d) -> l b n d", l=self.depth)
+
+
+def unit_vectors(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """``x`` with length one, the length taken in fp32."""
+    return F.normalize(x.float(), dim=-1).to(x.dtype)

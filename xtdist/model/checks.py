@@ -1,0 +1,123 @@
+"""What a model is given, checked at its outer surface: one clear error, no wrong result."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xtdist.model.config import ModelConfig
+from xtdist.model.outputs import ModelInputs
+from xtdist.nn.position.config import LearnedConfig
+
+INDEX_TYPES = (torch.int64, torch.int32)
+
+
+def check_ids(ids: Tensor, count: int, *, name: str, what: str) -> Tensor:
+    """Integer ``ids`` below ``count``, in a type that can index.
+
+    On a GPU the range is checked without waiting for the result; the error then comes from the
+    device. A compiled graph does not look.
+
+    Raises:
+        ValueError: another type, or a number out of range.
+    """
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
+        raise ValueError(f"{name}: got {ids.dtype} {tuple(ids.shape)}; give {what} (integers)")
+    ids = ids if ids.dtype in INDEX_TYPES else ids.long()
+    if not ids.numel() or torch.compiler.is_compiling():
+        return ids
+    if ids.device.type == "cpu":
+        low, high = (int(end) for end in torch.aminmax(ids))
+        if low < 0 or high >= count:
+            wrong = low if low < 0 else high
+            raise ValueError(f"{name}: got {wrong}; give {what} from 0 to {count - 1}")
+    elif ids.device.type == "cuda":
+        inside = ((ids >= 0) & (ids < count)).all()
+        torch._assert_async(inside, f"{name}: {what} out of range 0 to {count - 1}")
+    return ids
+
+
+def check_tokens(x: Tensor | None, inputs: ModelInputs, config: ModelConfig) -> Tensor:
+    """Token ids; none at all where vectors are prepended."""
+    prepended = inputs.get("prepend_embeds")
+    if x is None:
+        if prepended is None:
+            raise ValueError("x: got None; give token ids (b, n), or prepend_embeds")
+        x = torch.empty(len(prepended), 0, dtype=torch.long, device=prepended.device)
+    if x.ndim != 2 and not config.embedding.given:
+        raise ValueError(f"x: got {x.dtype} {tuple(x.shape)}; give token ids of shape (b, n)")
+    if not config.embedding.given:
+        x = check_ids(x, config.num_tokens, name="x", what="token ids")
+    return x
+
+
+def check_embedding(x: Tensor, inputs: ModelInputs, config: ModelConfig, *, after: int) -> None:
+    """What is added to or put before the embedding of ``x``, which stands behind ``after`` tokens.
+
+    Raises:
+        ValueError: a shape, a type, a name or a position that can't be.
+    """
+    (b, n), dim = x.shape[:2], config.emb_dim
+    embeds = inputs.get("sum_embeds")
+    if embeds is not None and embeds.shape != (b, n, dim):
+        raise ValueError(f"sum_embeds: got {tuple(embeds.shape)}; give {(b, n, dim)}")
+    _check_prepended(x, inputs, config)
+    given, wanted = inputs.get("embed_ids") or {}, {t.name: t for t in config.embedding.tables}
+    if given.keys() != wanted.keys():
+        raise ValueError(
+            f"embed_ids: got {sorted(given)}; the model has the tables {sorted(wanted)} "
+            "(embed_num_tokens) and needs ids for each"
+        )
+    for name, ids in given.items():
+        if ids.shape != (b, n):
+            raise ValueError(f"embed_ids[{name!r}]: got {tuple(ids.shape)}; give {(b, n)}")
+        check_ids(ids, wanted[name].tokens, name=f"embed_ids[{name!r}]", what="ids")
+    pos = inputs.get("pos")
+    if pos is not None and pos.is_floating_point():
+        if pos.ndim != 3 or pos.shape[1:] != (n, dim) or len(pos) not in (1, b):
+            raise ValueError(
+                f"pos: got {pos.dtype} {tuple(pos.shape)}; give integer positions (b, n), or "
+                f"vectors {(b, n, dim)} instead of the model's own"
+            )
+    elif isinstance(config.position, LearnedConfig):
+        if pos is not None:
+            check_ids(pos, config.max_seq_len, name="pos", what="learned positions")
+        elif after + n > config.max_seq_len:
+            raise ValueError(
+                f"x: {after + n} tokens; learned positions end at max_seq_len={config.max_seq_len}"
+            )
+
+
+def _check_prepended(x: Tensor, inputs: ModelInputs, config: ModelConfig) -> None:
+    embeds, mask = inputs.get("prepend_embeds"), inputs.get("prepend_mask")
+    if embeds is None:
+        if mask is not None:
+            raise ValueError("prepend_mask: given without prepend_embeds")
+        return
+    shape = (len(x), embeds.shape[1] if embeds.ndim > 1 else 0, config.emb_dim)
+    if embeds.shape != shape:
+        raise ValueError(
+            f"prepend_embeds: got {tuple(embeds.shape)}; give (b, p, {config.emb_dim}) with "
+            f"b={len(x)}"
+        )
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != shape[:2]):
+        raise ValueError(
+            f"prepend_mask: got {mask.dtype} {tuple(mask.shape)}; give bool {shape[:2]}, True = a "
+            "real one"
+        )
+    if inputs.get("cache") is not None:
+        raise ValueError("prepend_embeds: with a cache they are in it already; leave them out")
+
+
+def check_loop(inputs: ModelInputs, config: ModelConfig) -> None:
+    """A number of passes that the model's loop can make."""
+    kind = None if config.loop is None else config.loop.kind
+    for name in ("recycle_steps", "looped_steps", "max_looped_steps", "looped_inference"):
+        value = inputs.get(name)
+        if value is None or value is False:
+            continue
+        wanted = "recycling" if name == "recycle_steps" else "looped"
+        if kind != wanted:
+            raise ValueError(f"{name}: given to a model that is not {wanted} ({wanted}=True)")
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}: got {value}; give 1 or more passes")
