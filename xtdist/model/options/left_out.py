@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+NOT_DATA = "a module or function is not data, so no config could describe the model"
+STACK = "the stack sets it; give it without the prefix"
+LEAKS = "it mixes in statistics of the whole sequence, which shows tokens their future"
+
 LEFT_OUT: Mapping[str, str] = {
-    "attn_custom_attn_fn": "a function is not data, so no config could describe the model",
-    "attn_onnxable": "the causal mask needs no special form for export here",
+    "causal": "Decoder and Encoder say it",
     "attn_attend_sdp_kwargs": "torch chooses the kernel; torch.nn.attention.sdpa_kernel overrides",
-    "attn_flash_pack_seq": "packed documents are separated by the documents input, on any backend",
-    "attn_hybrid_module": "a module is not data, so no config could describe the model",
-    "ff_custom_activation": "a function is not data, so no config could describe the model",
+    "attn_causal": STACK,
+    "attn_custom_attn_fn": NOT_DATA,
+    "attn_dim": STACK,
+    "attn_dim_context": "a self attention has no context; give cross_attn_dim_context",
+    "attn_dim_out": "a layer's output joins the stream, which has one width",
+    "attn_flash_pack_seq": "packed documents are separated by documents=, on every backend",
+    "attn_heads": STACK,
+    "attn_hybrid_module": NOT_DATA,
+    "attn_hybrid_mask_kwarg": NOT_DATA,
+    "attn_hybrid_fold_axial_dim": NOT_DATA,
+    "attn_hybrid_learned_mix": NOT_DATA,
+    "attn_inverted_attention": "x-transformers ignores it; softmax over queries hides nothing",
+    "attn_learned_value_residual_mix": STACK,
+    "attn_onnxable": "the causal mask needs no special form for export here",
+    "attn_orthog_projected_values": LEAKS,
+    "attn_orthog_projected_values_per_head": LEAKS,
+    "attn_output_proj_depth": "depth_scale_residual sets it",
+    "attn_project_out": "a layer's output is always projected into the stream",
+    "attn_qkv_receive_diff_residuals": STACK,
+    "attn_rotate_num_heads": STACK,
+    "ff_custom_activation": NOT_DATA,
+    "ff_dim": "the stack sets it",
+    "ff_dim_out": "a layer's output joins the stream, which has one width",
+    "ff_output_proj_depth": "depth_scale_residual sets it",
 }

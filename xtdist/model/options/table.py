@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from xtdist.model.options import attention, feedforward, layers, position, residual, scores, wrapper
+from xtdist.model.options import (
+    attention,
+    contextual,
+    feedforward,
+    layers,
+    position,
+    residual,
+    scores,
+    wrapper,
+)
 from xtdist.model.options.base import INHERIT, AnyRow, Fixed, Option, Row
 
 OPTIONS: tuple[Option, ...] = (
@@ -12,6 +21,7 @@ OPTIONS: tuple[Option, ...] = (
     *residual.OPTIONS,
     *attention.OPTIONS,
     *scores.OPTIONS,
+    *contextual.OPTIONS,
     *position.OPTIONS,
     *feedforward.OPTIONS,
     *wrapper.OPTIONS,
