@@ -28,8 +28,8 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grouped keys": ({"num_classes": 5}, {"attn_kv_heads": 2, "use_rmsnorm": True}),
 }
 NAMES = {
-    "pos_embedding": "positions",
-    "register_tokens": "registers",
+    "pos_embedding": "positions.weight",
+    "register_tokens": "registers.weight",
     "patch_to_embedding.0.gamma": "patch_embedding.pixel_norm.gain",
     "patch_to_embedding.1.weight": "patch_embedding.proj.weight",
     "patch_to_embedding.1.bias": "patch_embedding.proj.bias",

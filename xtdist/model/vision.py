@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -18,7 +18,9 @@ from xtdist.model.layers import Layers
 from xtdist.model.outputs import LogitsAndEmbeddings
 from xtdist.model.stack import StackOutput
 from xtdist.nn.linear import Linear
+from xtdist.nn.memory import LearnedTokens
 from xtdist.nn.norm import LayerNormConfig
+from xtdist.nn.position.learned import LearnedPosition
 
 
 @configclass
@@ -98,25 +100,16 @@ class ViTransformerWrapper(nn.Module):
             )
         dim = attn_layers.config.dim
         self.patch_embedding = PatchEmbedding(config, dim)
-        self.positions = nn.Parameter(torch.empty(config.patches, dim))
+        self.positions = LearnedPosition(config.patches, dim)
         self.post_emb_norm = None
         if config.post_emb_norm:
             self.post_emb_norm = LayerNormConfig(unit_offset=False).build(dim)
         count = config.num_register_tokens
-        self.registers = nn.Parameter(torch.empty(count, dim)) if count else None
+        self.registers = LearnedTokens(count, dim) if count else None
         self.layers = attn_layers
         self.head = None
         if config.num_classes is not None:
             self.head = Linear(dim, config.num_classes, bias=True)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw positions and registers again: about as large as what they stand beside, embedded
-        patches of unit variance."""
-        for weight, std in ((self.positions, 0.02), (self.registers, 1.0)):
-            if weight is not None:
-                nn.init.normal_(weight, std=std, generator=generator)
 
     def forward(
         self,
@@ -164,11 +157,12 @@ class ViTransformerWrapper(nn.Module):
             ValueError: as ``forward``.
         """
         self._check(img)
-        x = self.patch_embedding(img) + self.positions
+        place = torch.arange(self.config.patches, device=img.device)
+        x = self.patch_embedding(img) + self.positions(place[None])
         x = x if self.post_emb_norm is None else self.post_emb_norm(x)
         x = F.dropout(x, self.config.emb_dropout, self.training)
         if self.registers is not None:
-            x = torch.cat((x, repeat(self.registers, "r d -> b r d", b=len(x))), dim=1)
+            x = torch.cat((x, self.registers(len(x))), dim=1)
         out = self.layers.run(x, stack_inputs(x, self.layers.config, given or {}, keep=keep))
         return replace(out, hidden=out.hidden[:, : self.config.patches])
 
