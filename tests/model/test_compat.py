@@ -57,9 +57,19 @@ def test_every_keyword_and_default_of_the_table_is_x_transformers_own() -> None:
             assert type(known[row.keyword]) in (type(row.default), int), row.keyword
 
 
+def test_nothing_of_theirs_is_forgotten() -> None:
+    rows = {row.keyword for row in (*layers_rows(), *wrapper_rows()) if isinstance(row, Row)}
+    arguments = {"self", "kwargs", "verbose", "attn_layers", "token_emb", "to_logits"}
+    theirs = {name for name in known_keywords() if not name.startswith("cross_attn_")}
+    theirs = {name for name in theirs if name.rpartition("_")[2] != "self"}
+    assert theirs - rows - arguments <= LEFT_OUT.keys()
+
+
 def test_a_keyword_that_is_left_out_is_theirs_and_says_why() -> None:
     assert LEFT_OUT.keys() <= known_keywords().keys()
-    with pytest.raises(TypeError, match="leaves out 'attn_custom_attn_fn': a function is not data"):
+    with pytest.raises(
+        TypeError, match="leaves out 'attn_custom_attn_fn': a module or function is not"
+    ):
         Decoder(**LAYERS, attn_custom_attn_fn=print)
 
 

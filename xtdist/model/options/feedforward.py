@@ -52,9 +52,9 @@ KINDS: tuple[Option, ...] = (
         ),
     ),
     Option(
-        name="feed-forward bias",
-        about="biases of the feed-forward projections",
-        active="feedforward.bias_in|feedforward.bias_out",
+        name="no feed-forward bias",
+        about="feed-forward projections without biases",
+        active="feedforward.bias_out=False",
         rows=(
             Fixed("feedforward.bias_in", bias_in),
             Row("ff_no_bias", "feedforward.bias_out", False, {False: True, True: False}),

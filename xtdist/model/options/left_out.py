@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 NOT_DATA = "a module or function is not data, so no config could describe the model"
 STACK = "the stack sets it; give it without the prefix"
+POOL = "attention pooling is a module of its own, AttentionPool, over the embeddings"
 LEAKS = "it mixes in statistics of the whole sequence, which shows tokens their future"
 
 LEFT_OUT: Mapping[str, str] = {
@@ -28,11 +29,15 @@ LEFT_OUT: Mapping[str, str] = {
     "attn_orthog_projected_values": LEAKS,
     "attn_orthog_projected_values_per_head": LEAKS,
     "attn_output_proj_depth": "depth_scale_residual sets it",
+    "attn_pool": POOL,
+    "attn_pool_depth": POOL,
     "attn_project_out": "a layer's output is always projected into the stream",
     "attn_qkv_receive_diff_residuals": STACK,
     "attn_rotate_num_heads": STACK,
+    "dim_pooled_tokens": POOL,
     "ff_custom_activation": NOT_DATA,
     "ff_dim": "the stack sets it",
     "ff_dim_out": "a layer's output joins the stream, which has one width",
     "ff_output_proj_depth": "depth_scale_residual sets it",
+    "num_pooled_tokens": POOL,
 }
