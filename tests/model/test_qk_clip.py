@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xtdist.config import from_mapping, to_mapping
-from xtdist.model import Decoder, Encoder, Layers, LayersConfig
+from xtdist.model import Decoder, Encoder, Layers, LayersConfig, TransformerWrapper
 from xtdist.model.compat_weights import from_x_transformers
 from xtdist.model.qk_clip import attn_qk_clip_, max_scores, watch_max_scores
 from xtdist.model.stack import StackInputs, StackOutput
@@ -149,6 +149,21 @@ def test_watching_finds_the_largest_scores_of_several_passes(kind: str) -> None:
     net(10 * batches[0], **inputs)  # nobody watches any more
     for got, expected in zip(watch.per_layer(), want, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_a_wrapper_is_watched_and_clipped_as_its_layers_are() -> None:
+    torch.manual_seed(0)
+    net = TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=Decoder(**STACK))
+    perturb(net)
+    ids = torch.arange(18).reshape(2, 9)
+    with watch_max_scores(net) as watch:
+        before = net(ids)
+    largest = watch.per_layer()
+    attn_qk_clip_(net, largest, tau=0.5 * float(largest[0].min()))
+    assert not torch.allclose(net(ids), before, atol=1e-3)
+    with watch_max_scores(net) as again:
+        net(ids)
+    torch.testing.assert_close(again.per_layer()[0], torch.full((4,), float(largest[0].min()) / 2))
 
 
 def test_watching_keeps_no_table() -> None:

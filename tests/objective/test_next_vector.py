@@ -266,9 +266,9 @@ def test_every_parameter_gets_a_gradient_and_the_wrapper_pickles() -> None:
         assert torch.equal(again(x), wrapper(x))
 
 
-@pytest.mark.parametrize("rollout_steps", [1, 3])
+@pytest.mark.parametrize("rollout_steps", [1, 2])
 def test_it_compiles_without_a_graph_break(rollout_steps: int) -> None:
-    wrapper = wrapper_of(ROTARY, net={"probabilistic": True})
+    wrapper = wrapper_of({**ROTARY, "depth": 1}, net={"probabilistic": True})
     x, lens = noise(2, 9, 6), torch.tensor([9, 4])
     compiled = torch.compile(wrapper, fullgraph=True, backend="eager")
     losses = []

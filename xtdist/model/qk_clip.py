@@ -87,9 +87,12 @@ class _Eye:
 
     def after(self, module: nn.Module, args: Any, output: AttentionOutput) -> AttentionOutput:
         """Look at them, and let them go unless somebody else wants them."""
-        if output.scores is not None:
-            self.watch.see(self.number, output.scores)
-        return output if self.wanted else output._replace(scores=None, weights=None)
+        reading = output.reading
+        for scores in reading.scores:
+            self.watch.see(self.number, scores)
+        if self.wanted:
+            return output
+        return output._replace(reading=reading._replace(scores=(), weights=()))
 
 
 def max_scores(model: nn.Module, hidden: StackOutput) -> MaxScores:
