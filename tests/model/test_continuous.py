@@ -306,3 +306,13 @@ def test_unknown_keywords_name_the_nearest() -> None:
         ContinuousTransformerWrapper(attn_layers=Decoder(**STACK), dim_inn=3)
     with pytest.raises(TypeError, match="unknown keyword 'lengths'"):
         ours_of("rotary")(vectors("rotary"), lengths=torch.tensor([9, 4]))
+
+
+@pytest.mark.parametrize("kind", ["learned positions", "sines", "memory tokens"])
+def test_in_bf16_the_outputs_are_nearly_those_of_fp32(kind: str) -> None:
+    ours = ours_of(kind)
+    x = vectors(kind)
+    want = ours(x)
+    got = ours.bfloat16()(x.bfloat16())
+    assert got.dtype == torch.bfloat16
+    assert (got - want).norm() < 0.05 * want.norm()

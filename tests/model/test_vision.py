@@ -158,3 +158,12 @@ def test_what_can_not_be_is_refused() -> None:
     cross = ViTransformerWrapper(attn_layers=CrossAttender(**STACK), **SIZES)
     with pytest.raises(ValueError, match="context: missing"):
         cross(noise(2, 3, 12, 12))
+
+
+def test_in_bf16_the_logits_are_nearly_those_of_fp32() -> None:
+    net = ours_of("registers").eval()
+    img = image("registers")
+    want = net(img)
+    got = net.bfloat16()(img.bfloat16())
+    assert got.dtype == torch.bfloat16
+    assert (got - want).norm() < 0.05 * want.norm()
