@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xtdist.nn.attention.backends import BACKENDS, Attend
+from xtdist.nn.attention.attend import Attend
+from xtdist.nn.attention.backends import BACKENDS
 from xtdist.nn.attention.cache import Kept, Read
 from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.attention.inputs import AttentionInputs, LayerInputs
@@ -17,6 +18,7 @@ from xtdist.nn.attention.masks import Visible
 from xtdist.nn.attention.module import Attention, AttentionGeometry
 
 EACH = pytest.mark.parametrize("backend", list(BACKENDS))
+EACH_DROPPING = pytest.mark.parametrize("backend", ["sdpa", "eager"])
 
 
 def brute_force(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
@@ -137,7 +139,7 @@ def test_a_sink_takes_its_share_and_reads_nothing() -> None:
     torch.testing.assert_close(got, share @ values)
 
 
-@EACH
+@EACH_DROPPING
 def test_dropout_drops_whole_weights_and_keeps_the_mean(backend: str) -> None:
     torch.manual_seed(0)
     q, k = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 400, 8)
@@ -189,6 +191,12 @@ def test_a_cache_gets_normalized_keys_and_the_layer_reads_what_it_gives() -> Non
     assert keys.shape == values.shape == (1, 2, 3, 8)
     rms = keys.square().mean(dim=-1).sqrt()
     torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-4, rtol=1e-4)
+
+
+def test_flex_attention_refuses_gradients_on_the_cpu() -> None:
+    q, k, v = (t.requires_grad_() for t in qkv())
+    with pytest.raises(ValueError, match="no gradients on the CPU"):
+        BACKENDS["flex"](q, k, v, Attend(scale=1.0))
 
 
 def test_plain_causality_needs_no_table() -> None:

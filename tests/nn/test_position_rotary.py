@@ -243,7 +243,7 @@ def test_polar_positions_are_those_of_x_transformers() -> None:
         ours.queries(q, table), apply_polar_pos_emb(q, angles), atol=1e-5, rtol=1e-5
     )
     torch.testing.assert_close(
-        ours.keys(k, table), apply_polar_pos_emb(k, angles + bias), atol=2e-5, rtol=1e-5
+        ours(k, table), apply_polar_pos_emb(k, angles + bias), atol=2e-5, rtol=1e-5
     )
 
 
@@ -254,7 +254,7 @@ def test_a_polar_score_is_a_sum_of_cosines() -> None:
     assert ours.bias.std() > 0.5
     q, k, i, j = noise(1, 1, 1, 8), noise(1, 1, 1, 8, seed=1), 700, 650
     query = ours.queries(q, ours.table(torch.tensor([[i]])))
-    key = ours.keys(k, ours.table(torch.tensor([[j]])))
+    key = ours(k, ours.table(torch.tensor([[j]])))
     angle = (i - j) * 10000.0 ** -(torch.arange(8).double() / 8) - ours.bias.double()
     want = (torch.nn.functional.softplus(q) * torch.nn.functional.softplus(k) * angle.cos()).sum()
     torch.testing.assert_close((query * key).sum().double(), want, atol=1e-3, rtol=1e-3)

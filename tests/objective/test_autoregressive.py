@@ -109,3 +109,15 @@ def test_the_config_builds_the_wrapper() -> None:
     built = build_objective(config, make_net(causal=True), mask_id=1, pad_id=5)
     assert isinstance(built, AutoregressiveWrapper)
     assert (built.ignore_index, built.pad_value) == (-7, 5)
+
+
+def test_a_mixture_of_experts_adds_its_losses_in_training_only() -> None:
+    moe = {"kind": "moe", "experts": 3, "top_k": 1, "balance_loss_weight": 0.5, "z_loss_weight": 0}
+    net, x = make_net(causal=True, feedforward=moe), some_ids(2, 9)
+    wrapper = AutoregressiveWrapper(net).eval()
+    plain = wrapper(x)
+    balance = sum(a.sum / a.weight for a in net.run(x[:, :-1]).aux if a.name == "balance")
+    wrapper.train()
+    torch.testing.assert_close(wrapper(x), plain + 0.5 * balance)
+    out = wrapper.losses(wrapper.prepare(x, seed=0, sample_ids=torch.arange(2)))
+    torch.testing.assert_close(out.metrics["aux/balance"] / out.weight, balance.detach())

@@ -119,8 +119,8 @@ class Oracle(torch.nn.Module):
         self.table, self.num_tokens = table, table.shape[0] + 1
         self.identity = torch.eye(self.num_tokens)
 
-    def hidden(self, x: torch.Tensor, mask: object = None) -> torch.Tensor:
-        return torch.stack([self._row(row) for row in x])
+    def run(self, x: torch.Tensor, mask: object = None) -> SimpleNamespace:
+        return SimpleNamespace(hidden=torch.stack([self._row(row) for row in x]), aux=())
 
     def _row(self, row: torch.Tensor) -> torch.Tensor:
         joint = self.table

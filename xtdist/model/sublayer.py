@@ -50,9 +50,9 @@ class Carry(NamedTuple):
     the caller wants to see: each attention, the input of each self attention.
     """
 
-    scores: Tensor | None = None
+    scores: tuple[Tensor, ...] = ()
     values: Tensor | None = None
-    cross_scores: Tensor | None = None
+    cross_scores: tuple[Tensor, ...] = ()
     cross_values: Tensor | None = None
     history: tuple[Tensor, ...] = ()
     streams: tuple[Tensor, ...] = ()
@@ -208,21 +208,21 @@ class Sublayer(nn.Module):
             layer=own.layer,
             memory=memory,
             added=own.added,
-            scores=(carry.cross_scores if cross else carry.scores) if passes_on else None,
+            scores=carry.cross_scores if cross else carry.scores,
             values=first if config.value_residual is not None else None,
             sources=(x[1], x[2]) if x.ndim == 4 else None,
         )
         told = shared.attention
         if passes_on and not told.keep_scores:
             told = told.with_scores()
-        out, values, scores, weights = self.branch(x[0] if x.ndim == 4 else x, told, inputs)
-        if shared.keep and scores is not None and weights is not None:
-            record = AttentionRecord(self.seat.kind, scores, weights)
+        out, values, reading = self.branch(x[0] if x.ndim == 4 else x, told, inputs)
+        if shared.keep and reading.scores:
+            record = AttentionRecord(self.seat.kind, reading.scores[0], reading.weights[0])
             carry = carry._replace(records=(*carry.records, record))
         if config.value_residual is not None and first is None:
             carry = carry._replace(**{"cross_values" if cross else "values": values})
         if passes_on:
-            carry = carry._replace(**{"cross_scores" if cross else "scores": scores})
+            carry = carry._replace(**{"cross_scores" if cross else "scores": reading.scores})
         return out, carry
 
 

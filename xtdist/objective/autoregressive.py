@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xtdist.config import ConfigError
 from xtdist.model import ModelInputs, TransformerWrapper
-from xtdist.objective.base import LossOutput, Objective, Prepared
+from xtdist.objective.base import LossOutput, Objective, Prepared, with_aux
 from xtdist.objective.loss import cross_entropy_of
 
 
@@ -76,7 +76,7 @@ class AutoregressiveWrapper(Objective):
         return self._losses(prepared, {})
 
     def _losses(self, prepared: Prepared, inputs: ModelInputs) -> LossOutput:
-        hidden = self.net.hidden(prepared.inputs, **inputs)
+        out = self.net.run(prepared.inputs, **inputs)
         loss = cross_entropy_of(prepared.targets.flatten(), prepared.weights.flatten())
-        total = self.net.apply_head(rearrange(hidden, "b n d -> (b n) d"), loss)
-        return LossOutput(total, prepared.weight)
+        total = self.net.apply_head(rearrange(out.hidden, "b n d -> (b n) d"), loss)
+        return with_aux(total, prepared.weight, out.aux if self.training else ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.model import TransformerWrapper
+from xtdist.nn.aux import AuxLoss
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,23 @@ class LossOutput:
     def mean(self) -> Float[Tensor, ""]:
         """sum / weight; 0 where nothing counts."""
         return self.sum / torch.where(self.weight > 0, self.weight, 1.0)
+
+
+def with_aux(
+    total: Float[Tensor, ""], weight: Float[Tensor, ""], aux: Sequence[AuxLoss]
+) -> LossOutput:
+    """``total`` with the auxiliary losses of the network's layers added.
+
+    Each counts with the batch's weight, so that over any number of parts and ranks their mean,
+    weighted like the loss, is what is trained. Each is also a metric.
+    """
+    metrics: dict[str, Tensor] = {}
+    for part in aux:
+        value = part.sum / torch.where(part.weight > 0, part.weight, 1.0) * weight
+        total = total + part.scale * value
+        name = f"aux/{part.name}"
+        metrics[name] = metrics.get(name, torch.zeros_like(value)) + value.detach()
+    return LossOutput(total, weight, metrics)
 
 
 @dataclass(frozen=True, kw_only=True)

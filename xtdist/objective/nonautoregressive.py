@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xtdist.config import ConfigError, derive_seed, from_mapping
 from xtdist.model import TransformerWrapper
-from xtdist.objective.base import LossOutput, Objective, Prepared
+from xtdist.objective.base import LossOutput, Objective, Prepared, with_aux
 from xtdist.objective.config import NonAutoregressiveConfig
 from xtdist.objective.loss import cross_entropy_of
 
@@ -90,11 +90,11 @@ class NonAutoregressiveWrapper(Objective):
     def losses(self, prepared: Prepared) -> LossOutput:
         """Σ weighted cross-entropy over masked tokens, weight = number of real tokens (with weight
         ``none``: of masked ones). Only masked positions get logits."""
-        hidden = self.net.hidden(prepared.inputs, mask=prepared.mask)
+        out = self.net.run(prepared.inputs, mask=prepared.mask)
         rows = prepared.weights.flatten().nonzero()[:, 0]
         loss = cross_entropy_of(prepared.targets.flatten()[rows], prepared.weights.flatten()[rows])
-        total = self.net.apply_head(rearrange(hidden, "b n d -> (b n) d")[rows], loss)
-        return LossOutput(total, prepared.weight)
+        total = self.net.apply_head(rearrange(out.hidden, "b n d -> (b n) d")[rows], loss)
+        return with_aux(total, prepared.weight, out.aux if self.training else ())
 
     def _prepare_rows(
         self, tokens: Int[Tensor, "b n"], *, seed: int, sample_ids: Int[Tensor, " b"]

@@ -2,58 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
-
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from xtdist.nn.attention.masks import EVERYTHING, Visible
-from xtdist.nn.attention.scores import ScoreMods, dot
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attend:
-    """How queries read.
-
-    bias: (b|1, h, i, j) added to the scaled scores, for the keys behind ``visible.lead`` ones.
-    sink: (h,) scores of an extra key that reads nothing.
-    dropout: the probability to drop a weight, 0 outside of training.
-    mods, previous, keep_scores: for the eager backend alone: what happens to scores, the scores of
-    an earlier layer to add, whether to hand back this layer's.
-    """
-
-    scale: float
-    visible: Visible = EVERYTHING
-    bias: Float[Tensor, "b h i j"] | None = None
-    sink: Float[Tensor, " h"] | None = None
-    dropout: float = 0.0
-    mods: ScoreMods | None = None
-    previous: Float[Tensor, "b h i j"] | None = None
-    keep_scores: bool = False
-
-
-class Reading(NamedTuple):
-    """What the queries read, and, where kept, the scores and weights behind it (fp32)."""
-
-    out: Float[Tensor, "b h i d"]
-    scores: Float[Tensor, "b h i j"] | None = None
-    weights: Float[Tensor, "b h i j"] | None = None
-
-
-class Backend(Protocol):
-    """Query head i reads key/value head i // (h // hk)."""
-
-    def __call__(
-        self,
-        q: Float[Tensor, "b h i d"],
-        k: Float[Tensor, "b hk j d"],
-        v: Float[Tensor, "b hk j dv"],
-        how: Attend,
-    ) -> Reading: ...
+from xtdist.nn.attention.attend import Attend, Backend, Reading
+from xtdist.nn.attention.flex import flex
+from xtdist.nn.attention.scores import dot
 
 
 def sdpa(
@@ -163,7 +120,7 @@ def eager(
     out = einsum(grouped, v, "b hk g i j, b hk j d -> b hk g i d")
     out = rearrange(out, "b hk g i d -> b (hk g) i d")
     out = out if empty is None else out.masked_fill(empty, 0.0)
-    return Reading(out, scores, kept) if how.keep_scores else Reading(out)
+    return Reading(out, (scores,), (kept,)) if how.keep_scores else Reading(out)
 
 
 def _weigh(scores: Tensor, how: Attend) -> Tensor:
@@ -173,4 +130,4 @@ def _weigh(scores: Tensor, how: Attend) -> Tensor:
     return weights if how.sink is None else weights[..., 1:]
 
 
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "eager": eager}
+BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "eager": eager, "flex": flex}

@@ -44,7 +44,7 @@ class MemoryKeyValues(nn.Module):
 
     def forward(self, k: Tensor, v: Tensor, norms: HeadNorms) -> tuple[Tensor, Tensor]:
         """The keys and values with these in front; cosine attention makes them unit too."""
-        keys = self.keys if norms.cosine is None else norms.cosine.keys(self.keys)
+        keys = self.keys if norms.unit_key is None else norms.unit_key(self.keys)
         return (
             torch.cat((repeat(keys.to(k.dtype), "h e d -> b h e d", b=len(k)), k), dim=2),
             torch.cat((repeat(self.values.to(v.dtype), "h e d -> b h e d", b=len(v)), v), dim=2),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from xtdist.nn.attention.attend import Reading
 from xtdist.nn.attention.cache import KVCache
 from xtdist.nn.attention.masks import EVERYTHING, Visible
 from xtdist.nn.attention.rotation import Rotation
@@ -69,7 +70,7 @@ class LayerInputs:
     layer: its number among the attentions as they run: a cache knows it by that.
     memory: earlier hidden states, normed, which stand before the tokens as keys.
     added: keys and values from elsewhere.
-    scores: those of the layer before, where layers pass them on.
+    scores: those of the layer before, where layers pass them on: of each sequence, with a cache.
     values: those of the first layer, where layers mix them in.
     sources: other inputs for keys and values than the tokens.
     """
@@ -77,15 +78,14 @@ class LayerInputs:
     layer: int = 0
     memory: Float[Tensor, "b m d"] | None = None
     added: AddedKeyValues | None = None
-    scores: Float[Tensor, "b h i j"] | None = None
+    scores: tuple[Float[Tensor, "b h i j"], ...] = ()
     values: Float[Tensor, "b hk n dv"] | None = None
     sources: tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]] | None = None
 
 
 class AttentionOutput(NamedTuple):
-    """What the layer adds, its values before any mixing, and, where kept, scores and weights."""
+    """What the layer adds, its values before any mixing, and what lies behind it."""
 
     out: Float[Tensor, "b n d"]
-    values: Float[Tensor, "b hk n dv"] | None = None
-    scores: Float[Tensor, "b h i j"] | None = None
-    weights: Float[Tensor, "b h i j"] | None = None
+    values: Float[Tensor, "b hk n dv"] | None
+    reading: Reading

@@ -10,7 +10,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xtdist.nn.attention.backends import BACKENDS, Attend, Reading
+from xtdist.nn.attention.attend import Attend, Reading
+from xtdist.nn.attention.backends import BACKENDS
 from xtdist.nn.attention.cache import Kept, Read
 from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.attention.extra import MemoryKeyValues, Sink, ValueMix, prepend
@@ -71,6 +72,7 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.geometry, self.backend = config, geometry, backend
         self.sizes = sizes = HeadSizes.of(geometry.heads, config)
+        self.keeps_latent = keeps_latent(config) and geometry.dim_context is None
         self.scale = config.dim_head**-0.5
         if config.cosine is not None and not config.cosine.learned_scale:
             self.scale = config.cosine.scale
@@ -99,7 +101,7 @@ class Attention(nn.Module):
         out = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
         out = F.glu(out, dim=-1) if self.config.glu_out else out
         out = F.dropout(out, self.config.dropout_out, self.training)
-        return AttentionOutput(out, values, reading.scores, reading.weights)
+        return AttentionOutput(out, values, reading)
 
     def _self(
         self, x: Tensor, shared: AttentionInputs, own: LayerInputs
@@ -108,7 +110,7 @@ class Attention(nn.Module):
         key_rotation = shared.key_rotation or shared.rotation
         values: Tensor | None = None
         kept: Kept
-        if keeps_latent(self.config):
+        if self.keeps_latent:
             q, kept = self._latent(x, source, key_rotation)
         else:
             q, k, v = self._project(x, own)
@@ -161,8 +163,11 @@ class Attention(nn.Module):
         q = self.norms.queries(self.projection.queries(x))
         if shared.cache is not None:
             reads = shared.cache.context(own.layer, self._context_kept)
-            how = Attend(scale=self.scale)
-            outs = [self._read((q[:, :, r.rows],), r.kept, how, NOTHING) for r in reads]
+            outs = []
+            for number, read in enumerate(reads):
+                before = own.scores[number] if own.scores else None
+                how = Attend(scale=self.scale).after(before, keep=shared.keep_scores)
+                outs.append(self._read((q[:, :, read.rows],), read.kept, how, NOTHING))
             return _joined(outs), None
         context = shared.context
         assert context is not None
@@ -195,9 +200,10 @@ class Attention(nn.Module):
                 how = replace(how, bias=extra if how.bias is None else how.bias + extra)
             return self._read(queries, kept, how, own)
         outs = []
-        for read in shared.cache.update(own.layer, kept):
+        for number, read in enumerate(shared.cache.update(own.layer, kept)):
             rows = tuple(t[:, :, read.rows] for t in queries)
             how = self._how_cached(rows, read, shared)
+            how = how.after(own.scores[number] if own.scores else None, keep=shared.keep_scores)
             outs.append(self._read(rows, read.kept, how, NOTHING))
         return _joined(outs)
 
@@ -209,7 +215,7 @@ class Attention(nn.Module):
             visible=visible,
             bias=shared.bias,
             dropout=self.config.dropout if self.training else 0.0,
-            previous=own.scores,
+            previous=own.scores[0] if own.scores else None,
             keep_scores=shared.keep_scores,
         )
 
@@ -231,7 +237,8 @@ class Attention(nn.Module):
     def _read(self, queries: Rows, kept: Kept, how: Attend, own: LayerInputs) -> Reading:
         """Attention itself, with the keys that don't come from tokens put before the others."""
         q, (k, v), config, visible = queries[0], kept[:2], self.config, how.visible
-        if keeps_latent(config) and isinstance(self.projection, LatentProjection):
+        if self.keeps_latent:
+            assert isinstance(self.projection, LatentProjection)
             k, v = self.projection.expand(k, v)
         if self.memory is not None:
             k, v = self.memory(k, v, self.norms)
@@ -242,21 +249,25 @@ class Attention(nn.Module):
             k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
             visible = visible.after(1)
         if config.laser is not None:
-            v = laser_in(v, config.laser)
+            q, k, v = q.float(), k.float(), laser_in(v, config.laser)
         sink = None if self.sink is None else self.sink()
         how = replace(how, visible=visible, sink=sink, mods=self.score_mods)
         eager = how.keep_scores or how.previous is not None
         reading = BACKENDS["eager" if eager else self.backend](q, k, v, how)
         if config.laser is None:
             return reading
-        return reading._replace(out=laser_out(reading.out).to(q.dtype))
+        return reading._replace(out=laser_out(reading.out).to(queries[0].dtype))
 
 
 def _joined(readings: list[Reading]) -> Reading:
-    """The tokens of several sequences side by side."""
+    """The tokens of several sequences side by side; each keeps scores of its own."""
     if len(readings) == 1:
         return readings[0]
-    return Reading(torch.cat([reading.out for reading in readings], dim=2))
+    return Reading(
+        torch.cat([reading.out for reading in readings], dim=2),
+        scores=sum((reading.scores for reading in readings), ()),
+        weights=sum((reading.weights for reading in readings), ()),
+    )
 
 
 def has_pair_bias(config: AttentionConfig) -> bool:

@@ -112,51 +112,41 @@ class HeadNorms(nn.Module):
         self.query = RMSNorm(queries, norm) if config.qk_rmsnorm else None
         self.key = RMSNorm(keys, norm) if config.qk_rmsnorm or config.k_rmsnorm else None
         self.value = RMSNorm(values, norm) if config.value_rmsnorm else None
-        self.cosine = None if config.cosine is None else Cosine(sizes, config.cosine)
+        self.unit_query = self.unit_key = None
+        if config.cosine is not None:
+            self.unit_query = UnitHeads(sizes.heads, sizes.dim, config.cosine)
+            self.unit_key = UnitHeads(sizes.kv_heads, sizes.dim, config.cosine)
 
     def forward(self, qkv: QKV, *, queries: bool = True) -> QKV:
         q, k, v = qkv
-        k = k if self.cosine is None else self.cosine.keys(k)
+        k = k if self.unit_key is None else self.unit_key(k)
         k = k if self.key is None else self.key(k)
         v = v if self.value is None else self.value(v)
         return QKV(self.queries(q) if queries else q, k, v)
 
     def queries(self, q: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
         """Normed queries."""
-        q = q if self.cosine is None else self.cosine.queries(q)
+        q = q if self.unit_query is None else self.unit_query(q)
         return q if self.query is None else self.query(q)
 
 
-class Cosine(nn.Module):
-    """Queries and keys of unit length in groups of channels, and a learned scale per channel."""
+class UnitHeads(nn.Module):
+    """Vectors of unit length in groups of channels, times a learned scale where there is one."""
 
-    def __init__(self, sizes: HeadSizes, config: CosineConfig) -> None:
+    def __init__(self, heads: int, dim: int, config: CosineConfig) -> None:
         super().__init__()
-        self.groups, self.dim = config.groups, sizes.dim
-        self.query_scale = self.key_scale = None
-        if config.learned_scale:
-            self.query_scale = nn.Parameter(torch.empty(sizes.heads, 1, sizes.dim))
-            self.key_scale = nn.Parameter(torch.empty(sizes.kv_heads, 1, sizes.dim))
-            self.reset_parameters()
+        self.groups, self.dim = config.groups, dim
+        shape = (heads, 1, dim)
+        self.scale = nn.Parameter(torch.empty(shape)) if config.learned_scale else None
+        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start at the size that dot products of random vectors have."""
-        for scale in (self.query_scale, self.key_scale):
-            if scale is not None:
-                scale.fill_(self.dim**0.25)
+        if self.scale is not None:
+            self.scale.fill_(self.dim**0.25)
 
-    def queries(self, q: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
-        """Unit queries, scaled."""
-        q = self._unit(q)
-        return q if self.query_scale is None else q * self.query_scale.to(q.dtype)
-
-    def keys(self, k: Float[Tensor, "b hk n d"]) -> Float[Tensor, "b hk n d"]:
-        """Unit keys, scaled."""
-        k = self._unit(k)
-        return k if self.key_scale is None else k * self.key_scale.to(k.dtype)
-
-    def _unit(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
         grouped = rearrange(x, "... (g d) -> ... g d", g=self.groups)
-        unit = F.normalize(grouped.float(), dim=-1).to(x.dtype)
-        return rearrange(unit, "... g d -> ... (g d)")
+        unit = rearrange(F.normalize(grouped.float(), dim=-1), "... g d -> ... (g d)").to(x.dtype)
+        return unit if self.scale is None else unit * self.scale.to(x.dtype)

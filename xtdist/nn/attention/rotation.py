@@ -50,4 +50,4 @@ class PolarRotation:
 
     def keys(self, k: Float[Tensor, "b hk n d"]) -> Float[Tensor, "b hk n e"]:
         """Keys on their circles."""
-        return self.polar.keys(k, self.table)
+        return self.polar(k, self.table)

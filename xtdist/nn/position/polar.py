@@ -52,7 +52,7 @@ class PolarPosition(nn.Module):
         """Queries at the positions of ``table``; e = 2 d. fp32 inside, ``q``'s type outside."""
         return _place(q, table)
 
-    def keys(self, k: Float[Tensor, "b hk n d"], table: PolarTable) -> Float[Tensor, "b hk n e"]:
+    def forward(self, k: Float[Tensor, "b hk n d"], table: PolarTable) -> Float[Tensor, "b hk n e"]:
         """Keys at the positions of ``table``, turned by the learned bias as well."""
         bias = self.bias.float().clamp(-2 * math.pi, 0)
         cos = table.cos * bias.cos() - table.sin * bias.sin()

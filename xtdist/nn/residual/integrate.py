@@ -71,6 +71,23 @@ class LIMe(nn.Module):
         return out[0].to(x.dtype) if self.views == 1 else out.to(x.dtype)
 
 
+class _KeyGain(nn.Module):
+    """The gain of the keys' norm, which acts on the query: the keys are scored without a copy."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Start as the identity."""
+        self.gain.fill_(1.0)
+
+    def forward(self) -> Float[Tensor, " d"]:
+        return self.gain
+
+
 class AttentionResidual(nn.Module):
     """Attention of each token over its own inputs in all layers so far (2601.21582, 2603.15031).
 
@@ -88,7 +105,7 @@ class AttentionResidual(nn.Module):
         norm = RMSNormConfig(unit_offset=False, eps=_EPS)
         self.config, self.views, self.dim = config, views, dim
         self.delta_norm, self.query_norm = norm.build(dim), norm.build(dim)
-        self.key_norm = norm.build(dim)
+        self.key_norm = _KeyGain(dim)
         self.down = Linear(dim, config.rank)
         self.up = Linear(config.rank, dim * views, init_gain=0.0)
 
@@ -107,7 +124,7 @@ class AttentionResidual(nn.Module):
         if self.config.activation != "none":
             low = _ACTIVATIONS[self.config.activation](low)
         delta = rearrange(self.up(low), "b n (v d) -> v b n d", v=self.views)
-        return self.query_norm(x + delta) * (self.key_norm.gain * self.dim**-0.5)
+        return self.query_norm(x + delta) * (self.key_norm() * self.dim**-0.5)
 
     def score(
         self, query: Float[Tensor, "v b n d"], hidden: Float[Tensor, "b n d"]
