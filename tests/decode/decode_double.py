@@ -42,6 +42,8 @@ class Double(nn.Module):
 
         self.config = SimpleNamespace(
             causal=True,
+            norm=SimpleNamespace(needs_condition=False),
+            branch_scale=None,
             num_tokens=VOCABULARY,
             dim=DIM,
             dim_context=context_dim,

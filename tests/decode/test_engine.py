@@ -19,6 +19,7 @@ from xtdist.decode import (
 )
 from xtdist.model import TransformerWrapper
 from xtdist.nn.attention.config import AttentionConfig, LatentConfig
+from xtdist.nn.norm.adaptive import AdaptiveRMSNormConfig
 from xtdist.nn.position.bias import AlibiConfig
 from xtdist.nn.position.config import LearnedConfig, NoPositionConfig
 from xtdist.nn.position.parts import ForgettingConfig
@@ -213,6 +214,11 @@ def test_what_can_not_be_honoured_is_refused_before_it_runs(
 def test_a_model_that_is_not_causal_is_refused() -> None:
     with pytest.raises(ConfigError, match="mask_predict"):
         Engine(make_model(1, causal=False))
+
+
+def test_a_model_that_reads_a_condition_is_refused() -> None:
+    with pytest.raises(ConfigError, match="condition"):
+        Engine(make_model(1, norm=AdaptiveRMSNormConfig(dim_condition=8)))
 
 
 OPERATIONS = st.one_of(

@@ -28,13 +28,19 @@ class Limits:
 
     @classmethod
     def of(cls, model: Any, name: str) -> Limits:
-        """Raises ConfigError for a model that is not causal."""
+        """Raises ConfigError for a model that is not causal, or reads a condition."""
         if not model.config.causal:
             raise ConfigError(
                 f"{name}: it is not causal, so it can't continue text token by token; "
                 "use mask_predict for non-autoregressive models"
             )
         config = model.config
+        scale = config.branch_scale
+        if config.norm.needs_condition or (scale is not None and scale.needs_condition):
+            raise ConfigError(
+                f"{name}: its adaptive norms read a condition, which a request can't carry; sample "
+                "from it by its own forward pass"
+            )
         return cls(
             num_tokens=config.num_tokens,
             max_seq_len=model.max_seq_len,
