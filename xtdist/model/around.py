@@ -129,7 +129,12 @@ class Around(nn.Module):
             real = torch.cat((before, whole[:, prepended:] if real is None else real), dim=1)
         cls = None if self.cls_tokens is None else self.cls_tokens(b).to(h.dtype)
         learned = None if self.memory_tokens is None else self.memory_tokens(b).to(h.dtype)
-        return slots.join(h, cls, learned), slots.inputs(given, real), slots, real
+        return (
+            slots.join(h, cls, learned),
+            slots.inputs(given, real, causal=self.config.causal),
+            slots,
+            real,
+        )
 
     def passes(
         self, h: Float[Tensor, "b l d"], given: StackInputs, inputs: ModelInputs
@@ -184,7 +189,7 @@ class Around(nn.Module):
         elif pool is not None:
             hidden = mean_of_real(tokens, real)
         return ModelOutput(
-            hidden=hidden,
+            hidden=self.with_all_parts(hidden),
             tokens=tokens,
             initial=initial,
             stack=passes.stack,
@@ -196,6 +201,13 @@ class Around(nn.Module):
             exit_logits=tuple(map(of_sequence, passes.exit_logits)),
             exits=None if exits is None else of_sequence(exits[..., None])[..., 0],
         )
+
+    def with_all_parts(self, hidden: Float[Tensor, "b *s d"]) -> Float[Tensor, "b *s d"]:
+        """The same, and in training a head that no loss may ask for gets a gradient of zero: every
+        rank then uses every parameter in every step."""
+        if self.next_embedding is None or not self.training:
+            return hidden
+        return hidden + 0.0 * self.next_embedding(hidden[:, :1]).sum()
 
     def all_logits(self, hidden: Float[Tensor, "... d"], keywords: Mapping[str, Any]) -> Any:
         """Those of every head, behind mixture, sigsoftmax and squeezing."""

@@ -109,6 +109,19 @@ def _check_prepended(x: Tensor, inputs: ModelInputs, config: ModelConfig) -> Non
         raise ValueError("prepend_embeds: with a cache they are in it already; leave them out")
 
 
+def check_memories(inputs: ModelInputs, config: ModelConfig) -> None:
+    """One memory for each self attention, all of the batch's size and the model's width."""
+    mems = inputs.get("mems") or ()
+    attentions = sum(config.kinds[i] == "a" for i in config.execution)
+    if mems and len(mems) != attentions:
+        raise ValueError(
+            f"mems: got {len(mems)}; give one for each of {attentions} self attentions"
+        )
+    for mem in mems:
+        if mem.ndim != 3 or mem.shape != mems[0].shape or mem.shape[2] != config.dim:
+            raise ValueError(f"mems: got {tuple(mem.shape)}; give (b, m, {config.dim}) in each")
+
+
 def check_loop(inputs: ModelInputs, config: ModelConfig) -> None:
     """A number of passes that the model's loop can make."""
     kind = None if config.loop is None else config.loop.kind

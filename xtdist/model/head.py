@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -31,10 +30,9 @@ class Mixture(nn.Module):
     def mix(
         logits: Float[Tensor, "... k v"], shares: Float[Tensor, "... k"]
     ) -> Float[Tensor, "... v"]:
-        """Log-probabilities log Σ share · softmax(logits), in fp32."""
-        return torch.logsumexp(
-            logits.float().log_softmax(dim=-1) + rearrange(shares, "... k -> ... k 1"), dim=-2
-        )
+        """Log-probabilities log Σ share · softmax(logits), computed in fp32."""
+        parts = logits.float().log_softmax(dim=-1) + rearrange(shares, "... k -> ... k 1")
+        return parts.logsumexp(dim=-2).to(logits.dtype)
 
 
 class NextEmbedding(nn.Module):

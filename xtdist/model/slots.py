@@ -83,12 +83,10 @@ class Slots:
         value = torch.cat((parts[0], value.new_full(size, fill), parts[1]), dim=axis)
         return self.spread(value, axis=axis, fill=fill, before=before)
 
-    def inputs(self, given: StackInputs, mask: Tensor | None) -> StackInputs:
+    def inputs(self, given: StackInputs, mask: Tensor | None, *, causal: bool) -> StackInputs:
         """The inputs of a stack for all places; ``mask`` is of the s vectors of the sequence."""
         if given.documents is not None:
-            raise ValueError(
-                "documents: memory, class and prepended vectors belong to none; leave out one"
-            )
+            given = self._with_table(given, given.documents, causal=causal)
         n, memories = self.tokens, next((m for m in given.memories if m is not None), None)
         before = 0 if memories is None else memories.shape[1]
         table, bias, of_tokens = given.attn_mask, given.attn_bias, self.of_tokens
@@ -110,6 +108,19 @@ class Slots:
             inject=self._per_token(given.inject, n),
             factors=[of_tokens(f, axis=1, fill=1.0) for f in given.factors],
         )
+
+    def _with_table(self, given: StackInputs, documents: Tensor, *, causal: bool) -> StackInputs:
+        """Documents as a table: all may read the memories, which read no document."""
+        if not causal or self.every is not None or self.cls or self.prepended:
+            raise ValueError(
+                "documents: vectors that stand beside the tokens would carry what is in one "
+                "document to others; only memory tokens before a causal stack's tokens would not"
+            )
+        same = rearrange(documents, "b i -> b 1 i 1") == rearrange(documents, "b j -> b 1 1 j")
+        table = given.attn_mask
+        if table is not None:
+            same = same & (rearrange(table, "h i j -> 1 h i j") if table.ndim == 3 else table)
+        return replace(given, attn_mask=same, documents=None)
 
     def _per_token(self, value: Tensor | None, n: int) -> Tensor | None:
         """A ``value`` that may be the same for all tokens."""

@@ -16,7 +16,7 @@ from xtdist.config import ConfigError
 from xtdist.model.around import Around, given_modules
 from xtdist.model.batch_cache import BatchCache, behind
 from xtdist.model.caching import cache_spec
-from xtdist.model.checks import check_embedding, check_loop, check_tokens
+from xtdist.model.checks import check_embedding, check_loop, check_memories, check_tokens
 from xtdist.model.compat import model_config
 from xtdist.model.config import ModelConfig
 from xtdist.model.inputs import StackKeywords, stack_inputs
@@ -149,6 +149,7 @@ class TransformerWrapper(Around):
         x = check_tokens(x, inputs, self.config)
         check_embedding(x, inputs, self.config, after=0 if grown is None else grown.tokens)
         check_loop(inputs, self.config)
+        check_memories(inputs, self.config)
         given = stack_inputs(x, self.config, _of_stack(inputs), keep=keep)
         if keep and not scores:
             given = replace(given, scores=False)
@@ -159,7 +160,7 @@ class TransformerWrapper(Around):
         passes = self.passes(h, given, inputs)
         if slots is None and self.config.pool is None and not keep:
             return ModelOutput(
-                hidden=passes.hidden,
+                hidden=self.with_all_parts(passes.hidden),
                 tokens=passes.hidden,
                 initial=initial,
                 stack=passes.stack,
@@ -211,6 +212,9 @@ def _of_stack(inputs: Mapping[str, Any]) -> StackKeywords:
     pos = given.get("pos")
     if pos is not None and pos.is_floating_point():
         del given["pos"]
+    if not any(mem.shape[1] for mem in given.get("mems") or ()):
+        given.pop("mems", None)
+        given.pop("mem_masks", None)
     return cast(StackKeywords, given)
 
 
