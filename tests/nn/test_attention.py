@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xtdist.nn.attention.attend import Attend
 from xtdist.nn.attention.backends import BACKENDS
@@ -98,6 +99,46 @@ def test_every_rule_of_visibility_by_brute_force(backend: str, name: str, lead: 
         allowed[tuple(index)] = ruled(rules, *index)
     got = BACKENDS[backend](q, k, v, Attend(visible=rules, scale=0.3)).out
     torch.testing.assert_close(got, brute_force(q, k, v, allowed, 0.3))
+
+
+@pytest.mark.parametrize("lead", [0, 3])
+@pytest.mark.parametrize("window", [0, 5, 150])
+def test_a_long_window_is_read_in_pieces_with_the_same_result(window: int, lead: int) -> None:
+    g = torch.Generator().manual_seed(2)
+    n = 421
+    q = torch.randn(2, 4, n, 8, generator=g, requires_grad=True)
+    k, v = torch.randn(2, 2, 2, n + lead, 8, generator=g)
+    documents = torch.arange(n).expand(2, n) // 100
+    bias = torch.randn(1, 4, n, n, generator=g)
+    for rules, extra in (
+        (Visible(causal=True, window=window), None),
+        (Visible(causal=True, window=window, documents=documents, keys=documents != 2), bias),
+    ):
+        rules = rules.after(lead) if lead else rules
+        how = Attend(scale=0.3, visible=rules, bias=extra)
+        got, want = (BACKENDS[name](q, k, v, how).out for name in ("sdpa", "eager"))
+        torch.testing.assert_close(got, want)
+        grads = [torch.autograd.grad(out.square().sum(), q)[0] for out in (got, want)]
+        torch.testing.assert_close(grads[0], grads[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_window_makes_no_table_of_all_pairs() -> None:
+    q = torch.randn(1, 1, 2048, 8, requires_grad=True)
+    how = Attend(scale=0.3, visible=Visible(causal=True, window=16))
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for t in out if isinstance(out, tuple) else (out,):
+                if isinstance(t, Tensor):
+                    largest = max(largest, t.numel())
+            return out
+
+    with Watch():
+        BACKENDS["sdpa"](q, q, q, how).out.sum().backward()
+    assert largest <= 2048 * 8 * 4
 
 
 @EACH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ class Attend:
     bias: (b|1, h, i, j) added to the scaled scores, for the keys behind ``visible.lead`` ones.
     sink: (h,) scores of an extra key that reads nothing.
     dropout: the probability to drop a weight, 0 outside of training.
+    memo: tables made of ``visible`` and ``bias`` so far, where other layers have the same two.
     mods, previous, keep_scores: for the eager backend alone: what happens to scores, the scores of
     an earlier layer to add, whether to hand back this layer's.
     """
@@ -28,6 +30,7 @@ class Attend:
     bias: Float[Tensor, "b h i j"] | None = None
     sink: Float[Tensor, " h"] | None = None
     dropout: float = 0.0
+    memo: dict[tuple[object, ...], Tensor | None] | None = None
     mods: ScoreMods | None = None
     previous: Float[Tensor, "b h i j"] | None = None
     keep_scores: bool = False
@@ -37,6 +40,16 @@ class Attend:
         if scores is None and not keep:
             return self
         return replace(self, previous=scores, keep_scores=keep)
+
+
+def remembered(how: Attend, name: str, make: Callable[[], Tensor | None]) -> Tensor | None:
+    """``make()``, or what another layer with the same rules and bias made."""
+    if how.memo is None:
+        return make()
+    key = (name, how.visible.window, how.visible.lead)
+    if key not in how.memo:
+        how.memo[key] = make()
+    return how.memo[key]
 
 
 class Reading(NamedTuple):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from xtdist.nn.attention.attend import Attend, Backend, Reading
+from xtdist.nn.attention.attend import Attend, Backend, Reading, remembered
 from xtdist.nn.attention.flex import flex
 from xtdist.nn.attention.scores import dot
 
@@ -21,22 +23,64 @@ def sdpa(
 ) -> Reading:
     """torch's fused kernels: no table of scores; one of masks or biases only where a rule other
     than plain causality asks for it."""
-    i, j = q.shape[2], k.shape[2]
-    free = how.visible.only_causal and how.bias is None and how.sink is None
-    if free and (i == 1 or not how.visible.causal):
+    i, j, rules = q.shape[2], k.shape[2], how.visible
+    free = rules.only_causal and how.bias is None and how.sink is None
+    if free and (i == 1 or not rules.causal):
         return Reading(_unmasked(q, k, v, how))
     if free and i == j:
         return Reading(_kernel(q, k, v, how, is_causal=True))
-    allowed = how.visible.dense(i, j, q.device)
-    empty = None
-    if allowed is not None and how.visible.may_hide_all and how.sink is None:
-        empty = ~allowed.any(dim=-1, keepdim=True)
-        allowed = allowed | empty
-    mask = allowed if how.bias is None and how.sink is None else _additive(allowed, how, q, j)
+    if rules.causal and rules.window is not None and i == j - rules.lead > _piece(rules.window):
+        return Reading(_windowed(q, k, v, how))
+    mask = remembered(how, "mask", lambda: _mask(how, q, j))
     if how.sink is not None:
         k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
     out = _kernel(q, k, v, how, mask=mask)
+    empty = remembered(how, "empty", lambda: _empty(how, i, j, q.device))
     return Reading(out if empty is None else out.masked_fill(empty, 0.0))
+
+
+def _piece(window: int) -> int:
+    """Queries that are computed together under a window: with their keys, a table of at most twice
+    that width."""
+    return max(window + 1, 128)
+
+
+def _windowed(q: Tensor, k: Tensor, v: Tensor, how: Attend) -> Tensor:
+    """Piece by piece: each has only the keys that its queries reach, so no table has n · n places
+    and nothing out of reach is computed."""
+    rules, n = how.visible, q.shape[2]
+    assert rules.window is not None
+    lead, size, outs = rules.lead, _piece(rules.window), []
+    for start in range(0, n, size):
+        stop, first = min(start + size, n), max(0, start - rules.window)
+        keys, values = (
+            torch.cat((t[:, :, :lead], t[:, :, lead + first : lead + stop]), dim=2) for t in (k, v)
+        )
+        bias = None if how.bias is None else how.bias[..., start:stop, first:stop]
+        part = replace(how, visible=rules.cut(start, stop, first), bias=bias, memo=None)
+        outs.append(sdpa(q[:, :, start:stop], keys, values, part).out)
+    return torch.cat(outs, dim=2)
+
+
+def _empty(how: Attend, i: int, j: int, device: torch.device) -> Bool[Tensor, "b h i 1"] | None:
+    """Queries that may read nothing."""
+    if not how.visible.may_hide_all or how.sink is not None:
+        return None
+    allowed = how.visible.dense(i, j, device)
+    return None if allowed is None else ~allowed.any(dim=-1, keepdim=True)
+
+
+def _mask(how: Attend, q: Float[Tensor, "b h i d"], j: int) -> Tensor | None:
+    """The table for the kernel: of rules alone, or of rules and what is added. A query that may
+    read nothing reads everything here, so that no number becomes NaN."""
+    allowed, empty = (
+        how.visible.dense(q.shape[2], j, q.device),
+        _empty(how, q.shape[2], j, q.device),
+    )
+    if allowed is not None and empty is not None:
+        allowed = allowed | empty
+    plain = how.bias is None and how.sink is None
+    return allowed if plain else _additive(allowed, how, q, j)
 
 
 def _unmasked(q: Tensor, k: Tensor, v: Tensor, how: Attend) -> Tensor:

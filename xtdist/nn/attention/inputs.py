@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
@@ -37,6 +37,7 @@ class AttentionInputs:
     cache: what earlier tokens left behind.
     context: what cross attention reads (without a cache; a cache knows it).
     keep_scores: hand back scores and weights.
+    memo: tables that several layers use.
     """
 
     q_pos: Int[Tensor, "b n"]
@@ -49,6 +50,7 @@ class AttentionInputs:
     cache: KVCache | None = None
     context: Context | None = None
     keep_scores: bool = False
+    memo: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict)
 
     def with_scores(self) -> AttentionInputs:
         """The same, and hand back scores and weights."""

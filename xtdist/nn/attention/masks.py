@@ -59,6 +59,17 @@ class Visible:
         both = None if keys is None or old is None else torch.cat((keys, old), dim=1)
         return replace(self, lead=self.lead + lead, lead_keys=both)
 
+    def cut(self, start: int, stop: int, first: int) -> Visible:
+        """The rules for the queries from ``start`` and the keys from ``first`` up to ``stop``."""
+        keys = slice(first, stop)
+        return replace(
+            self,
+            prefix=None if self.prefix is None else self.prefix - first,
+            keys=None if self.keys is None else self.keys[:, keys],
+            documents=None if self.documents is None else self.documents[:, keys],
+            table=None if self.table is None else self.table[..., start:stop, keys],
+        )
+
     def dense(self, i: int, j: int, device: torch.device) -> Bool[Tensor, "b h i j"] | None:
         """The rules as a table, as small as they allow (1 where all agree); None: no restriction.
 

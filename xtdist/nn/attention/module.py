@@ -176,7 +176,7 @@ class Attention(nn.Module):
         _, k, v = self.norms(QKV(k, k, self._mixed(x, values, own)), queries=False)
         if context.rotation is not None and context.query_rotation is not None:
             q, k = context.query_rotation.queries(q), context.rotation.keys(k)
-        how = replace(self._how(Visible(keys=context.mask), shared, own), bias=None)
+        how = replace(self._how(Visible(keys=context.mask), shared, own), bias=None, memo=None)
         return self._read((q,), (k, v), how, own), values
 
     def _context_kept(self, context: Tensor) -> Kept:
@@ -197,7 +197,8 @@ class Attention(nn.Module):
             how = self._how(shared.visible, shared, own)
             if self.pair_bias is not None:
                 extra = self.pair_bias(queries[1:], kept[2:], shared.q_pos, shared.k_pos)
-                how = replace(how, bias=extra if how.bias is None else how.bias + extra)
+                bias = extra if how.bias is None else how.bias + extra
+                how = replace(how, bias=bias, memo=None)
             return self._read(queries, kept, how, own)
         outs = []
         for number, read in enumerate(shared.cache.update(own.layer, kept)):
@@ -214,6 +215,7 @@ class Attention(nn.Module):
             scale=self.scale,
             visible=visible,
             bias=shared.bias,
+            memo=None if own.added is not None or self.sink is not None else shared.memo,
             dropout=self.config.dropout if self.training else 0.0,
             previous=own.scores[0] if own.scores else None,
             keep_scores=shared.keep_scores,
