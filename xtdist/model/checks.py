@@ -111,9 +111,11 @@ def _check_prepended(x: Tensor, inputs: ModelInputs, config: ModelConfig) -> Non
 
 def check_memories(inputs: ModelInputs, config: ModelConfig) -> None:
     """One memory for each self attention, all of the batch's size and the model's width."""
-    mems = inputs.get("mems") or ()
+    mems = inputs.get("mems")
+    if not mems:
+        return
     attentions = sum(config.kinds[i] == "a" for i in config.execution)
-    if mems and len(mems) != attentions:
+    if len(mems) != attentions:
         raise ValueError(
             f"mems: got {len(mems)}; give one for each of {attentions} self attentions"
         )
