@@ -60,5 +60,5 @@ class EmbeddingTail(nn.Module):
         h = h if prepended is None else torch.cat((prepended.to(h.dtype), h), dim=1)
         if self.gradient < 1:
             h = h * self.gradient + h.detach() * (1 - self.gradient)
-        out = F.dropout(h, self.dropout, self.training)
+        out = F.dropout(h, self.dropout) if self.training and self.dropout else h
         return out if self.proj is None else self.proj(out), h

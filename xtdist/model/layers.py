@@ -42,6 +42,7 @@ class Layers(nn.Module):
         super().__init__()
         self.config = config
         backends = {name: names[0] for name, names in resolve(config).backends.items()}
+        self._default_plan = self._plan(config.execution)
         self.sublayers = nn.ModuleList(Sublayer(config, seat) for seat in seats(config, backends))
         keeps_norm = config.norm_position == "pre" or config.residual.kind == "gated_multi"
         self.final_norm = (
@@ -98,30 +99,35 @@ class Layers(nn.Module):
 
     # The blocks, and the activations that are computed again.
 
-    def _blocks(self, inputs: StackInputs) -> Iterator[list[tuple[Sublayer, Own]]]:
-        """The sublayers to run with what each is given, block by block."""
-        order = self.config.execution if inputs.execute is None else inputs.execute
-        sublayers = cast(Sequence[Sublayer], self.sublayers)
-        attentions = [i for i in order if sublayers[i].seat.kind == "a"]
-        memories, factors = iter(inputs.memories), iter(inputs.factors)
-        added = [None] * (len(attentions) - len(inputs.added)) + list(inputs.added)[
-            -len(attentions) :
-        ]
-        added_to, layer = iter(added), 0
+    def _plan(self, order: Sequence[int]) -> list[list[tuple[int, Own]]]:
+        """The numbers of the sublayers to run, block by block, with their numbers among the
+        attentions."""
         length = len(block_of(self.config.order, cross=self.config.cross_attention is not None))
-        block: list[tuple[Sublayer, Own]] = []
-        for step, number in enumerate(order):
-            sublayer = sublayers[number]
-            own = Own(layer=layer)
-            if sublayer.seat.kind == "a":
-                own = replace(own, memory=next(memories, None), added=next(added_to, None))
-            if sublayer.seat.kind == "f":
-                own = replace(own, factor=next(factors, None))
-            layer += sublayer.seat.kind != "f"
-            block.append((sublayer, own))
-            if (step + 1) % length == 0 or step + 1 == len(order):
-                yield block
-                block = []
+        kinds, layer, steps = self.config.kinds, 0, []
+        for number in order:
+            steps.append((number, Own(layer=layer)))
+            layer += kinds[number] != "f"
+        return [steps[at : at + length] for at in range(0, len(steps), length)]
+
+    def _blocks(self, inputs: StackInputs) -> list[list[tuple[Sublayer, Own]]]:
+        """The sublayers to run with what each is given, block by block."""
+        plan = self._default_plan if inputs.execute is None else self._plan(inputs.execute)
+        sublayers = cast(list[Sublayer], list(self.sublayers))
+        memories, factors = iter(inputs.memories), iter(inputs.factors)
+        plain = not (inputs.memories or inputs.factors or inputs.added)
+        if plain:
+            return [[(sublayers[number], own) for number, own in block] for block in plan]
+        attentions = sum(sublayers[n].seat.kind == "a" for block in plan for n, _ in block)
+        last = list(inputs.added)[-attentions:]
+        added = iter([None] * (attentions - len(last)) + last)
+
+        def given(number: int, own: Own) -> Own:
+            kind = sublayers[number].seat.kind
+            if kind == "a":
+                return replace(own, memory=next(memories, None), added=next(added, None))
+            return replace(own, factor=next(factors, None)) if kind == "f" else own
+
+        return [[(sublayers[n], given(n, own)) for n, own in block] for block in plan]
 
     def _block(
         self, stream: Tensor, carry: Carry, shared: Shared, steps: list[tuple[Sublayer, Own]]

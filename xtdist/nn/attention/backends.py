@@ -158,7 +158,7 @@ def eager(
     scores = scores if mods is None else mods.masked(scores, q, allowed)
     weights = _weigh(scores, how)
     kept = weights
-    weights = F.dropout(weights, how.dropout)
+    weights = F.dropout(weights, how.dropout) if how.dropout else weights
     weights = weights if mods is None else mods.weights(weights, raw)
     grouped = rearrange(weights.to(v.dtype), "b (hk g) i j -> b hk g i j", hk=v.shape[1])
     out = einsum(grouped, v, "b hk g i j, b hk j d -> b hk g i d")

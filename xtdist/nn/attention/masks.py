@@ -39,8 +39,14 @@ class Visible:
     @property
     def only_causal(self) -> bool:
         """No rule but, perhaps, causality: backends know that one themselves."""
-        others = (self.window, self.prefix, self.keys, self.documents, self.table, self.lead_keys)
-        return all(rule is None for rule in others)
+        return (
+            self.window is None
+            and self.prefix is None
+            and self.keys is None
+            and self.documents is None
+            and self.table is None
+            and self.lead_keys is None
+        )
 
     @property
     def may_hide_all(self) -> bool:

@@ -17,7 +17,7 @@ from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.attention.extra import MemoryKeyValues, Sink, ValueMix, prepend
 from xtdist.nn.attention.inputs import AttentionInputs, AttentionOutput, LayerInputs
 from xtdist.nn.attention.latent import LatentProjection, build_projection, keeps_latent
-from xtdist.nn.attention.masks import Visible
+from xtdist.nn.attention.masks import EVERYTHING, Visible
 from xtdist.nn.attention.pairs import PairBias, Rows
 from xtdist.nn.attention.projection import (
     QKV,
@@ -32,6 +32,7 @@ from xtdist.nn.linear import Linear
 from xtdist.nn.position.geometry import PositionGeometry
 
 NOTHING = LayerInputs()
+PAST = Visible(causal=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +85,15 @@ class Attention(nn.Module):
         self.mix = ValueMix(dim, sizes.kv_heads) if geometry.learned_mix else None
         self.pair_bias = PairBias(place, config) if has_pair_bias(config) else None
         self.score_mods = ScoreMods(config, place) if needs_table(config) else None
-        self.value_mods = ValueMods(dim, heads, config)
+        self.value_mods = ValueMods(dim, heads, config) if has_value_mods(config) else None
         out = dim * (2 if config.glu_out else 1)
         gain = 0.0 if config.zero_init_out else geometry.init_gain
         self.to_out = Linear(heads * sizes.value_dim, out, init_gain=gain)
+
+    @property
+    def _past(self) -> Attend:
+        """How a token with a cache reads: everything up to itself."""
+        return Attend(scale=self.scale, visible=PAST, mods=self.score_mods)
 
     def forward(
         self, x: Float[Tensor, "b n d"], shared: AttentionInputs, own: LayerInputs = NOTHING
@@ -97,10 +103,11 @@ class Attention(nn.Module):
             reading, values = self._cross(x, shared, own)
         else:
             reading, values = self._self(x, shared, own)
-        out = self.value_mods(reading.out, x)
+        out = reading.out if self.value_mods is None else self.value_mods(reading.out, x)
         out = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
         out = F.glu(out, dim=-1) if self.config.glu_out else out
-        out = F.dropout(out, self.config.dropout_out, self.training)
+        if self.training and self.config.dropout_out:
+            out = F.dropout(out, self.config.dropout_out)
         return AttentionOutput(out, values, reading)
 
     def _self(
@@ -115,7 +122,9 @@ class Attention(nn.Module):
         else:
             q, k, v = self._project(x, own)
             values = v
-            q, k, v = self.norms(QKV(q, k, self._mixed(x, v, own)))
+            q, k, v = QKV(q, k, self._mixed(x, v, own))
+            if not self.norms.empty:
+                q, k, v = self.norms(QKV(q, k, v))
             kept = (k if key_rotation is None else key_rotation.keys(k), v)
         q = q if shared.rotation is None else shared.rotation.queries(q)
         rows: Rows = ()
@@ -166,7 +175,8 @@ class Attention(nn.Module):
             outs = []
             for number, read in enumerate(reads):
                 before = own.scores[number] if own.scores else None
-                how = Attend(scale=self.scale).after(before, keep=shared.keep_scores)
+                how = self._how(EVERYTHING, shared, NOTHING).after(before, keep=shared.keep_scores)
+                how = replace(how, bias=None, memo=None)
                 outs.append(self._read((q[:, :, read.rows],), read.kept, how, NOTHING))
             return _joined(outs), None
         context = shared.context
@@ -200,12 +210,14 @@ class Attention(nn.Module):
                 bias = extra if how.bias is None else how.bias + extra
                 how = replace(how, bias=bias, memo=None)
             return self._read(queries, kept, how, own)
-        outs = []
+        outs, how = [], self._past
+        if self.sink is not None:
+            how = replace(how, sink=self.sink())
         for number, read in enumerate(shared.cache.update(own.layer, kept)):
-            rows = tuple(t[:, :, read.rows] for t in queries)
-            how = self._how_cached(rows, read, shared)
-            how = how.after(own.scores[number] if own.scores else None, keep=shared.keep_scores)
-            outs.append(self._read(rows, read.kept, how, NOTHING))
+            rows = tuple([t[:, :, read.rows] for t in queries])
+            told = self._how_cached(how, rows, read, shared)
+            told = told.after(own.scores[number] if own.scores else None, keep=shared.keep_scores)
+            outs.append(self._read(rows, read.kept, told, NOTHING))
         return _joined(outs)
 
     def _how(self, visible: Visible, shared: AttentionInputs, own: LayerInputs) -> Attend:
@@ -215,17 +227,20 @@ class Attention(nn.Module):
             scale=self.scale,
             visible=visible,
             bias=shared.bias,
+            sink=None if self.sink is None else self.sink(),
+            mods=self.score_mods,
             memo=None if own.added is not None or self.sink is not None else shared.memo,
             dropout=self.config.dropout if self.training else 0.0,
             previous=own.scores[0] if own.scores else None,
             keep_scores=shared.keep_scores,
         )
 
-    def _how_cached(self, rows: Rows, read: Read, shared: AttentionInputs) -> Attend:
+    def _how_cached(self, how: Attend, rows: Rows, read: Read, shared: AttentionInputs) -> Attend:
+        """``how``, with what depends on how many keys there are."""
         i, j = rows[0].shape[2], read.kept[0].shape[2]
         window = self.config.window
-        visible = Visible(causal=True, window=None if window is None or j <= window + 1 else window)
-        how = Attend(scale=self.scale, visible=visible)
+        if window is not None and j > window + 1:
+            how = replace(how, visible=replace(how.visible, window=window))
         if shared.position_bias is None and self.pair_bias is None:
             return how
         keys = torch.arange(read.first, read.first + j, device=rows[0].device)[None]
@@ -238,22 +253,21 @@ class Attention(nn.Module):
 
     def _read(self, queries: Rows, kept: Kept, how: Attend, own: LayerInputs) -> Reading:
         """Attention itself, with the keys that don't come from tokens put before the others."""
-        q, (k, v), config, visible = queries[0], kept[:2], self.config, how.visible
+        q, (k, v), config = queries[0], kept[:2], self.config
         if self.keeps_latent:
             assert isinstance(self.projection, LatentProjection)
             k, v = self.projection.expand(k, v)
         if self.memory is not None:
             k, v = self.memory(k, v, self.norms)
-            visible = visible.after(config.memory_kv)
+            how = replace(how, visible=how.visible.after(config.memory_kv))
         if own.added is not None:
-            k, v, visible = prepend(k, v, own.added, visible)
+            k, v, visible = prepend(k, v, own.added, how.visible)
+            how = replace(how, visible=visible)
         if config.zero_kv:
             k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
-            visible = visible.after(1)
+            how = replace(how, visible=how.visible.after(1))
         if config.laser is not None:
             q, k, v = q.float(), k.float(), laser_in(v, config.laser)
-        sink = None if self.sink is None else self.sink()
-        how = replace(how, visible=visible, sink=sink, mods=self.score_mods)
         eager = how.keep_scores or how.previous is not None
         reading = BACKENDS["eager" if eager else self.backend](q, k, v, how)
         if config.laser is None:
@@ -270,6 +284,12 @@ def _joined(readings: list[Reading]) -> Reading:
         scores=sum((reading.scores for reading in readings), ()),
         weights=sum((reading.weights for reading in readings), ()),
     )
+
+
+def has_value_mods(config: AttentionConfig) -> bool:
+    """Whether something happens to what was read before it is projected out."""
+    gates = config.gate is not None or config.output_gate is not None or config.gate_heads
+    return gates or config.head_scale
 
 
 def has_pair_bias(config: AttentionConfig) -> bool:

@@ -117,6 +117,9 @@ class HeadNorms(nn.Module):
             self.unit_query = UnitHeads(sizes.heads, sizes.dim, config.cosine)
             self.unit_key = UnitHeads(sizes.kv_heads, sizes.dim, config.cosine)
 
+        parts = (self.query, self.key, self.value, self.unit_query)
+        self.empty = all(part is None for part in parts)
+
     def forward(self, qkv: QKV, *, queries: bool = True) -> QKV:
         q, k, v = qkv
         k = k if self.unit_key is None else self.unit_key(k)

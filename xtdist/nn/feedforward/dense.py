@@ -99,8 +99,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         x = self.post_act_norm(self.hidden(self.proj_in(x)))
-        x = self.proj_out(F.dropout(x, self.config.dropout, self.training))
-        return F.dropout(x, self.config.dropout_out, self.training)
+        if self.training and self.config.dropout:
+            x = F.dropout(x, self.config.dropout)
+        x = self.proj_out(x)
+        if self.training and self.config.dropout_out:
+            x = F.dropout(x, self.config.dropout_out)
+        return x
 
     def hidden(self, x: Float[Tensor, "b n f"]) -> Float[Tensor, "b n e"]:
         """act(x), or up · act(gate) when gated."""
