@@ -119,7 +119,8 @@ class Option:
     about: one line. paper: an arXiv id or "". tier: of the reference, 1 to 3.
     rows, wrapper: keywords of the layers, and of ``TransformerWrapper``.
     backends: those that can honour it. causal: where it is right.
-    uncacheable: why it can't be decoded with a cache, or "".
+    uncacheable: why it can't be decoded with a cache, or "". unpackable: why documents can't be
+    kept apart in one sequence, or "".
     excludes: {other option: why, and the way out}; it holds both ways.
     differs: how it differs from x-transformers, or "".
     """
@@ -136,5 +137,6 @@ class Option:
     backends: frozenset[Backend] = ALL
     causal: Literal["any", "causal only", "bidirectional only"] = "any"
     uncacheable: str = ""
+    unpackable: str = ""
     excludes: Mapping[str, str] = field(default_factory=dict)
     differs: str = ""

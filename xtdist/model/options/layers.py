@@ -156,6 +156,7 @@ STACK: tuple[Option, ...] = (
         samples=(Sample({"shift_tokens": 1}),),
         weights=(Nest("acf", 1),),
         uncacheable="a token reads channels of the token before, which a cache does not keep",
+        unpackable="the first token of a document would read channels of the one before",
     ),
     Option(
         name="residual attention",

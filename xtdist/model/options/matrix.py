@@ -16,7 +16,8 @@ Keywords are those of x-transformers 2.31; `attn_…` holds for cross attention 
 `cross_attn_…` says otherwise. What can't work together is an error when the model is built.
 """
 COLUMNS = (
-    "option | what it does | keywords | paper | tier | attention by | stacks | cache | not with"
+    "option | what it does | keywords | paper | tier | attention by | stacks | cache | packing | "
+    "not with"
 )
 
 
@@ -43,6 +44,7 @@ def _cells(option: Option) -> list[str]:
         ", ".join(b for b in FASTEST_FIRST if b in option.backends),
         option.causal,
         f"no: {option.uncacheable}" if option.uncacheable else "yes",
+        f"no: {option.unpackable}" if option.unpackable else "yes",
         "; ".join(f"{name} ({why})" for name, why in _excluded(option)) or "-",
     ]
 

@@ -179,6 +179,7 @@ LEAKY: tuple[Option, ...] = (
         tier=3,
         causal="bidirectional only",
         uncacheable="every token changes all others",
+        unpackable="every token changes all others",
         differs="refused in a Decoder, where it shows tokens their future",
     ),
     Option(
@@ -207,6 +208,7 @@ LEAKY: tuple[Option, ...] = (
         ),
         causal="bidirectional only",
         uncacheable="every token changes all others",
+        unpackable="every token changes all others",
         differs="refused in a Decoder, where it shows tokens their future",
     ),
     Option(

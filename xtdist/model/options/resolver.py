@@ -87,6 +87,12 @@ def cache_refused(config: Any) -> str:
     return "; ".join(reasons)
 
 
+def documents_refused(config: Any) -> str:
+    """Why documents in one sequence can't be kept apart; empty if they can."""
+    reasons = [f"{o.name}: {o.unpackable}" for o in active_options(config) if o.unpackable]
+    return "; ".join(reasons)
+
+
 def _check_causal(option: Option, *, causal: bool) -> None:
     if causal and option.causal == "bidirectional only":
         raise ConfigError(

@@ -122,6 +122,7 @@ SCORE_OPTIONS: tuple[Option, ...] = (
         backends=EAGER,
         causal="causal only",
         uncacheable="what is hidden depends on all earlier queries, which a cache does not keep",
+        unpackable="the first key of a sequence is never hidden, that of a later document would be",
     ),
 )
 
