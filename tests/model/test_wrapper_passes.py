@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from option_grid import ids
@@ -9,7 +13,8 @@ from torch import Tensor
 from wrapper_pairs import both, close, ours, vectors
 
 from xtdist.config import ConfigError
-from xtdist.model.loops import first_exits
+from xtdist.model.loops import Recycling, first_exits
+from xtdist.model.parts import RecyclingConfig
 from xtdist.nn.attention.cache import Kept, Read
 
 pytest.importorskip("x_transformers")
@@ -42,6 +47,32 @@ def test_the_number_of_passes_is_drawn_from_torch_alone() -> None:
         runs.append([model.loop.draw(torch.device("cpu")) for _ in range(40)])
     assert runs[0] == runs[1]
     assert set(runs[0]) == {1, 2, 3, 4, 5, 6}
+
+
+def draws_of_rank(rank: int, folder: Path, found: Any) -> None:
+    """Numbers of passes that one of two ranks draws, each from another seed."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    recycling = Recycling(4, RecyclingConfig(max_steps=50))
+    torch.manual_seed(rank)
+    found.put((rank, [recycling.draw(torch.device("cpu")) for _ in range(5)]))
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_make_the_same_number_of_passes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    ranks = [
+        context.Process(target=draws_of_rank, args=(rank, tmp_path, found)) for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    draws = dict(found.get(timeout=60) for _ in ranks)
+    for rank in ranks:
+        rank.join()
+    torch.manual_seed(0)
+    assert draws[0] == draws[1] == [int(torch.randint(1, 51, ())) for _ in range(5)]
 
 
 def test_looping_is_x_transformers_own() -> None:

@@ -83,7 +83,9 @@ class Slots:
         value = torch.cat((parts[0], value.new_full(size, fill), parts[1]), dim=axis)
         return self.spread(value, axis=axis, fill=fill, before=before)
 
-    def inputs(self, given: StackInputs, mask: Tensor | None, *, causal: bool) -> StackInputs:
+    def inputs(
+        self, given: StackInputs, mask: Tensor | None, *, causal: bool = False
+    ) -> StackInputs:
         """The inputs of a stack for all places; ``mask`` is of the s vectors of the sequence."""
         if given.documents is not None:
             given = self._with_table(given, given.documents, causal=causal)
