@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xtdist.model.config import LayersConfig
+from xtdist.model.options.resolver import documents_refused
 from xtdist.model.order import block_of
 from xtdist.model.stack import StackInputs
 from xtdist.nn.attention.cache import KVCache
@@ -171,6 +172,9 @@ def _check_together(config: LayersConfig, given: StackKeywords) -> None:
         raise ValueError("in_attn_cond: reinject_input already adds the input; leave out one")
     if given.get("mems") and given.get("documents") is not None:
         raise ValueError("documents: memories belong to no document; leave out mems")
+    apart = documents_refused(config) if given.get("documents") is not None else ""
+    if apart:
+        raise ValueError(f"documents: can't be kept apart ({apart}); leave out one")
     if cache is None:
         return
     if given.get("pos") is None:
