@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,9 +23,9 @@ WRAPPER: dict[str, Any] = {"num_tokens": 40, "max_seq_len": 24}
 BATCH, LENGTH = 2, 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """Settings of one or two samples together."""
+    """Settings of one or two samples together. Each is equal to itself alone."""
 
     name: str
     options: tuple[str, ...]
@@ -102,6 +103,7 @@ def config_of(case: Case, *, causal: bool = True) -> ModelConfig:
     return config
 
 
+@functools.cache
 def refusal(case: Case, *, causal: bool) -> str:
     """Why ``case`` can't be built, or nothing."""
     try:

@@ -4,6 +4,7 @@ and weights go there and back without a change."""
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import pytest
@@ -67,6 +68,7 @@ def comparable(case: Case) -> bool:
     return any(both(case, causal=causal) for causal in STACKS)
 
 
+@functools.cache
 def both(case: Case, *, causal: bool) -> bool:
     return not refusal(case, causal=causal) and legal_there(case, causal=causal)
 

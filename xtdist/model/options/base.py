@@ -4,9 +4,9 @@ From these declarations come the table of x-transformers' keywords (``model/comp
 conversion of weights (``model/compat_weights.py``), the resolver (``resolver.py``), the matrix
 (``OPTIONS.md``) and the test grid (``tests/model``). To add an option:
 
-1. Append an ``Option`` to ``OPTIONS`` of the file that its part belongs to (``attention.py``,
-   ``scores.py``, ``contextual.py``, ``position.py``, ``feedforward.py``, ``layers.py``,
-   ``residual.py``, ``wrapper.py``).
+1. Append an ``Option`` to ``OPTIONS`` of the file that its part belongs to: ``layers``, ``norm``,
+   ``residual``, ``branch``, ``attention``, ``scores``, ``values``, ``contextual``, ``position``,
+   ``feedforward``, ``wrapper``, ``head``.
 2. ``active`` is a place in the config that is on (neither null, false nor 0) or ``place=value``,
    several joined by ``|``; where that is not enough, a function of the config. A place in
    ``attention`` stands for the same place in ``cross_attention`` too.

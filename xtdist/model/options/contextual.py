@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xtdist.model.options.base import EAGER, SKIP, Option, Row, Sample
+from xtdist.model.options.base import EAGER, SKIP, Backend, Option, Row, Sample
 from xtdist.model.options.weights import Context, Derived, Heads, Rule, Shape
 
 GATES = "data_dependent_alibi.to_forget_gates.0"
 OURS = "pair_bias.forgetting.to_gates"
-TABLES = frozenset({"sdpa", "eager"})
+TABLES: frozenset[Backend] = frozenset({"sdpa", "eager"})
 """Backends that take a table of biases."""
 
 

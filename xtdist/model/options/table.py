@@ -6,21 +6,27 @@ import dataclasses
 
 from xtdist.model.options import (
     attention,
+    branch,
     contextual,
     feedforward,
     layers,
+    norm,
     position,
     residual,
     scores,
+    values,
     wrapper,
 )
 from xtdist.model.options.base import INHERIT, AnyRow, Fixed, Option, Row
 
 OPTIONS: tuple[Option, ...] = (
     *layers.OPTIONS,
+    *norm.OPTIONS,
     *residual.OPTIONS,
+    *branch.OPTIONS,
     *attention.OPTIONS,
     *scores.OPTIONS,
+    *values.OPTIONS,
     *contextual.OPTIONS,
     *position.OPTIONS,
     *feedforward.OPTIONS,
@@ -42,15 +48,6 @@ def layers_rows() -> tuple[AnyRow, ...]:
 def wrapper_rows() -> tuple[AnyRow, ...]:
     """The keywords of ``TransformerWrapper``, those that others depend on first."""
     return tuple(sorted((row for option in OPTIONS for row in option.wrapper), key=_rank))
-
-
-def owner(keyword: str) -> str:
-    """The name of the option that ``keyword`` belongs to."""
-    for option in OPTIONS:
-        for row in (*option.rows, *option.wrapper):
-            if isinstance(row, Row) and row.keyword in (keyword, keyword.removeprefix("cross_")):
-                return option.name
-    raise KeyError(keyword)
 
 
 def _rank(row: AnyRow) -> tuple[bool, int, bool]:
