@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @runtime_checkable
@@ -43,6 +46,50 @@ class Linear(nn.Linear):
         self.weight.mul_(self.init_gain)
         if self.bias is not None:
             self.bias.zero_()
+
+    def forward(self, x: Tensor, before: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """W before(x) + b. ``before`` has no parameters and draws nothing: what it returns is not
+        kept for the backward pass but computed again there, which costs less than the memory."""
+        if before is None:
+            return super().forward(x)
+        if (
+            torch.compiler.is_compiling()  # the compiler decides for itself what to keep
+            or not torch.is_grad_enabled()
+            or torch.is_autocast_enabled(x.device.type)
+        ):
+            return super().forward(before(x))
+        out: Tensor = _LinearOf.apply(x, self.weight, self.bias, before)
+        return out
+
+
+class _LinearOf(torch.autograd.Function):
+    """W f(x) + b that keeps x alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        function: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.function = function
+        return F.linear(function(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            inner = ctx.function(x)
+        rows = grad.flatten(0, -2)
+        d_weight = rows.t() @ inner.detach().flatten(0, -2) if wanted[1] else None
+        d_bias = rows.sum(dim=0) if wanted[2] else None
+        d_x = torch.autograd.grad(inner, x, grad @ weight)[0] if wanted[0] else None
+        return d_x, d_weight, d_bias, None
 
 
 def initialize(module: nn.Module, generator: torch.Generator | None = None) -> None:

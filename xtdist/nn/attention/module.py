@@ -24,6 +24,7 @@ from xtdist.nn.attention.projection import (
     HeadNorms,
     HeadSizes,
     JointProjection,
+    apart,
 )
 from xtdist.nn.attention.rotation import Rotation
 from xtdist.nn.attention.scores import ScoreMods
@@ -125,7 +126,9 @@ class Attention(nn.Module):
             q, k, v = QKV(q, k, self._mixed(x, v, own))
             if not self.norms.empty:
                 q, k, v = self.norms(QKV(q, k, v))
-            kept = (k if key_rotation is None else key_rotation.keys(k), v)
+            if key_rotation is not None:
+                k, v = key_rotation.keys(k), apart(v)
+            kept = (k, v)
         q = q if shared.rotation is None else shared.rotation.queries(q)
         rows: Rows = ()
         if self.pair_bias is not None:

@@ -77,6 +77,14 @@ class JointProjection(Linear):
         )
 
 
+def apart(v: Float[Tensor, "b hk n d"]) -> Float[Tensor, "b hk n d"]:
+    """``v`` on memory of its own, where a backward pass will want it: as a view of the joint
+    projection it would keep the queries and keys before their rotation alive too."""
+    if not (torch.is_grad_enabled() and v.requires_grad) or torch.compiler.is_compiling():
+        return v
+    return rearrange(rearrange(v, "b h n d -> b n h d").contiguous(), "b n h d -> b h n d")
+
+
 class CrossProjection(nn.Module):
     """Queries from the tokens, keys and values from the context, which may have another width."""
 

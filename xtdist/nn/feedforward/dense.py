@@ -89,6 +89,8 @@ class FeedForward(nn.Module):
         self.post_act_norm = norm.build(inner) if config.post_act_norm else nn.Identity()
         has_factor = isinstance(config, GLUConfig) and config.mult_bias
         self.mult_bias = nn.Parameter(torch.empty(inner)) if has_factor else None
+        plain = config.activation != "solu" and not config.post_act_norm
+        self.repeatable = plain and not has_factor  # nothing between the matrices has parameters
         self.reset_parameters()
 
     @torch.no_grad()
@@ -98,10 +100,12 @@ class FeedForward(nn.Module):
             self.mult_bias.fill_(1.0)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        x = self.post_act_norm(self.hidden(self.proj_in(x)))
-        if self.training and self.config.dropout:
-            x = F.dropout(x, self.config.dropout)
-        x = self.proj_out(x)
+        x = self.proj_in(x)
+        if self.repeatable and not (self.training and self.config.dropout):
+            x = self.proj_out(x, self.hidden)
+        else:
+            x = self.post_act_norm(self.hidden(x))
+            x = self.proj_out(F.dropout(x, self.config.dropout, self.training))
         if self.training and self.config.dropout_out:
             x = F.dropout(x, self.config.dropout_out)
         return x
