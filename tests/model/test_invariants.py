@@ -48,6 +48,8 @@ def legal(case: Case) -> bool:
 
 GRID = single_cases() + pair_cases(PAIRS, seed=1, needed=legal)
 CAUSAL = [case for case in GRID if not refusal(case, causal=True)]
+TIER_1 = {case.options: case for case in CAUSAL if case.tier == 1 and len(case.options) == 1}
+"""One sample of each option: compiling takes seconds."""
 every = pytest.mark.parametrize("case", GRID, ids=str)
 every_causal = pytest.mark.parametrize("case", CAUSAL, ids=str)
 
@@ -236,9 +238,7 @@ def test_a_model_in_bf16_stays_close_to_fp32(case: Case) -> None:
     assert (got.float() - want).abs().mean() < 0.06 * want.abs().mean()
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CAUSAL if case.tier == 1 and len(case.options) == 1], ids=str
-)
+@pytest.mark.parametrize("case", TIER_1.values(), ids=str)
 def test_the_compiled_model_is_one_graph_and_gives_the_same(case: Case) -> None:
     model, x, inputs = build(case), ids(2, LENGTH), inputs_of(case)
     torch._dynamo.reset()
