@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xtdist.objective import LossOutput
 from xtdist.objective.loss import cross_entropy_of
@@ -87,3 +88,20 @@ def test_no_rows_at_all_is_a_loss_of_zero_with_zero_gradients() -> None:
 def test_the_mean_of_nothing_is_zero() -> None:
     assert LossOutput(torch.tensor(0.0), torch.tensor(0.0)).mean.item() == 0
     assert LossOutput(torch.tensor(3.0), torch.tensor(2.0)).mean.item() == 1.5
+
+
+def test_without_gradients_none_are_computed() -> None:
+    hidden, weight = torch.randn(6, 4), torch.randn(10, 4, requires_grad=True)
+    targets, weights = torch.zeros(6, dtype=torch.long), torch.ones(6)
+    loss = cross_entropy_of(targets, weights, chunk_rows=3)
+    products = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal products
+            products += "mm" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Count():
+        loss(hidden, weight)
+    assert products == 2

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from xtdist.nn.embedding import HeadFunction
 
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**24}
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**24}
 """Logits that exist at once, in fp32: 64 MiB on a GPU, fewer where they should fit a cache."""
 
 
@@ -27,6 +27,8 @@ def cross_entropy_of(
     def function(hidden: Tensor, weight: Tensor) -> Tensor:
         limit = CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
         rows = chunk_rows or max(1, limit // weight.shape[0])
+        if not torch.is_grad_enabled():  # inputs "need" gradients under no_grad too
+            hidden, weight = hidden.detach(), weight.detach()
         total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, rows)
         return total
 

@@ -36,7 +36,9 @@ class Routing(NamedTuple):
 class Router(Linear):
     """The score of each expert for each token, computed in fp32 also under autocast."""
 
-    def forward(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t e"]:
+    def forward(  # type: ignore[override]  # nothing comes before it
+        self, x: Float[Tensor, "t d"]
+    ) -> Float[Tensor, "t e"]:
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.weight.float())
 
