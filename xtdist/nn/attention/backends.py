@@ -29,7 +29,8 @@ def sdpa(
         return Reading(_unmasked(q, k, v, how))
     if free and i == j:
         return Reading(_kernel(q, k, v, how, is_causal=True))
-    if rules.causal and rules.window is not None and i == j - rules.lead > _piece(rules.window):
+    pieces = rules.causal and rules.window is not None and rules.prefix is None
+    if pieces and i == j - rules.lead > _piece(rules.window or 0):
         return Reading(_windowed(q, k, v, how))
     mask = remembered(how, "mask", lambda: _mask(how, q, j))
     if how.sink is not None:

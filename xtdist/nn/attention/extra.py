@@ -65,7 +65,8 @@ class Sink(nn.Module):
         self.scores.zero_()
 
     def forward(self) -> Float[Tensor, " h"]:
-        return self.scores
+        """A view: the parameter itself may be gone when this module is done (ZeRO-3)."""
+        return self.scores[:]
 
 
 class ValueMix(nn.Module):

@@ -3,6 +3,8 @@ bias), https://arxiv.org/abs/2111.09883."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -12,25 +14,38 @@ from torch import Tensor, nn
 from xtdist.nn.linear import Linear
 
 
+class _Wide(Linear):
+    """W x + b in fp32, whatever the type of the weights."""
+
+    def forward(
+        self, x: Float[Tensor, "... d"], before: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "... e"]:
+        x = x if before is None else before(x)
+        return F.linear(x, self.weight.float(), self.bias.float())
+
+
 class _Norm(nn.LayerNorm):
+    """LayerNorm in fp32, whatever the type of the gain."""
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start as the identity; nothing is drawn."""
         super().reset_parameters()
 
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x, x.shape[-1:], self.weight.float(), bias, self.eps)
+
 
 class _Hidden(nn.Module):
-    """silu(linear(x)), optionally normalized in between, in fp32."""
+    """silu(linear(x)), optionally normalized in between."""
 
-    def __init__(self, linear: Linear, norm: _Norm | None) -> None:
+    def __init__(self, linear: _Wide, norm: _Norm | None) -> None:
         super().__init__()
         self.linear, self.norm = linear, norm
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... e"]:
-        x = _wide(self.linear, x)
-        if self.norm is not None:
-            bias = None if self.norm.bias is None else self.norm.bias.float()
-            x = F.layer_norm(x, x.shape[-1:], self.norm.weight.float(), bias, self.norm.eps)
-        return F.silu(x)
+        x = self.linear(x)
+        return F.silu(x if self.norm is None else self.norm(x))
 
 
 class DynamicBias(nn.Module):
@@ -46,12 +61,12 @@ class DynamicBias(nn.Module):
         self.log_distance = log_distance
         self.hidden = nn.ModuleList(
             _Hidden(
-                Linear(hidden if layer else 1, hidden, bias=True),
+                _Wide(hidden if layer else 1, hidden, bias=True),
                 _Norm(hidden, bias=layer > 0) if norm else None,
             )
             for layer in range(depth)
         )
-        self.to_bias = Linear(hidden, heads, bias=True, init_gain=0.02)  # inputs are in the 1000s
+        self.to_bias = _Wide(hidden, heads, bias=True, init_gain=0.02)  # inputs are in the 1000s
 
     def by_distance(self, distance: Int[Tensor, "..."]) -> Float[Tensor, "... h"]:
         """The bias for ``distance`` = query position − key position."""
@@ -61,7 +76,8 @@ class DynamicBias(nn.Module):
         with torch.autocast(distance.device.type, enabled=False):
             for layer in self.hidden:
                 x = layer(x)
-            return _wide(self.to_bias, x)
+            bias: Tensor = self.to_bias(x)
+        return bias
 
     def forward(
         self, q_pos: Int[Tensor, "b i"], k_pos: Int[Tensor, "b j"], *, reach: int | None = None
@@ -75,7 +91,3 @@ class DynamicBias(nn.Module):
             every = torch.arange(-reach, reach + 1, device=distance.device)
             bias = F.embedding(distance + reach, self.by_distance(every))
         return rearrange(bias, "b i j h -> b h i j")
-
-
-def _wide(linear: Linear, x: Float[Tensor, "... d"]) -> Float[Tensor, "... e"]:
-    return F.linear(x, linear.weight.float(), linear.bias.float())

@@ -85,7 +85,8 @@ class _KeyGain(nn.Module):
         self.gain.fill_(1.0)
 
     def forward(self) -> Float[Tensor, " d"]:
-        return self.gain
+        """A view: the parameter itself may be gone when this module is done (ZeRO-3)."""
+        return self.gain[:]
 
 
 class AttentionResidual(nn.Module):
