@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from xtdist.config import load, to_mapping
+from xtdist.config.load import leaves
 from xtdist.train.spec import RunSpec
 
 
@@ -16,12 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     loaded = load(RunSpec, args.config, args.overrides)
-    for path, value in _leaves(to_mapping(loaded.config)):
+    for path, value in leaves(to_mapping(loaded.config)):
         print(f"{path}: {value!r:<32}  # {loaded.sources.get(path, 'default')}")
     return 0
-
-
-def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(tree, dict) or not tree:
-        return [(path, tree)]
-    return [leaf for k, v in tree.items() for leaf in _leaves(v, f"{path}.{k}" if path else k)]

@@ -1,13 +1,16 @@
 """Config files: YAML plus ``path=value`` overrides, with the place of every value remembered.
 
 ``xtdist train jobs/configs/demo_ar.yaml optim.lr=3e-4 model.depth=24``
+
+A config class may say of some of its parts that they can be named: ``presets`` maps the part to the
+function that makes it whole, as in ``model: {preset: llama-125m, depth: 24}``.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,6 +22,8 @@ from xtdist.config.errors import ConfigError
 
 T = TypeVar("T")
 MAX_BYTES = 1_000_000
+PRESET = "preset"
+Expand = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +66,21 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[T]:
-    """Read ``path``, apply ``a.b=value`` overrides, check everything.
+    """Read ``path``, apply ``a.b=value`` overrides, fill in presets, check everything.
+
+    A preset that an override names replaces the whole part of the file; the other overrides change
+    it, in whatever order they are given.
 
     Raises:
         ConfigError: unreadable file, bad YAML, unknown key (with the nearest name), wrong type or
             range; each with file and line, or the override that brought it.
     """
     tree, sources = read_yaml(Path(path))
-    for text in overrides:
+    named = {f"{part}.{PRESET}" for part in _presets(cls)}
+    for text in sorted(overrides, key=lambda text: text.partition("=")[0] not in named):
         _apply(cls, tree, sources, text)
+    for part, expand in _presets(cls).items():
+        _fill_in(cls, part, expand, tree, sources)
     try:
         return Loaded(config=from_mapping(cls, tree), sources=sources)
     except ConfigError as e:
@@ -120,6 +131,46 @@ def _record_lines(node: Any, path: tuple[str, ...], file: str, out: dict[str, st
             _record_lines(value, here, file, out)
 
 
+def _presets(cls: Any) -> Mapping[str, Expand]:
+    """The parts of ``cls`` that may name a preset."""
+    return getattr(cls, "presets", {})
+
+
+def _keys(cls: Any, path: tuple[str, ...]) -> list[str]:
+    """The keys that a file may have at ``path``."""
+    named = len(path) == 1 and path[0] in _presets(cls)
+    return [*allowed_keys(cls, path), *([PRESET] if named else [])]
+
+
+def _fill_in(
+    cls: Any, part: str, expand: Expand, tree: dict[str, Any], sources: dict[str, str]
+) -> None:
+    """What a preset says, under what the file and the overrides say."""
+    given = tree.get(part)
+    if not isinstance(given, dict):
+        return
+    for key in given.keys() - {PRESET, *allowed_keys(cls, (part,))}:
+        if difflib.get_close_matches(str(key), [PRESET], cutoff=0.8):
+            place = sources[f"{part}.{key}"]
+            raise ConfigError(f"{place}: {part}.{key}: unknown key; did you mean {PRESET!r}?")
+    if PRESET not in given:
+        return
+    place = sources[f"{part}.{PRESET}"]
+    try:
+        tree[part] = expand(given)
+    except ConfigError as e:
+        raise ConfigError(f"{place}: {part}.{e}") from None
+    for path, _ in leaves(tree[part], part):
+        sources.setdefault(path, f"preset {given[PRESET]!r}")
+
+
+def leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Every value that is no mapping of values, with its place ``a.b``."""
+    if not isinstance(tree, dict) or not tree:
+        return [(path, tree)]
+    return [leaf for k, v in tree.items() for leaf in leaves(v, f"{path}.{k}" if path else k)]
+
+
 def _apply(cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str) -> None:
     path, eq, value_text = text.partition("=")
     keys = path.split(".")
@@ -127,7 +178,7 @@ def _apply(cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str) -
         raise ConfigError(f"override {text!r}: write it as key.path=value, as in optim.lr=3e-4")
     node = tree
     for i, key in enumerate(keys):
-        allowed = allowed_keys(cls, tuple(keys[:i]))
+        allowed = _keys(cls, tuple(keys[:i]))
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed) or '-'}"
@@ -148,7 +199,10 @@ def _apply(cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str) -
         )
     old = node.get(keys[-1])
     source = f"override {text!r}"
-    if isinstance(value, dict) and isinstance(old, dict) and "kind" not in value:
+    if keys[-1] == PRESET and len(keys) == 2:
+        tree[keys[0]] = {PRESET: value}
+        _set_source(keys[0], tree[keys[0]], source, sources)
+    elif isinstance(value, dict) and isinstance(old, dict) and not {"kind", PRESET} & value.keys():
         node[keys[-1]] = {**old, **value}
         sources[path] = source
         for key, part in value.items():

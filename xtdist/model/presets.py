@@ -112,22 +112,28 @@ def preset(name: str, **changes: Any) -> ModelConfig:
         >>> preset("llama-1b", attention={"window": 512}).attention.kv_heads
         8
     """
+    plain = {key: _plain(value) for key, value in changes.items()}
+    return from_mapping(ModelConfig, expand({"preset": name, **plain}), where=name)
+
+
+def expand(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain mapping with ``preset: name`` as the full one; what else it holds comes on top, not
+    checked yet.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest one that is known.
+    """
+    changes = {key: value for key, value in model.items() if key != "preset"}
+    if "preset" not in model:
+        return changes
+    name = model["preset"]
+    if not isinstance(name, str):
+        raise ConfigError(f"preset: got {name!r}; give a name: {', '.join(PRESETS)}")
     if name not in PRESETS:
         near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PRESETS)}"
         raise ConfigError(f"preset: got {name!r}; {hint}")
-    plain = {key: _plain(value) for key, value in changes.items()}
-    return from_mapping(ModelConfig, _merged(to_mapping(PRESETS[name].config), plain), where=name)
-
-
-def expand(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain mapping with ``preset: name`` as the full one; what else it holds comes on top."""
-    changes = {key: value for key, value in model.items() if key != "preset"}
-    if "preset" not in model:
-        return changes
-    if not isinstance(model["preset"], str):
-        raise ConfigError(f"preset: got {model['preset']!r}; give a name: {', '.join(PRESETS)}")
-    return to_mapping(preset(model["preset"], **changes))
+    return _merged(to_mapping(PRESETS[name].config), changes)
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,8 +20,10 @@ from xtdist.config import (
     PositiveInt,
     configclass,
 )
+from xtdist.config.load import Expand
 from xtdist.data.config import DataConfig
 from xtdist.model.config import ModelConfig
+from xtdist.model.presets import expand
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import OptimConfig
 from xtdist.track.config import TrackConfig
@@ -88,7 +91,12 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 @configclass
 class RunSpec:
-    """The whole config tree of a run. Its folder is ``<output>/<name>``."""
+    """The whole config tree of a run. Its folder is ``<output>/<name>``.
+
+    A file or an override may name a preset: ``model: {preset: llama-125m, depth: 24}``.
+    """
+
+    presets: ClassVar[Mapping[str, Expand]] = {"model": expand}
 
     name: str
     output: str = "runs"
