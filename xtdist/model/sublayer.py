@@ -17,6 +17,7 @@ from xtdist.nn.attention.module import Attention, AttentionGeometry
 from xtdist.nn.aux import AuxLoss
 from xtdist.nn.feedforward import build_feedforward
 from xtdist.nn.residual.build import build_branch_scale, build_integrator, build_residual
+from xtdist.nn.residual.config import PlainResidualConfig
 from xtdist.nn.residual.dropout import keep_mask
 from xtdist.nn.residual.skip import UNetSkip
 
@@ -97,7 +98,11 @@ class Sublayer(nn.Module):
         self.branch_norm = config.norm.build(dim) if config.branch_norm else None
         self.post_norm = config.norm.build(dim) if post else None
         stream_views = 1 if config.integrator is not None else views
-        self.residual = build_residual(dim, config.residual, layer=seat.number, views=stream_views)
+        self.residual = None  # the sum
+        if config.residual != PlainResidualConfig():
+            self.residual = build_residual(
+                dim, config.residual, layer=seat.number, views=stream_views
+            )
         self.scale = self.integrator = None
         if config.branch_scale is not None:
             self.scale = build_branch_scale(dim, config.branch_scale)
@@ -150,14 +155,14 @@ class Sublayer(nn.Module):
         if self.skip is not None:
             assert self.seat.skip_from is not None
             stream = self.skip(stream, carry.streams[self.seat.skip_from])
-        x, residual = self.residual(stream)
+        x, kept = (stream, None) if self.residual is None else self.residual(stream)
         if shared.keep and self.seat.kind == "a":
             carry = carry._replace(hiddens=(*carry.hiddens, x))
         x, carry = self._integrated(x, carry)
         x = x if shared.inject is None else x + shared.inject
         out, carry = self._run(_normed(self.norm, x, shared.condition), carry, shared, own)
         out = _normed(self.branch_norm, out, shared.condition)
-        new = self.residual(out, residual, shared.mask)
+        new = stream + out if self.residual is None else self.residual(out, kept, shared.mask)
         new = _normed(self.post_norm, new, shared.condition)
         if self.dropout and self.training:
             new = torch.where(keep_mask(stream, self.dropout), new, stream)

@@ -85,8 +85,8 @@ class FeedForward(nn.Module):
         self.config = config
         self.proj_in = Linear(dim, inner * (2 if gated else 1), bias=config.bias_in)
         self.proj_out = Linear(inner, dim, bias=config.bias_out, init_gain=gain_out)
-        self.act_norm = norm.build(inner) if config.activation == "solu" else nn.Identity()
-        self.post_act_norm = norm.build(inner) if config.post_act_norm else nn.Identity()
+        self.act_norm = norm.build(inner) if config.activation == "solu" else None
+        self.post_act_norm = norm.build(inner) if config.post_act_norm else None
         has_factor = isinstance(config, GLUConfig) and config.mult_bias
         self.mult_bias = nn.Parameter(torch.empty(inner)) if has_factor else None
         plain = config.activation != "solu" and not config.post_act_norm
@@ -104,7 +104,8 @@ class FeedForward(nn.Module):
         if self.repeatable and not (self.training and self.config.dropout):
             x = self.proj_out(x, self.hidden)
         else:
-            x = self.post_act_norm(self.hidden(x))
+            x = self.hidden(x)
+            x = x if self.post_act_norm is None else self.post_act_norm(x)
             x = self.proj_out(F.dropout(x, self.config.dropout, self.training))
         if self.training and self.config.dropout_out:
             x = F.dropout(x, self.config.dropout_out)
@@ -113,7 +114,10 @@ class FeedForward(nn.Module):
     def hidden(self, x: Float[Tensor, "b n f"]) -> Float[Tensor, "b n e"]:
         """act(x), or up · act(gate) when gated."""
         if isinstance(self.config, MLPConfig):
-            return self.act_norm(activate_mlp(x, self.config))
+            x = activate_mlp(x, self.config)
+            return x if self.act_norm is None else self.act_norm(x)
         up, gate = x.chunk(2, dim=-1)
-        x = clamp_up(up, self.config) * self.act_norm(activate_gate(gate, self.config))
+        gate = activate_gate(gate, self.config)
+        gate = gate if self.act_norm is None else self.act_norm(gate)
+        x = clamp_up(up, self.config) * gate
         return x if self.mult_bias is None else x * self.mult_bias
