@@ -276,6 +276,9 @@ class Layers(nn.Module):
 def _run(
     stream: Tensor, carry: Carry, *, shared: Shared, steps: list[tuple[Sublayer, Own]]
 ) -> tuple[Tensor, Carry]:
+    """A block that runs again in the backward pass: its tables are its own, so that both runs
+    make the same ones."""
+    shared = replace(shared, attention=replace(shared.attention, memo={}))
     for sublayer, own in steps:
         stream, carry = sublayer(stream, carry, shared, own)
     return stream, carry
