@@ -19,6 +19,7 @@ from xtdist.model.options.resolver import resolve
 from xtdist.model.order import block_of
 from xtdist.model.stack import RealFirst, StackInputs, StackOutput, as_table
 from xtdist.model.sublayer import Carry, Own, Seat, Shared, Sublayer
+from xtdist.model.upkeep import Upkeep
 from xtdist.nn.attention.inputs import AttentionInputs, Context
 from xtdist.nn.attention.masks import Visible
 from xtdist.nn.attention.rotation import PolarRotation, RotaryRotation, Rotation
@@ -29,7 +30,7 @@ from xtdist.nn.position.geometry import PositionGeometry
 from xtdist.nn.residual.streams import Streams
 
 
-class Layers(nn.Module):
+class Layers(Upkeep):
     """Sublayers and a final norm.
 
     Built from a config; ``Decoder`` and ``Encoder`` build the same from x-transformers' keywords.
@@ -332,7 +333,10 @@ class ConditionMLP(nn.Module):
 
     def __init__(self, config: LayersConfig) -> None:
         super().__init__()
-        dim = getattr(config.norm, "dim_condition", None) or config.dim
+        widths = (
+            getattr(part, "dim_condition", None) for part in (config.norm, config.branch_scale)
+        )
+        dim = next((width for width in widths if width), config.dim)
         assert config.condition_mlp is not None
         self.proj = Linear(dim // config.condition_mlp, dim)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample
+from xtdist.model.options.norm import adapted_scale_back, adapted_width
 from xtdist.model.options.residual import kwarg
 from xtdist.model.options.weights import Nest, Rule
 
@@ -102,8 +103,26 @@ BRANCHES: tuple[Option, ...] = (
                 False,
                 {True: {"kind": "adaptive_layerscale"}},
             ),
+            Row(
+                "dim_condition",
+                "branch_scale.dim_condition",
+                None,
+                into=adapted_width,
+                back=adapted_scale_back,
+            ),
         ),
-        samples=(Sample({"use_adaptive_layerscale": True}, inputs=("condition",)),),
+        samples=(
+            Sample({"use_adaptive_layerscale": True}, inputs=("condition",)),
+            Sample(
+                {
+                    "use_adaptive_layerscale": True,
+                    "use_adaptive_rmsnorm": True,
+                    "adaptive_condition_mlp": True,
+                    "dim_condition": 32,
+                },
+                inputs=("condition",),
+            ),
+        ),
         weights=(
             Nest("acf", 2, scale=True),
             Rule("scale", "to_gamma.weight", "to_gain.weight"),

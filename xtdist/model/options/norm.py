@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xtdist.model.options.base import Fixed, Option, Row, Sample
+from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample
 from xtdist.model.options.weights import SCALAR, Rule
 
 
@@ -30,6 +30,11 @@ def adapted_width(width: int | None, given: Mapping[str, Any]) -> Any:
 def adapted_width_back(width: int | None, tree: Mapping[str, Any]) -> Any:
     """The way back."""
     return None if width is None else width // (tree["condition_mlp"] or 1)
+
+
+def adapted_scale_back(width: int | None, tree: Mapping[str, Any]) -> Any:
+    """The way back from a layerscale's width, where no norm says the same."""
+    return SKIP if "dim_condition" in tree["norm"] else adapted_width_back(width, tree)
 
 
 CLASHES = "sandwich_norm needs pre-norm; leave one of the two out"
