@@ -7,20 +7,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xtdist.model import Decoder, Encoder, ModelConfig, TransformerWrapper, build_model
-    from xtdist.objective import AutoregressiveWrapper, NonAutoregressiveWrapper
+    from xtdist.model import (
+        ContinuousTransformerWrapper,
+        CrossAttender,
+        Decoder,
+        Encoder,
+        ModelConfig,
+        PrefixDecoder,
+        TransformerWrapper,
+        ViTransformerWrapper,
+        build_model,
+        load_x_transformers,
+        preset,
+        to_x_transformers,
+    )
+    from xtdist.objective import (
+        AutoregressiveWrapper,
+        ContinuousAutoregressiveWrapper,
+        NonAutoregressiveWrapper,
+        XTransformer,
+    )
 
 __all__ = [
     "AutoregressiveWrapper",
+    "ContinuousAutoregressiveWrapper",
+    "ContinuousTransformerWrapper",
+    "CrossAttender",
     "Decoder",
     "Encoder",
     "ModelConfig",
     "NonAutoregressiveWrapper",
+    "PrefixDecoder",
     "TransformerWrapper",
+    "ViTransformerWrapper",
+    "XTransformer",
     "build_model",
+    "load_x_transformers",
+    "preset",
+    "to_x_transformers",
 ]
 
-_OBJECTIVES = {"AutoregressiveWrapper", "NonAutoregressiveWrapper"}
+_OBJECTIVES = {
+    "AutoregressiveWrapper",
+    "ContinuousAutoregressiveWrapper",
+    "NonAutoregressiveWrapper",
+    "XTransformer",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -28,3 +60,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'xtdist' has no attribute {name!r}")
     home = "xtdist.objective" if name in _OBJECTIVES else "xtdist.model"
     return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -42,6 +42,7 @@ class Double(nn.Module):
 
         self.config = SimpleNamespace(
             causal=True,
+            prefix=False,
             norm=SimpleNamespace(needs_condition=False),
             branch_scale=None,
             num_tokens=VOCABULARY,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xtdist.config import from_mapping, to_mapping
-from xtdist.model import Decoder, Layers, LayersConfig
+from xtdist.model import Decoder, Layers, LayersConfig, TransformerWrapper
 from xtdist.model.muon import MuonMatrix, muon_parameters
 
 xt = pytest.importorskip("x_transformers")
@@ -114,3 +114,12 @@ def test_a_split_of_one_matrix_is_itself() -> None:
     weight = torch.nn.Parameter(torch.randn(4, 3))
     (block,) = MuonMatrix("w", weight, (4,), ("out",)).blocks(weight)
     assert torch.equal(block, weight)
+
+
+def test_as_a_method_a_wrapper_names_the_matrices_of_its_layers() -> None:
+    stack = Decoder(**STACK)
+    net = TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=stack)
+    of_stack, of_net = stack.muon_parameters(), net.muon_parameters()
+    assert [f"layers.{m.name}" for m in of_stack] == [m.name for m in of_net]
+    assert all(a.parameter is b.parameter for a, b in zip(of_stack, of_net, strict=True))
+    assert len(of_stack) == 8

@@ -238,3 +238,28 @@ def test_wrong_scores_and_models_are_named() -> None:
         attn_qk_clip_(net, [torch.zeros(4)] * 2, tau=0)
     with pytest.raises(ValueError, match="model: got Linear"):
         attn_qk_clip_(nn.Linear(2, 2), [])
+
+
+def test_as_a_method_it_takes_the_intermediates_of_a_wrapper_and_of_layers() -> None:
+    net = TransformerWrapper(num_tokens=20, max_seq_len=16, attn_layers=Decoder(**STACK))
+    perturb(net)
+    net.eval()
+    x = torch.arange(12).view(2, 6)
+    want = {"return_intermediates": True, "return_attn": True}
+    out = net(x, **want)[1]
+    table = out.attn_intermediates[0].pre_softmax_attn
+    before = table.amax(dim=(0, 2, 3))
+    limit = before.median().item()
+    net.attn_qk_clip_(out, tau=limit)
+    again = net(x, **want)[1].attn_intermediates[0].pre_softmax_attn.amax(dim=(0, 2, 3))
+    assert (before > limit).any()
+    torch.testing.assert_close(again, before.clamp(max=limit), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="return_attn=True"):
+        net.attn_qk_clip_(net(x, return_intermediates=True)[1])
+
+    twin = stack_of("plain")
+    vectors = noise(2, 6, 32)
+    lowest = first_of(seen(twin, vectors)).amax(dim=(0, 2, 3)).min().item()
+    twin.attn_qk_clip_(seen(twin, vectors), tau=lowest)
+    clipped = first_of(seen(twin, vectors)).amax(dim=(0, 2, 3))
+    torch.testing.assert_close(clipped, torch.full((4,), lowest))

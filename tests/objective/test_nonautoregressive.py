@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from nets import VOCABULARY, make_net, some_ids
 
 from xtdist.config import ConfigError, from_mapping
+from xtdist.model import ModelConfig
 from xtdist.objective import (
     NonAutoregressiveConfig,
     NonAutoregressiveWrapper,
@@ -112,7 +113,7 @@ class Oracle(torch.nn.Module):
     """Knows the distribution: gives the exact conditional of every position, or that of another
     distribution. Its 'hidden states' are log-probabilities; its head is the identity."""
 
-    config = SimpleNamespace(causal=False)
+    config = ModelConfig(dim=1, depth=1, heads=1, causal=False)
 
     def __init__(self, table: torch.Tensor) -> None:
         super().__init__()

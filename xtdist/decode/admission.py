@@ -19,12 +19,14 @@ from xtdist.nn.attention.cache import CacheSpec
 @dataclass(frozen=True)
 class Limits:
     """What one model allows. ``max_seq_len`` counts prompt and generated tokens together;
-    ``context_dim`` is the width of what its cross attention reads, None without any."""
+    ``context_dim`` is the width of what its cross attention reads, None without any. ``prefix``:
+    the tokens of the prompt see each other."""
 
     num_tokens: int
     max_seq_len: int
     cache: CacheSpec
     context_dim: int | None = None
+    prefix: bool = False
 
     @classmethod
     def of(cls, model: Any, name: str) -> Limits:
@@ -46,6 +48,7 @@ class Limits:
             max_seq_len=model.max_seq_len,
             cache=model.cache_spec(),
             context_dim=(config.dim_context or config.dim) if config.cross_attention else None,
+            prefix=config.prefix,
         )
 
 

@@ -235,6 +235,7 @@ class Engine:
                 model,
                 num_tokens=limits.num_tokens,
                 reads_context=limits.context_dim is not None,
+                prefix=limits.prefix,
             )
         return CachedRunner(model, self.pool.stores[index], back=limits.cache.window)
 

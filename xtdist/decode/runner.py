@@ -56,12 +56,18 @@ class CachedRunner:
 
 
 class RecomputingRunner:
-    """Runs whole sequences, one at a time: exact for any causal model, and slow."""
+    """Runs whole sequences, one at a time: exact for any causal model, and slow.
 
-    def __init__(self, model: nn.Module, *, num_tokens: int, reads_context: bool) -> None:
+    ``prefix``: a prefix decoder's, which is the prompt: its tokens see each other (1910.10683).
+    """
+
+    def __init__(
+        self, model: nn.Module, *, num_tokens: int, reads_context: bool, prefix: bool = False
+    ) -> None:
         self.model = model
         self.num_tokens = num_tokens
         self.reads_context = reads_context
+        self.prefix = prefix
 
     def run(self, work: Sequence[Work]) -> Float[Tensor, "r v"]:
         device = next(self.model.parameters()).device
@@ -74,6 +80,8 @@ class RecomputingRunner:
         inputs: dict[str, Any] = {}
         if context is not None and self.reads_context:
             inputs["context"] = context.rows[None]
+        if self.prefix:
+            inputs["prefix_attn_len"] = len(work.request.prompt)
         logits: Tensor = self.model(
             torch.tensor([tokens], device=device),
             logit_rows=torch.tensor([len(tokens) - 1], device=device),

@@ -22,12 +22,13 @@ from xtdist.model.outputs import ModelInputs, ModelOutput
 from xtdist.model.parts import LoopedConfig, RecyclingConfig
 from xtdist.model.slots import Slots
 from xtdist.model.stack import StackInputs, StackOutput
+from xtdist.model.upkeep import Upkeep
 from xtdist.nn.embedding import DeepEmbedding, Head, TokenEmbedding, unit_vectors
 from xtdist.nn.memory import LearnedTokens
 from xtdist.nn.position.config import LearnedConfig, SinusoidalConfig
 
 
-class Around(nn.Module):
+class Around(Upkeep):
     """The modules of a model around its stack, each used inside its own call only, and the steps
     of a forward pass that they are used in."""
 

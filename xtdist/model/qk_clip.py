@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xtdist.model.layers import Layers
+from xtdist.model.outputs import Intermediates
 from xtdist.model.stack import StackOutput
 from xtdist.model.sublayer import Sublayer
 from xtdist.nn.attention.inputs import AttentionInputs, AttentionOutput
@@ -95,7 +96,7 @@ class _Eye:
         return output._replace(reading=reading._replace(scores=(), weights=()))
 
 
-def max_scores(model: nn.Module, hidden: StackOutput) -> MaxScores:
+def max_scores(model: nn.Module, hidden: StackOutput | Intermediates) -> MaxScores:
     """The largest score of each head, from a pass that kept its attentions, for each attention in
     the order of the sublayers' numbers.
 
@@ -104,21 +105,26 @@ def max_scores(model: nn.Module, hidden: StackOutput) -> MaxScores:
     """
     layers = _layers(model)
     numbers = [i for i in layers.config.execution if layers.config.kinds[i] != "f"]
-    records = hidden.attentions
-    if not records or len(records) % len(numbers):
+    if isinstance(hidden, Intermediates):
+        tables = [record.pre_softmax_attn for record in hidden.attn_intermediates]
+    else:
+        tables = [record.scores for record in hidden.attentions]
+    if not tables or len(tables) % len(numbers):
         raise ValueError(
-            f"hidden: holds {len(records)} attentions of a stack with {len(numbers)}; run the "
+            f"hidden: holds {len(tables)} attentions of a stack with {len(numbers)}; run the "
             "model with return_intermediates=True and without layers_execute_order"
         )
     watch = ScoreWatch(layers)
     place = {number: at for at, number in enumerate(_numbers(layers))}
-    for step, record in enumerate(records):
-        watch.see(place[numbers[step % len(numbers)]], record.scores)
+    for step, scores in enumerate(tables):
+        watch.see(place[numbers[step % len(numbers)]], scores)
     return watch.per_layer()
 
 
 @torch.no_grad()
-def attn_qk_clip_(model: nn.Module, scores: StackOutput | MaxScores, *, tau: float = 100.0) -> None:
+def attn_qk_clip_(
+    model: nn.Module, scores: StackOutput | Intermediates | MaxScores, *, tau: float = 100.0
+) -> None:
     """Shrink, in place, the query and key weights of heads with a score above ``tau``, such that it
     becomes ``tau``.
 
@@ -137,7 +143,9 @@ def attn_qk_clip_(model: nn.Module, scores: StackOutput | MaxScores, *, tau: flo
     """
     layers = _layers(model)
     attentions = _attentions(layers)
-    largest = max_scores(model, scores) if isinstance(scores, StackOutput) else scores
+    if isinstance(scores, StackOutput | Intermediates):
+        scores = max_scores(model, scores)
+    largest: MaxScores = scores
     if not tau > 0:
         raise ValueError(f"tau: got {tau}; give a positive score")
     if len(largest) != len(attentions):

@@ -8,11 +8,14 @@ from xtdist.objective.config import (
     NonAutoregressiveConfig,
     ObjectiveConfig,
 )
+from xtdist.objective.continuous import ContinuousAutoregressiveWrapper
 from xtdist.objective.nonautoregressive import Losses, NonAutoregressiveWrapper
+from xtdist.objective.xtransformer import XTransformer
 
 __all__ = [
     "AutoregressiveConfig",
     "AutoregressiveWrapper",
+    "ContinuousAutoregressiveWrapper",
     "LossOutput",
     "Losses",
     "NonAutoregressiveConfig",
@@ -20,5 +23,6 @@ __all__ = [
     "Objective",
     "ObjectiveConfig",
     "Prepared",
+    "XTransformer",
     "build_objective",
 ]

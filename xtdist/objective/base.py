@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xtdist.config import ConfigError
 from xtdist.model import TransformerWrapper
 from xtdist.nn.aux import AuxLoss
+from xtdist.objective.loss import cross_entropy_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,46 @@ def with_aux(
         name = f"aux/{part.name}"
         metrics[name] = metrics.get(name, torch.zeros_like(value)) + value.detach()
     return LossOutput(total, weight, metrics)
+
+
+def check_predicts_tokens(net: TransformerWrapper, *, name: str) -> None:
+    """Refuse a network without one distribution for each token.
+
+    Raises:
+        ConfigError: no head, several heads, or one output for the whole sequence.
+    """
+    head, pool = net.config.head, net.config.pool
+    if head.output == "hidden":
+        raise ConfigError(
+            f"{name}: the network has no head (return_only_embed, head.output=hidden), so it "
+            "predicts no tokens; give it one"
+        )
+    if head.heads > 1:
+        raise ConfigError(
+            f"{name}: the network has {head.heads} heads, and nothing says which one predicts the "
+            "tokens; leave out num_output_heads (head.heads=1), or take the losses of its logits"
+        )
+    if pool is not None and pool.kind != "attention":
+        raise ConfigError(
+            f"{name}: the network has one output for the whole sequence (pool.kind={pool.kind}), "
+            "not one for each token; leave the pooling out"
+        )
+
+
+def cross_entropies(
+    net: TransformerWrapper,
+    hidden: Float[Tensor, "m d"],
+    targets: Int[Tensor, " m"],
+    weights: Float[Tensor, " m"],
+) -> Float[Tensor, ""]:
+    """Σᵢ weightsᵢ · CE(logits of hiddenᵢ, targetsᵢ), fp32; without all logits at once where the
+    head is one matrix."""
+    if net.config.head.is_linear:
+        return net.apply_head(hidden, cross_entropy_of(targets, weights))
+    logits = net.to_logits(hidden).float()
+    # A mixture of softmaxes gives log-probabilities already.
+    logp = logits if net.config.head.mixture else logits.log_softmax(dim=-1)
+    return (F.nll_loss(logp, targets, reduction="none") * weights).sum()
 
 
 @dataclass(frozen=True, kw_only=True)

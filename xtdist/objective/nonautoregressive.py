@@ -13,9 +13,15 @@ from torch import Tensor
 
 from xtdist.config import ConfigError, derive_seed, from_mapping
 from xtdist.model import TransformerWrapper
-from xtdist.objective.base import LossOutput, Objective, Prepared, with_aux
+from xtdist.objective.base import (
+    LossOutput,
+    Objective,
+    Prepared,
+    check_predicts_tokens,
+    cross_entropies,
+    with_aux,
+)
 from xtdist.objective.config import NonAutoregressiveConfig
-from xtdist.objective.loss import cross_entropy_of
 
 KEYWORDS: dict[str, Any] = {
     "steps": 18,
@@ -61,6 +67,7 @@ class NonAutoregressiveWrapper(Objective):
                 f"mask_id: got {mask_id}; the network embeds ids 0 to {net.num_tokens - 1}: make "
                 "room for the mask in num_tokens"
             )
+        check_predicts_tokens(net, name="NonAutoregressiveWrapper")
         super().__init__(net)
         self.mask_id, self.pad_id = mask_id, pad_id
         self.config = config or _keyword_config(keywords)
@@ -92,8 +99,9 @@ class NonAutoregressiveWrapper(Objective):
         ``none``: of masked ones). Only masked positions get logits."""
         out = self.net.run(prepared.inputs, mask=prepared.mask)
         rows = prepared.weights.flatten().nonzero()[:, 0]
-        loss = cross_entropy_of(prepared.targets.flatten()[rows], prepared.weights.flatten()[rows])
-        total = self.net.apply_head(rearrange(out.hidden, "b n d -> (b n) d")[rows], loss)
+        hidden = rearrange(out.hidden, "b n d -> (b n) d")[rows]
+        targets, weights = prepared.targets.flatten()[rows], prepared.weights.flatten()[rows]
+        total = cross_entropies(self.net, hidden, targets, weights)
         return with_aux(total, prepared.weight, out.aux if self.training else ())
 
     def _prepare_rows(
