@@ -13,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from xtdist.config import to_mapping
 from xtdist.train.spec import RunSpec
@@ -99,15 +101,29 @@ def _environment(rank: int, world: int) -> dict[str, str]:
     }
 
 
+def shards_everything(engine_config: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """Small parameters are cut by ZeRO-3 too: it keeps those of up to 100 000 numbers whole, which
+    are all of a tiny model."""
+
+    def config(spec: RunSpec, **keywords: Any) -> dict[str, Any]:
+        tree = engine_config(spec, **keywords)
+        tree["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return tree
+
+    return config
+
+
 def _main(root: Path) -> None:
     import torch
     import torch.distributed as dist
     from faults import FAULTS
 
     from xtdist.config import from_mapping
+    from xtdist.train import loop
     from xtdist.train.deepspeed import prepare_process
     from xtdist.train.loop import WorkerJob, train
 
+    loop.engine_config = shards_everything(loop.engine_config)
     torch.set_num_threads(1)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(

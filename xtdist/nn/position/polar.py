@@ -29,7 +29,7 @@ class PolarPosition(nn.Module):
 
     def __init__(self, dim_head: int, *, kv_heads: int, theta: float, uniform_bias: bool) -> None:
         super().__init__()
-        self.theta, self.uniform_bias = theta, uniform_bias
+        self.dim_head, self.theta, self.uniform_bias = dim_head, theta, uniform_bias
         self.bias = nn.Parameter(torch.empty(kv_heads, 1, dim_head))
         self.reset_parameters()
 
@@ -42,9 +42,8 @@ class PolarPosition(nn.Module):
 
     def table(self, pos: Int[Tensor, "b n"]) -> PolarTable:
         """The angles pos · theta^(−i/d), i < d, in fp32; compute them once for all layers."""
-        dim = self.bias.shape[-1]
-        channel = torch.arange(dim, device=pos.device, dtype=torch.float32)
-        frequency = 1.0 / self.theta ** (channel / dim)
+        channel = torch.arange(self.dim_head, device=pos.device, dtype=torch.float32)
+        frequency = 1.0 / self.theta ** (channel / self.dim_head)
         angle = rearrange(pos, "b n -> b 1 n 1").to(torch.float32) * frequency
         return PolarTable(angle.cos(), angle.sin())
 

@@ -1,0 +1,83 @@
+"""Training without any of our training code: one process, one batch, fp32."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from xtdist.config import derive_seed
+from xtdist.data import Order, TokenDataset
+from xtdist.model import TransformerWrapper, build_model
+from xtdist.train import RunSpec
+
+
+def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
+    """The losses and norms that ``spec`` must have on any number of workers. Auxiliary losses are
+    of ``parts`` equal parts of the batch each: what a worker sees at once."""
+    data = TokenDataset.open(spec.data.path, "train")
+    seq_len = spec.data.seq_len
+    order = Order(
+        num_windows=data.num_windows(seq_len), global_batch=spec.global_batch, seed=spec.seed
+    )
+    generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
+    net = build_model(spec.model, generator=generator)
+    decay = [p for n, p in net.named_parameters() if p.ndim == 2 and "embedding" not in n]
+    ids = {id(p) for p in decay}
+    rest = [p for p in net.parameters() if id(p) not in ids]
+    optim = spec.optim
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decay, "weight_decay": optim.weight_decay},
+            {"params": rest, "weight_decay": 0},
+        ],
+        lr=1.0,
+        betas=optim.betas,
+        eps=optim.eps,
+    )
+
+    out: dict[str, list[float]] = {"train/loss": [], "train/grad_norm": [], "eval/valid/loss": []}
+    for step in range(spec.loop.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = optim.lr * min(1.0, (step + 1) / optim.schedule.warmup_steps)
+        optimizer.zero_grad()
+        tokens = rows_of(data, order.windows(order.sample_ids(step)), seq_len)
+        loss = torch.stack([train_loss(net, part) for part in tokens.chunk(parts)]).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), optim.grad_clip or math.inf)
+        optimizer.step()
+        out["train/loss"].append(loss.item())
+        out["train/grad_norm"].append(float(norm))
+        if (step + 1) % spec.loop.valid_every == 0:
+            out["eval/valid/loss"].append(valid_loss(spec, net))
+            net.train()
+    return out
+
+
+@torch.no_grad()
+def valid_loss(spec: RunSpec, net: TransformerWrapper) -> float:
+    """The mean over evenly spread windows of the validation split; leaves ``net`` in eval mode."""
+    valid = TokenDataset.open(spec.data.path, "valid")
+    last = valid.num_windows(spec.data.seq_len) - 1
+    count = min(spec.loop.valid_windows, last + 1)
+    numbers = sorted({int(i * last / (count - 1)) for i in range(count)})
+    return float(cross_entropy(net.eval(), rows_of(valid, numbers, spec.data.seq_len)))
+
+
+def cross_entropy(net: TransformerWrapper, tokens: torch.Tensor) -> torch.Tensor:
+    logits = net(tokens[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def train_loss(net: TransformerWrapper, tokens: torch.Tensor) -> torch.Tensor:
+    aux = net.run(tokens[:, :-1]).aux
+    return cross_entropy(net, tokens) + sum(part.scale * part.sum / part.weight for part in aux)
+
+
+def rows_of(data: TokenDataset, windows: Any, seq_len: int) -> torch.Tensor:
+    return torch.from_numpy(
+        np.stack([data.window(int(w), seq_len).astype(np.int64) for w in windows])
+    )
