@@ -50,8 +50,8 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
         assert (ROOT / name).exists() or (ROOT / "xtdist" / name).exists(), name
 
 
-def test_the_python_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_python_examples_run(example: str) -> None:
     exec(compile(example, "README.md", "exec"), {})
 
 
