@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 from collections.abc import Callable
@@ -136,13 +135,15 @@ def inputs_of(case: Case, *, batch: int = BATCH, seed: int = 5) -> dict[str, Ten
     """What a forward pass of ``case`` needs beside the tokens."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"context": (batch, 7, LAYERS["dim"]), "condition": (batch, LAYERS["dim"])}
-    return {name: torch.randn(*shapes[name], generator=generator) for name in sorted(case.inputs)}
+    inputs = {
+        name: torch.randn(*shapes[name], generator=generator)
+        for name in sorted(case.inputs & shapes.keys())
+    }
+    if "prefix_attn_len" in case.inputs:
+        inputs["prefix_attn_len"] = torch.tensor([7, 5])[:batch]
+    return inputs
 
 
 def rows(inputs: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
     """The inputs of some sequences of the batch."""
     return {name: tensor[which] for name, tensor in inputs.items()}
-
-
-def clone(model: TransformerWrapper) -> TransformerWrapper:
-    return copy.deepcopy(model)

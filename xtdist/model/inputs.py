@@ -85,11 +85,14 @@ def stack_inputs(
     before = memories[0].shape[1] if memories else 0
     _check_masks(x, given, keys=n + before)
     _check_together(config, given)
-    mask = given.get("mask")
+    mask, pos = given.get("mask"), given.get("pos")
     start = given.get("seq_start_pos")
     if start is not None:
-        real = torch.arange(n, device=x.device) >= start[:, None]
-        mask = real if mask is None else mask & real
+        place = torch.arange(n, device=x.device) - start[:, None]
+        mask = place >= 0 if mask is None else mask & (place >= 0)
+        memory = getattr(config, "memory_tokens", None)
+        if pos is None and (memory is None or memory.every is None):
+            pos = place.clamp(min=0)
     prefix = given.get("prefix_attn_len")
     if isinstance(prefix, int):
         prefix = torch.full((b,), prefix, device=x.device)
@@ -100,7 +103,7 @@ def stack_inputs(
         attn_bias=given.get("attn_bias"),
         documents=given.get("documents"),
         prefix=prefix,
-        pos=given.get("pos"),
+        pos=pos,
         context=given.get("context"),
         context_mask=given.get("context_mask"),
         context_pos=given.get("context_pos"),

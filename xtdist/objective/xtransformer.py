@@ -64,7 +64,7 @@ class XTransformer(nn.Module):
         encoder, decoder = sides["enc"], sides["dec"]
         # The encoder has no head of its own: its hidden states are what it is for.
         self.encoder = TransformerWrapper(
-            **{**encoder.wrapper, "tie_embedding": True},
+            **{**encoder.wrapper, "return_only_embed": True},
             attn_layers=Encoder(dim=dim, **encoder.layers),
         )
         net = TransformerWrapper(

@@ -14,6 +14,12 @@ def bias_in(given: Mapping[str, Any]) -> bool:
     return bool(given["ff_glu"] or not given["ff_no_bias"])
 
 
+def moe(*, expert: dict[str, Any], **sizes: int) -> dict[str, Any]:
+    """A small mixture of experts."""
+    shape = {"mult": 2.0, "multiple_of": 1, **expert}
+    return {"feedforward": {"kind": "moe", "expert": shape, **sizes}}
+
+
 KINDS: tuple[Option, ...] = (
     Option(
         name="feed-forward",
@@ -216,16 +222,9 @@ SHAPES: tuple[Option, ...] = (
         paper="2401.04088, 2101.03961",
         tier=2,
         samples=(
-            Sample(
-                config={
-                    "feedforward": {
-                        "kind": "moe",
-                        "experts": 4,
-                        "top_k": 2,
-                        "expert": {"kind": "glu", "mult": 2.0, "multiple_of": 1},
-                    }
-                }
-            ),
+            Sample(config=moe(experts=4, top_k=2, expert={"kind": "glu"})),
+            Sample(config=moe(experts=3, top_k=1, expert={"kind": "mlp", "bias_in": True})),
+            Sample(config=moe(experts=4, top_k=2, shared_experts=1, expert={"kind": "glu"})),
         ),
     ),
 )

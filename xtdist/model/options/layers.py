@@ -141,7 +141,6 @@ OPTIONS: tuple[Option, ...] = (
         tier=2,
         rows=(Row("residual_attn", "residual_attention", False),),
         samples=(Sample({"residual_attn": True}),),
-        uncacheable="scores of the layer before are not handed on between cached reads",
         excludes={
             "flash": "it reads a table of scores, which fused kernels don't make; leave out one"
         },
@@ -154,10 +153,20 @@ OPTIONS: tuple[Option, ...] = (
         tier=2,
         rows=(Row("cross_residual_attn", "cross_residual_attention", False, needs="cross_attend"),),
         samples=(Sample({"cross_attend": True, "cross_residual_attn": True}, inputs=("context",)),),
-        uncacheable="scores of the layer before are not handed on between cached reads",
         excludes={
             "flash": "it reads a table of scores, which fused kernels don't make; leave out one"
         },
+    ),
+    Option(
+        name="recomputation",
+        about="activations are computed again in the backward pass instead of kept",
+        active="recompute",
+        paper="1604.06174",
+        samples=(
+            Sample(config={"recompute": {"blocks": 1, "only": "all"}}),
+            Sample(config={"recompute": {"blocks": 2, "only": "all"}}),
+            Sample(config={"recompute": {"blocks": 1, "only": "feedforward"}}),
+        ),
     ),
     Option(
         name="output softclamp",

@@ -222,13 +222,26 @@ ROTARY: tuple[Option, ...] = (
                 {"rotary_pos_emb": True},
                 config={"position.scaling": {"kind": "yarn", "factor": 4.0, "original_max_len": 8}},
             ),
+            Sample(
+                {"rotary_pos_emb": True},
+                config={
+                    "position.layout": "halves",
+                    "position.scaling": {"kind": "llama3", "factor": 4.0, "original_max_len": 64},
+                },
+            ),
         ),
     ),
     Option(
         name="rotary layout of halves",
         about="channel i is paired with the one half a head away (Llama)",
         active="position.layout=halves",
-        samples=(Sample({"rotary_pos_emb": True}, config={"position.layout": "halves"}),),
+        samples=(
+            Sample({"rotary_pos_emb": True}, config={"position.layout": "halves"}),
+            Sample(
+                {"rotary_pos_emb": True, "rotary_emb_dim": 16, "attn_kv_heads": 2},
+                config={"position.layout": "halves", "position.theta": 500.0},
+            ),
+        ),
     ),
     Option(
         name="partly rotated heads",

@@ -79,6 +79,34 @@ EMBEDDING: tuple[Option, ...] = (
         "summed over layers after squaring, over the scores that the softmax sees",
     ),
     Option(
+        name="prefix",
+        about="a PrefixDecoder's first tokens see each other, as many as prefix_attn_len says",
+        active="prefix",
+        paper="1910.10683",
+        tier=2,
+        causal="causal only",
+        samples=(
+            Sample(config={"prefix": True}, inputs=("prefix_attn_len",)),
+            Sample(
+                {"rotary_pos_emb": True, "attn_max_attend_past": 4, "attn_flash": True},
+                config={"prefix": True},
+                inputs=("prefix_attn_len",),
+            ),
+            Sample(
+                {"rel_pos_bias": True, "attn_kv_heads": 2},
+                config={"prefix": True},
+                inputs=("prefix_attn_len",),
+            ),
+        ),
+        uncacheable="its first tokens read later ones, and a cache may get them in pieces",
+        unpackable="a prefix is that of the sequence, and only its first document would have one",
+        excludes=dict.fromkeys(
+            ("xPos", "selective attention", "CoPE", "forgetting by row"),
+            "it is defined where nobody reads later tokens, and those of a prefix do; leave it "
+            "out, or use a Decoder",
+        ),
+    ),
+    Option(
         name="embedding width",
         about="a narrower embedding, projected to the model's width",
         active="embedding.dim",

@@ -83,7 +83,8 @@ class Visible:
         """
         j -= self.lead
         allowed: Tensor | None = None
-        ahead = distance(i, j, device)
+        if self.causal or self.window is not None:
+            ahead = distance(i, j, device)
         if self.causal:
             allowed = rearrange(ahead >= 0, "i j -> 1 1 i j")
             if self.prefix is not None:
