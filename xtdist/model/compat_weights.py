@@ -16,6 +16,7 @@ from xtdist.model.options.places import find
 from xtdist.model.options.resolver import holds, is_active
 from xtdist.model.options.table import OPTIONS
 from xtdist.model.options.weights import Context, Derived, Nest, Rule, Scope
+from xtdist.model.pool import pool_stack_of
 
 NORMS = (("norm", 0), ("branch_norm", 1), ("post_norm", 2))
 """Norms of a sublayer: our name and their number."""
@@ -167,10 +168,11 @@ def _steps(config: Any) -> Iterator[_Step]:
     """At every place the rules of its scope, those of later options instead of earlier ones."""
     for place in _places(config):
         rules: list[Rule] = []
+        described = place.context.config
         for option in OPTIONS:
             new = [w for w in option.weights if isinstance(w, Rule) and w.scope in place.scopes]
-            new = [rule for rule in new if not rule.where or holds(rule.where, config)]
-            if new and is_active(option, config, attention=place.attention):
+            new = [rule for rule in new if not rule.where or holds(rule.where, described)]
+            if new and is_active(option, described, attention=place.attention):
                 rules = [rule for rule in rules if not any(_overlap(rule, n) for n in new)] + new
         yield from (_Step(rule, place) for rule in rules)
 
@@ -189,17 +191,26 @@ def _derived(config: Any) -> dict[str, Tensor]:
         for weight in option.weights
         if isinstance(weight, Derived)
         and weight.scope in place.scopes
-        and is_active(option, config, attention=place.attention)
+        and is_active(option, place.context.config, attention=place.attention)
     }
 
 
 def _places(config: Any) -> Iterator[_Place]:
+    yield _Place(("wrapper",), "", "", Context(config, config.attention))
+    yield from _stack_places(config, "attn_layers.", "layers.")
+    pool = pool_stack_of(config)
+    if pool is not None and config.pool.depth > 1:
+        yield from _stack_places(pool, "attn_pool.pooler.", "attention_pool.pooler.")
+    elif pool is not None:
+        yield _branch("attn_pool.pooler.", "attention_pool.pooler.", "c", pool)
+
+
+def _stack_places(config: Any, there: str, here: str) -> Iterator[_Place]:
     whole = Context(config, config.attention)
-    yield _Place(("wrapper",), "", "", whole)
-    yield _Place(("layers",), "attn_layers.", "layers.", whole)
-    yield _Place(("norm",), "attn_layers.final_norm.", "layers.final_norm.", whole)
+    yield _Place(("layers",), there, here, whole)
+    yield _Place(("norm",), f"{there}final_norm.", f"{here}final_norm.", whole)
     for i, kind in enumerate(config.kinds):
-        theirs, ours = f"attn_layers.layers.{i}.", f"layers.sublayers.{i}."
+        theirs, ours = f"{there}layers.{i}.", f"{here}sublayers.{i}."
         for name, number in NORMS:
             yield _Place(("norm",), f"{theirs}0.{number}.", f"{ours}{name}.", whole)
         nests = _nests(config, kind)
@@ -208,8 +219,8 @@ def _places(config: Any) -> Iterator[_Place]:
             yield _Place(("scale",), f"{theirs}1.{'fn.' * scale[0]}", f"{ours}scale.", whole)
         yield _branch(f"{theirs}1.{'fn.' * len(nests)}", f"{ours}branch.", kind, config)
         yield _Place(("residual",), f"{theirs}2.", f"{ours}residual.", whole)
-        for scope, there in INDEXED:
-            yield _Place((scope,), f"attn_layers.{there}.{i}.", f"{ours}{scope}.", whole)
+        for scope, name in INDEXED:
+            yield _Place((scope,), f"{there}{name}.{i}.", f"{ours}{scope}.", whole)
 
 
 def _branch(theirs: str, ours: str, kind: str, config: Any) -> _Place:

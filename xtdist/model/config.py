@@ -194,7 +194,7 @@ class ModelConfig(LayersConfig):
     0 means: the length that it is trained on, filled in before building.
     ``tie_embedding`` uses the embedding matrix as the head, ``logit_scale`` multiplies the logits.
 
-    ``pool``: one output for the whole sequence. ``max_mem_len``: so many hidden states are handed
+    ``pool``: an output for the whole sequence. ``max_mem_len``: so many hidden states are handed
     from one segment to the next (Transformer-XL, 1901.02860), ``shift_mem_down``: to so many layers
     below (2012.15688). ``loop``: the stack runs several times. ``attn_z_loss_weight``: of the loss
     that keeps attention scores small (2202.08906), where a forward pass asks for it.

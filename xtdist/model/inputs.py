@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xtdist.model.config import LayersConfig
+from xtdist.model.options.left_out import LEFT_OUT_OF_FORWARD
 from xtdist.model.options.resolver import documents_refused
 from xtdist.model.order import block_of
 from xtdist.model.stack import StackInputs
@@ -75,6 +76,8 @@ def stack_inputs(
         TypeError: a keyword that is not known.
     """
     unknown = set(given) - set(StackKeywords.__annotations__)
+    for name in sorted(unknown & set(LEFT_OUT_OF_FORWARD)):
+        raise TypeError(f"forward: xtdist leaves out {name!r}: {LEFT_OUT_OF_FORWARD[name]}")
     if unknown:
         raise TypeError(
             f"forward: unknown keyword {sorted(unknown)[0]!r}; known: "

@@ -77,6 +77,7 @@ class ModelOutput:
 
     hidden: what the head reads: (b, s, d) for s = prepended and own tokens, or pooled (b, [c,] d).
     tokens: (b, s, d), the same unless pooled. initial: what they were before the stack.
+    pooled: (b, p, e) what the queries of a pool read of them.
     mask: (b, l) the real ones among all vectors that ran through the stack.
     aux: auxiliary losses. hiddens: the input of each self attention, block_hiddens: the output of
     each block. memory: the outputs of memory tokens. pass_hiddens, exit_logits, exits: of a looped
@@ -87,6 +88,7 @@ class ModelOutput:
     tokens: Float[Tensor, "b s d"]
     initial: Float[Tensor, "b s e"]
     stack: StackOutput
+    pooled: Float[Tensor, "b p e"] | None = None
     mask: Bool[Tensor, "b l"] | None = None
     hiddens: tuple[Float[Tensor, "b s d"], ...] = ()
     block_hiddens: tuple[Float[Tensor, "b s d"], ...] = ()
@@ -114,9 +116,10 @@ class Intermediates:
     """What a forward pass computes on the way, by x-transformers' names.
 
     hiddens: the input of each self attention. block_hiddens: the output of each block. last_hidden:
-    of the stack. last_layer_hiddens: of the tokens, where the output is pooled. attentions: where
-    asked for (return_attn). aux: auxiliary losses. exit_logits, all_pred_logits: for each pass of a
-    looped stack. kv_cache: for going on, or ``no_cache``, why there is none.
+    of the stack. last_layer_hiddens: of the tokens, where the output is pooled. attn_pooled_tokens:
+    what the queries of attn_pool read; none with a cache, where earlier tokens are missing.
+    attentions: where asked for (return_attn). aux: auxiliary losses. exit_logits, all_pred_logits:
+    for each pass of a looped stack. kv_cache: for going on, or ``no_cache``, why there is none.
     """
 
     hiddens: Sequence[Float[Tensor, "b s d"]]
@@ -124,6 +127,7 @@ class Intermediates:
     last_hidden: Float[Tensor, "b l d"]
     last_layer_hiddens: Float[Tensor, "b s d"]
     initial_embeds: Float[Tensor, "b s e"]
+    attn_pooled_tokens: Float[Tensor, "b p e"] | None = None
     aux: tuple[AuxLoss, ...] = ()
     attentions: tuple[AttentionIntermediates, ...] | None = None
     memory_tokens: Float[Tensor, "b m d"] | None = None

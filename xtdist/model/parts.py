@@ -69,7 +69,21 @@ class MeanPoolConfig:
     kind: Literal["mean"] = "mean"
 
 
-PoolConfig = Annotated[ClsPoolConfig | MeanPoolConfig, Field(discriminator="kind")]
+@configclass
+class QueriesPoolConfig:
+    """So many learned queries of width ``dim`` (null = the model's) read the output by attention
+    (1810.00825), through ``depth`` blocks if more than one. The output is theirs in an encoder; in
+    a causal stack they stand beside the logits, where a forward pass returns its intermediates."""
+
+    kind: Literal["attention"] = "attention"
+    tokens: PositiveInt = 1
+    depth: PositiveInt = 1
+    dim: PositiveInt | None = None
+
+
+PoolConfig = Annotated[
+    ClsPoolConfig | MeanPoolConfig | QueriesPoolConfig, Field(discriminator="kind")
+]
 
 
 @configclass

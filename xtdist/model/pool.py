@@ -16,6 +16,7 @@ from xtdist.model.config import LayersConfig
 from xtdist.model.keywords import config_of
 from xtdist.model.layers import Layers
 from xtdist.model.options.resolver import resolve
+from xtdist.model.parts import QueriesPoolConfig
 from xtdist.model.stack import StackInputs
 from xtdist.nn.attention.inputs import AttentionInputs, Context
 from xtdist.nn.attention.module import Attention, AttentionGeometry
@@ -141,6 +142,26 @@ class AttentionPool(nn.Module):
         if self.queries is None:
             raise ValueError("queries: missing; with num_pooled_tokens=0 they must be given")
         return repeat(self.queries, "p d -> b p d", b=len(context))
+
+
+def pool_of(config: Any) -> AttentionPoolConfig | None:
+    """How a model pools its output by attention, if it does: by heads like its own."""
+    pool = getattr(config, "pool", None)
+    if not isinstance(pool, QueriesPoolConfig):
+        return None
+    return AttentionPoolConfig(
+        num_pooled_tokens=pool.tokens,
+        dim_context=config.dim,
+        depth=pool.depth,
+        heads=config.heads,
+        dim_head=config.attention.dim_head,
+    )
+
+
+def pool_stack_of(config: Any) -> LayersConfig | None:
+    """The layers of that pool."""
+    how = pool_of(config)
+    return None if how is None else pool_layers(config.pool.dim or config.dim, how, {})
 
 
 def pool_layers(

@@ -94,7 +94,7 @@ def answer(
         grown.seen(n, out.tokens.shape[1])
     hidden, initial = _without_prepended(model, out, inputs, wanted)
     logits = _logits(model, hidden, wanted)
-    result = _result(hidden, logits, wanted)
+    result = _result(hidden, logits, None if model.config.causal else out.pooled, wanted)
     if wanted.get("return_next_embed_pred"):
         if model.next_embedding is None:
             raise ValueError("return_next_embed_pred: needs add_continuous_pred_head=True")
@@ -170,7 +170,7 @@ def _without_prepended(
     prepended = inputs.get("prepend_embeds")
     if prepended is None or not wanted.get("excise_prepend_embeds"):
         return out.hidden, out.initial
-    if model.config.pool is not None:
+    if out.tokens.shape != out.hidden.shape:
         raise ValueError("excise_prepend_embeds: the output is pooled; leave it out")
     cut = prepended.shape[1]
     return out.hidden[:, cut:], out.initial[:, cut:]
@@ -188,10 +188,13 @@ def _logits(model: Model, hidden: Tensor, wanted: Wanted) -> Any:
     return None if only and not entropy else model.to_logits(hidden, **keywords)
 
 
-def _result(hidden: Tensor, logits: Any, wanted: Wanted) -> Any:
+def _result(hidden: Tensor, logits: Any, pooled: Tensor | None, wanted: Wanted) -> Any:
+    """``pooled`` takes the place of logits."""
     if wanted.get("return_logits_and_embeddings"):
         return LogitsAndEmbeddings(logits, hidden)
     only = wanted.get("return_embeddings") or wanted.get("return_embeddings_and_intermediates")
+    if pooled is not None and not only:
+        return pooled
     return hidden if only or logits is None else logits
 
 
@@ -205,6 +208,7 @@ def _intermediates(
         last_hidden=out.stack.hidden,
         last_layer_hiddens=out.tokens,
         initial_embeds=out.initial,
+        attn_pooled_tokens=out.pooled,
         aux=out.aux,
         memory_tokens=out.memory,
         exit_logits=out.exit_logits,

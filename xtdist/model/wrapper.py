@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Unpack, cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,17 +18,17 @@ from xtdist.model.caching import cache_spec
 from xtdist.model.checks import check_embedding, check_loop, check_memories, check_tokens
 from xtdist.model.compat import model_config
 from xtdist.model.config import ModelConfig
+from xtdist.model.ending import Ending
 from xtdist.model.inputs import StackKeywords, stack_inputs
 from xtdist.model.layers import Layers
 from xtdist.model.options.resolver import resolve
 from xtdist.model.outputs import Intermediates, ModelInputs, ModelOutput, Wanted
 from xtdist.model.surface import answer
 from xtdist.nn.attention.cache import CacheSpec, KVCache
-from xtdist.nn.embedding import HeadFunction
 from xtdist.nn.linear import initialize
 
 
-class TransformerWrapper(Around):
+class TransformerWrapper(Around, Ending):
     """Embedding, layers, head. ``build_model`` makes one from a config; this signature is
     x-transformers'. ``config`` describes the model completely either way, but for modules that are
     given (``token_emb``, ``to_logits``): a config with those can't be built again.
@@ -102,8 +101,9 @@ class TransformerWrapper(Around):
         input_not_include_cache: bool | None = None,
         **keywords: Any,
     ) -> Any:
-        """Logits (b, n, v) of token ids ``x``; further inputs are described in ``ModelInputs``.
-        What else can be given back, and then is, is described in ``Wanted``.
+        """Logits (b, n, v) of token ids ``x``, or what the queries of an encoder with ``attn_pool``
+        read, (b, p, e). Further inputs are described in ``ModelInputs``; what else can be given
+        back, and then is, in ``Wanted``.
 
         logit_rows: wanted rows of the flattened (b n) positions; the logits are then (m, v).
         cache: the intermediates of an earlier pass; ``x`` is then the whole sequence again (or,
@@ -118,7 +118,12 @@ class TransformerWrapper(Around):
             if cache is not None:
                 keywords["cache"] = cache
             return answer(self, x, wanted, cast(ModelInputs, keywords), new_only=new_only)
-        hidden = self.hidden(x, cache=cache, **keywords)
+        out = self.run(x, cache=cache, **keywords)
+        if out.pooled is not None:
+            if logit_rows is not None:
+                raise ValueError("logit_rows: the output is pooled (attn_pool); leave them out")
+            return out.pooled
+        hidden = out.hidden
         if self.config.head.output == "hidden":
             return hidden
         if logit_rows is not None:
@@ -170,30 +175,6 @@ class TransformerWrapper(Around):
                 exits=passes.exits,
             )
         return self.taken(passes, initial=initial, slots=slots, given=given, real=real)
-
-    def to_logits(self, hidden: Float[Tensor, "... d"], **keywords: Any) -> Any:
-        """Logits of hidden states: log-probabilities from a mixture of softmaxes, a tuple where
-        there are several heads. ``keywords`` are for a head that was given."""
-        if self.config.head.is_linear:
-            return self.apply_head(hidden, F.linear)
-        return self.all_logits(hidden, keywords)
-
-    def apply_head(self, hidden: Float[Tensor, "... d"], function: HeadFunction) -> Tensor:
-        """``function(hidden, weight)`` with the head's weight (v, d).
-
-        It runs inside the one call of the module that owns the weight, so that a loss can work
-        through the vocabulary in pieces while the weight of a sharded model (ZeRO-3) is gathered
-        once, on every rank alike.
-
-        Raises:
-            ConfigError: the head is more than one matrix (``config.head.is_linear``).
-        """
-        if not self.config.head.is_linear:
-            raise ConfigError("head: more than one matrix; take the loss of to_logits(hidden)")
-        if self.config.logit_scale != 1.0:
-            hidden = hidden * self.config.logit_scale
-        owner = self.token_embedding if self.head is None else self.head
-        return cast(Tensor, owner(hidden, function))
 
     def cache_spec(self) -> CacheSpec:
         """What a key/value store must hold for each token."""

@@ -170,4 +170,21 @@ HEAD: tuple[Option, ...] = (
         uncacheable="its output is one for the whole sequence",
         differs="works with prepended vectors, and left padding is left out of the mean",
     ),
+    Option(
+        name="attention pooling",
+        about="learned queries read the output: an encoder's output, or beside a decoder's logits",
+        active="pool.kind=attention",
+        paper="1810.00825",
+        tier=3,
+        wrapper=(
+            Row("attn_pool", "pool", False, {True: {"kind": "attention"}}),
+            Row("num_pooled_tokens", "pool.tokens", 1, needs="attn_pool"),
+            Row("attn_pool_depth", "pool.depth", 1, needs="attn_pool"),
+            Row("dim_pooled_tokens", "pool.dim", None, needs="attn_pool"),
+        ),
+        weights=(Rule("wrapper", "attn_pool.queries", "attention_pool.queries"),),
+        unpackable="its queries read the whole sequence",
+        differs="works with masks beside memory and prepended tokens; a decoder with a cache has "
+        "none, where earlier tokens are missing (there, new tokens are pooled alone)",
+    ),
 )

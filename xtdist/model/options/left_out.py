@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 NOT_DATA = "a module or function is not data, so no config could describe the model"
 STACK = "the stack sets it; give it without the prefix"
-POOL = "attention pooling is a module of its own, AttentionPool, over the embeddings"
 LEAKS = "it mixes in statistics of the whole sequence, which shows tokens their future"
 
 LEFT_OUT: Mapping[str, str] = {
@@ -29,15 +28,24 @@ LEFT_OUT: Mapping[str, str] = {
     "attn_orthog_projected_values": LEAKS,
     "attn_orthog_projected_values_per_head": LEAKS,
     "attn_output_proj_depth": "depth_scale_residual sets it",
-    "attn_pool": POOL,
-    "attn_pool_depth": POOL,
     "attn_project_out": "a layer's output is always projected into the stream",
     "attn_qkv_receive_diff_residuals": STACK,
     "attn_rotate_num_heads": STACK,
-    "dim_pooled_tokens": POOL,
     "ff_custom_activation": NOT_DATA,
     "ff_dim": "the stack sets it",
     "ff_dim_out": "a layer's output joins the stream, which has one width",
     "ff_output_proj_depth": "depth_scale_residual sets it",
-    "num_pooled_tokens": POOL,
 }
+
+NOT_IN_GRAPH = "a function that is called within would end in no config and no compiled graph; "
+
+LEFT_OUT_OF_FORWARD: Mapping[str, str] = {
+    "cache_age": "a cache grows by all tokens that are new",
+    "causal": "Decoder and Encoder say it; attn_mask hides more",
+    "flash_pack_seq_context_kwargs": "documents are separated by documents=, on every backend",
+    "flash_pack_seq_kwargs": "documents are separated by documents=, on every backend",
+    "transform_block_inputs": NOT_IN_GRAPH + "use a forward pre-hook of layers.sublayers[i]",
+    "transform_token_embeds": NOT_IN_GRAPH + "use a forward hook of token_embedding, or give "
+    "token_emb=",
+}
+"""Arguments of a forward pass."""

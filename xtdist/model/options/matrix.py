@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from xtdist.model.options.base import Option, Row
-from xtdist.model.options.left_out import LEFT_OUT
+from xtdist.model.options.left_out import LEFT_OUT, LEFT_OUT_OF_FORWARD
 from xtdist.model.options.resolver import FASTEST_FIRST
 from xtdist.model.options.table import OPTIONS
 
@@ -29,6 +29,9 @@ def matrix() -> str:
     parts.append("## Keywords that xtdist leaves out\n")
     rows = ([f"`{keyword}`", why] for keyword, why in sorted(LEFT_OUT.items()))
     parts.append(_table(["keyword", "why"], rows))
+    parts.append("## Arguments of forward that xtdist leaves out\n")
+    rows = ([f"`{keyword}`", why] for keyword, why in sorted(LEFT_OUT_OF_FORWARD.items()))
+    parts.append(_table(["argument", "why"], rows))
     return "\n".join(parts)
 
 
