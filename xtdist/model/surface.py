@@ -170,7 +170,8 @@ def _without_prepended(
     prepended = inputs.get("prepend_embeds")
     if prepended is None or not wanted.get("excise_prepend_embeds"):
         return out.hidden, out.initial
-    if out.tokens.shape != out.hidden.shape:
+    pool = model.config.pool
+    if pool is not None and pool.kind != "attention":
         raise ValueError("excise_prepend_embeds: the output is pooled; leave it out")
     cut = prepended.shape[1]
     return out.hidden[:, cut:], out.initial[:, cut:]
