@@ -113,3 +113,13 @@ def test_masked_training_of_such_models_does_not_depend_on_the_number_of_workers
         assert losses[-1] < losses[0] - 1
         for key in ("train/loss", "eval/valid/loss"):
             assert records(two, key) == pytest.approx(records(one, key), rel=1e-5), key
+
+
+@pytest.mark.slow
+def test_models_full_of_options_train_in_bf16_close_to_fp32(make_spec: Any) -> None:
+    half = {"engine.precision": "bf16", "engine.zero_stage": 3}
+    specs = [option_spec(make_spec, name, half) for name in MODELS]
+    for spec, outcome in zip(specs, run_ranks(specs), strict=True):
+        assert outcome.ok, outcome.printed
+        want = plain_loop(spec, parts=WORKERS)["train/loss"]
+        assert records(spec, "train/loss") == pytest.approx(want, rel=0.02), spec.name
