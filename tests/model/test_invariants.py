@@ -102,6 +102,30 @@ class OneSequence:
         return [Read(rows=slice(None), kept=self.projected[layer])]
 
 
+OUTSIDE = {
+    "further embeddings": "test_wrapper_embedding.py",
+    "given embedding": "test_wrapper_embedding.py",
+    "given head": "test_wrapper_embedding.py",
+    "recycling": "test_wrapper_passes.py",
+    "several heads": "test_wrapper_returns.py",
+    "class tokens": "test_wrapper_returns.py",
+    "mean pooling": "test_wrapper_returns.py",
+    "attention pooling": "test_wrapper_pool.py",
+}
+"""Options that need more inputs, or that have no logits for each token, and where they are
+tested."""
+
+
+def test_every_option_is_on_somewhere_in_the_grid() -> None:
+    seen = {
+        option.name
+        for case in single_cases()
+        for option in OPTIONS
+        if is_active(option, config_of(case, causal=directions(case)[0]))
+    }
+    assert {option.name for option in OPTIONS} - seen == OUTSIDE.keys()
+
+
 @every
 def test_an_option_can_be_built_in_some_stack(case: Case) -> None:
     assert directions(case), (refusal(case, causal=True), refusal(case, causal=False))
