@@ -146,11 +146,14 @@ class LayersConfig:
                 f"{name}.kv_heads: got {attention.kv_heads} with heads={self.heads}; it must "
                 "divide heads (each key/value head serves the same number of query heads)"
             )
-        if name == "cross_attention" and attention.window is not None:
-            raise ConfigError(
-                f"cross_attention.window: got {attention.window}; a context has no distance to the "
-                "tokens that read it, so leave it null"
-            )
+        for part in ("window", "selective", "cope", "forgetting", "relative_projection"):
+            value = getattr(attention, part)
+            if name == "cross_attention" and value is not None and value is not False:
+                raise ConfigError(
+                    f"cross_attention.{part}: got {value}; it counts along one sequence, and a "
+                    f"context is another one. Leave it out there (attention.{part} is for the "
+                    "stack's own tokens)"
+                )
         latent = attention.latent
         if latent is None or latent.rotary_heads is None:
             return

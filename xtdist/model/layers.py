@@ -18,7 +18,7 @@ from xtdist.model.config import LayersConfig
 from xtdist.model.options.resolver import resolve
 from xtdist.model.order import block_of
 from xtdist.model.stack import RealFirst, StackInputs, StackOutput, as_table
-from xtdist.model.sublayer import Carry, Own, Seat, Shared, Sublayer
+from xtdist.model.sublayer import AttentionRecord, Carry, Own, Seat, Shared, Sublayer
 from xtdist.model.upkeep import Upkeep
 from xtdist.nn.attention.inputs import AttentionInputs, Context
 from xtdist.nn.attention.masks import Visible
@@ -91,7 +91,7 @@ class Layers(Upkeep):
             aux=carry.aux,
             hiddens=tuple(put_back(self._single(h)) for h in carry.hiddens),
             block_hiddens=tuple(put_back(h) for h in (*block_hiddens[:-1], hidden)),
-            attentions=carry.records,
+            attentions=tuple(_unsorted(record, sorting) for record in carry.records),
         )
 
     def _single(self, stream: Tensor) -> Tensor:
@@ -153,24 +153,27 @@ class Layers(Upkeep):
     def _without_padding(
         self, x: Tensor, inputs: StackInputs
     ) -> tuple[Tensor, StackInputs, RealFirst | None]:
-        """A causal stack with nothing but padding to hide: the padding moved to the end instead."""
+        """A causal stack with padding: it is moved behind the real tokens, where nobody sees it.
+
+        Distances, windows and shifts then count real tokens only, wherever the padding was; so do
+        positions, unless they are given.
+        """
         mask = inputs.mask
-        others = (inputs.key_mask, inputs.attn_mask, inputs.attn_bias, inputs.prefix)
-        others_rule = inputs.keeps_scores or any(t is not None for t in others)
-        if mask is None or not self.config.causal or others_rule:
+        if mask is None or not self.config.causal or inputs.prefix is not None:
             return x, inputs, None
-        sorting = RealFirst(mask)
-        pos = self._positions(x, inputs)
-        sort = sorting.sort
+        sorting, pos = RealFirst(mask), inputs.pos
+        sort, sort_pairs = sorting.sort, sorting.sort_pairs
+        per_token, inject = _per_token(inputs.condition, x), _per_token(inputs.inject, x)
         inputs = replace(
             inputs,
             mask=sort(mask),
-            pos=sort(pos.expand(x.shape[:2])),
+            key_mask=sort(inputs.key_mask),
+            attn_mask=sort_pairs(as_table(inputs.attn_mask)),
+            attn_bias=sort_pairs(inputs.attn_bias),
+            pos=None if pos is None else sort(pos.expand(x.shape[:2])),
             documents=sort(inputs.documents),
-            condition=sort(inputs.condition)
-            if _per_token(inputs.condition, x)
-            else inputs.condition,
-            inject=sort(inputs.inject) if _per_token(inputs.inject, x) else inputs.inject,
+            condition=sort(inputs.condition) if per_token else inputs.condition,
+            inject=sort(inputs.inject) if inject else inputs.inject,
             factors=[sort(f) for f in inputs.factors],  # type: ignore[misc]
         )
         sorted_x = sort(x)
@@ -224,11 +227,8 @@ class Layers(Upkeep):
         """Who may read whom; memories are keys before the tokens'."""
         config = self.config
         keys = inputs.key_mask
-        hides_padding = not config.causal or config.prefix or inputs.attn_mask is not None
-        hides_padding = hides_padding or inputs.keeps_scores
-        if inputs.mask is not None and (
-            hides_padding or keys is not None or inputs.attn_bias is not None
-        ):
+        stays = not config.causal or inputs.prefix is not None  # see _without_padding
+        if inputs.mask is not None and (stays or inputs.keeps_scores):
             keys = inputs.mask if keys is None else keys & inputs.mask
         if memory is not None:
             keys = _with_memory(keys, memory, x, inputs)
@@ -297,6 +297,18 @@ def _with_memory(
     if mask is None:
         mask = torch.ones(memory.shape[:2], dtype=torch.bool, device=x.device)
     return torch.cat((mask, keys), dim=1)
+
+
+def _unsorted(record: AttentionRecord, sorting: RealFirst | None) -> AttentionRecord:
+    """Scores and weights with queries, and keys of a self attention, in their own order."""
+    if sorting is None:
+        return record
+    own = record.kind == "a"
+    return AttentionRecord(
+        record.kind,
+        sorting.restore_pairs(record.scores, keys=own),
+        sorting.restore_pairs(record.weights, keys=own),
+    )
 
 
 def _same(x: Tensor) -> Tensor:

@@ -95,6 +95,26 @@ class RealFirst:
         """The way back."""
         return _take(x, self.back)
 
+    def sort_pairs(self, table: Tensor | None) -> Tensor | None:
+        """(b|1, h|1, i, j) by the order of the tokens, the last of the j keys."""
+        return None if table is None else _take_pairs(table, self.order, keys=True)
+
+    def restore_pairs(self, table: Tensor, *, keys: bool) -> Tensor:
+        """The way back; ``keys``: the last keys are the tokens too."""
+        return _take_pairs(table, self.back, keys=keys)
+
+
+def _take_pairs(table: Tensor, order: Int[Tensor, "b n"], *, keys: bool) -> Tensor:
+    b, n = order.shape
+    h, j = table.shape[1], table.shape[3]
+    rows = rearrange(order, "b n -> b 1 n 1").expand(b, h, n, j)
+    table = table.expand(b, -1, n, -1).gather(2, rows)
+    if not keys:
+        return table
+    first, own = table[..., : j - n], table[..., j - n :]
+    columns = rearrange(order, "b n -> b 1 1 n").expand(b, h, n, n)
+    return torch.cat((first, own.gather(3, columns)), dim=-1)
+
 
 def _take(x: Tensor, order: Int[Tensor, "b n"]) -> Tensor:
     if x.ndim == 2:

@@ -122,6 +122,8 @@ def learned_scale(config: Any) -> float:
     return float(config.dim) ** -0.5
 
 
+WIDER = "no position, and polar positions give queries and keys twice the channels"
+
 ABSOLUTE: tuple[Option, ...] = (
     Option(
         name="learned positions",
@@ -279,6 +281,11 @@ ROTARY: tuple[Option, ...] = (
             Row("polar_pos_emb", "position.kind", False, {True: "polar"}),
             Row("polar_bias_uniform_init", "position.uniform_bias", False, needs="polar_pos_emb"),
         ),
+        excludes={
+            "memory keys and values": f"they have {WIDER}; leave one of the two out",
+            "CoPE": f"its vectors have {WIDER}; leave one of the two out",
+            "latent attention": f"its unrotated heads have {WIDER}; use rotary positions",
+        },
         samples=(
             Sample({"polar_pos_emb": True}),
             Sample(

@@ -117,7 +117,7 @@ SCORE_OPTIONS: tuple[Option, ...] = (
         active="attention.selective",
         paper="2410.02703",
         tier=3,
-        rows=(Row("attn_selective", "attention.selective", False),),
+        rows=(Row("attn_selective", "attention.selective", False, self_only=True),),
         samples=(Sample({"attn_selective": True}),),
         backends=EAGER,
         causal="causal only",
@@ -169,6 +169,7 @@ WEIGHT_OPTIONS: tuple[Option, ...] = (
         rows=(Row("attn_sigmoid", "attention.weights.kind", False, {True: "sigmoid"}),),
         samples=(Sample({"attn_sigmoid": True}),),
         backends=EAGER,
+        excludes={"sink": "its weights don't compete, so a sink takes nothing; leave one out"},
     ),
     Option(
         name="gumbel attention",

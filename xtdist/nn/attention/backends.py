@@ -150,6 +150,9 @@ def eager(
     if how.bias is not None:
         scores = scores + F.pad(how.bias, (visible.lead, 0))
     scores = scores if mods is None else mods.biased(scores)
+    sign = None
+    if mods is not None and mods.signed:
+        sign, scores = scores.sign(), scores.abs()
     allowed, empty = visible.dense(q.shape[2], k.shape[2], q.device), None
     if allowed is not None:
         if visible.may_hide_all:
@@ -158,6 +161,7 @@ def eager(
         scores = scores.masked_fill(~allowed, float("-inf"))
     scores = scores if mods is None else mods.masked(scores, q, allowed)
     weights = _weigh(scores, how)
+    weights = weights if sign is None else weights * sign
     kept = weights
     weights = F.dropout(weights, how.dropout) if how.dropout else weights
     weights = weights if mods is None else mods.weights(weights, raw)
@@ -170,7 +174,8 @@ def eager(
 
 def _weigh(scores: Tensor, how: Attend) -> Tensor:
     if how.sink is not None:
-        scores = torch.cat((_column(how.sink, scores), scores), dim=-1)
+        sink = how.sink.abs() if how.mods is not None and how.mods.signed else how.sink
+        scores = torch.cat((_column(sink, scores), scores), dim=-1)
     weights = scores.softmax(dim=-1) if how.mods is None else how.mods.weigh(scores)
     return weights if how.sink is None else weights[..., 1:]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -123,7 +124,7 @@ class Attention(nn.Module):
         else:
             q, k, v = self._project(x, own)
             values = v
-            q, k, v = QKV(q, k, self._mixed(x, v, own))
+            q, k, v = QKV(q, k, v if own.values is None else self._mixed(source, v, own.values))
             if not self.norms.empty:
                 q, k, v = self.norms(QKV(q, k, v))
             if key_rotation is not None:
@@ -161,12 +162,10 @@ class Attention(nn.Module):
         plain = own.sources is None and own.memory is None
         return projection(x) if plain else projection(x, sources)
 
-    def _mixed(self, x: Tensor, v: Tensor, own: LayerInputs) -> Tensor:
+    def _mixed(self, source: Tensor, v: Tensor, first: Tensor) -> Tensor:
         """The first layer's values, moved towards this layer's (2410.17897)."""
-        if own.values is None:
-            return v
-        share = 0.5 if self.mix is None else self.mix(x)
-        return own.values + (v - own.values) * share
+        share = 0.5 if self.mix is None else self.mix(source)
+        return first + (v - first) * share
 
     def _cross(
         self, x: Tensor, shared: AttentionInputs, own: LayerInputs
@@ -174,30 +173,43 @@ class Attention(nn.Module):
         assert not isinstance(self.projection, JointProjection)
         q = self.norms.queries(self.projection.queries(x))
         if shared.cache is not None:
-            reads = shared.cache.context(own.layer, self._context_kept)
-            outs = []
-            for number, read in enumerate(reads):
-                before = own.scores[number] if own.scores else None
-                how = self._how(EVERYTHING, shared, NOTHING).after(before, keep=shared.keep_scores)
-                how = replace(how, bias=None, memo=None)
-                outs.append(self._read((q[:, :, read.rows],), read.kept, how, NOTHING))
-            return _joined(outs), None
+            return self._cross_cached(q, shared, own)
         context = shared.context
         assert context is not None
-        values: Tensor | None
-        k, values = self.projection.keys_values(context.states)
-        _, k, v = self.norms(QKV(k, k, self._mixed(x, values, own)), queries=False)
+        k, values = self._context_kept(context.states)
+        v = values if own.values is None else self._mixed(x, values, own.values)
         if context.rotation is not None and context.query_rotation is not None:
             q, k = context.query_rotation.queries(q), context.rotation.keys(k)
         how = replace(self._how(Visible(keys=context.mask), shared, own), bias=None, memo=None)
-        return self._read((q,), (k, v), how, own), values
+        return self._read((q,), (k, self.norms.values(v)), how, own), values
+
+    def _cross_cached(
+        self, q: Tensor, shared: AttentionInputs, own: LayerInputs
+    ) -> tuple[Reading, Tensor]:
+        """The same for sequences that each have a context of their own."""
+        assert shared.cache is not None
+        outs, values = [], []
+        reads = shared.cache.context(own.layer, self._context_kept)
+        first: Sequence[Tensor | None] = [None] * len(reads)
+        if own.values is not None:
+            first = _by_length(own.values, reads)
+        for number, read in enumerate(reads):
+            k, v = read.kept
+            values.append(v)
+            of_first = first[number]
+            v = v if of_first is None else self._mixed(q, v, of_first)
+            before = own.scores[number] if own.scores else None
+            how = self._how(EVERYTHING, shared, NOTHING).after(before, keep=shared.keep_scores)
+            how = replace(how, bias=None, memo=None)
+            kept = (k, self.norms.values(v))
+            outs.append(self._read((q[:, :, read.rows],), kept, how, NOTHING))
+        return _joined(outs), torch.cat(values, dim=2) if len(values) > 1 else values[0]
 
     def _context_kept(self, context: Tensor) -> Kept:
-        """Normed keys and values of a context."""
+        """Normed keys of a context, and its values before any mixing."""
         assert not isinstance(self.projection, JointProjection)
         k, v = self.projection.keys_values(context)
-        _, k, v = self.norms(QKV(k, k, v), queries=False)
-        return k, v
+        return self.norms.keys(k), v
 
     def _read_kept(
         self,
@@ -276,6 +288,11 @@ class Attention(nn.Module):
         if config.laser is None:
             return reading
         return reading._replace(out=laser_out(reading.out).to(queries[0].dtype))
+
+
+def _by_length(values: Tensor, reads: Sequence[Read]) -> list[Tensor]:
+    """The contexts' values one by one, as they were joined."""
+    return list(values.split([read.kept[1].shape[2] for read in reads], dim=2))
 
 
 def _joined(readings: list[Reading]) -> Reading:

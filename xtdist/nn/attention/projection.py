@@ -128,12 +128,18 @@ class HeadNorms(nn.Module):
         parts = (self.query, self.key, self.value, self.unit_query)
         self.empty = all(part is None for part in parts)
 
-    def forward(self, qkv: QKV, *, queries: bool = True) -> QKV:
+    def forward(self, qkv: QKV) -> QKV:
         q, k, v = qkv
+        return QKV(self.queries(q), self.keys(k), self.values(v))
+
+    def keys(self, k: Float[Tensor, "b hk n d"]) -> Float[Tensor, "b hk n d"]:
+        """Normed keys."""
         k = k if self.unit_key is None else self.unit_key(k)
-        k = k if self.key is None else self.key(k)
-        v = v if self.value is None else self.value(v)
-        return QKV(self.queries(q) if queries else q, k, v)
+        return k if self.key is None else self.key(k)
+
+    def values(self, v: Float[Tensor, "b hk n dv"]) -> Float[Tensor, "b hk n dv"]:
+        """Normed values."""
+        return v if self.value is None else self.value(v)
 
     def queries(self, q: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
         """Normed queries."""

@@ -64,13 +64,14 @@ def softclamp(x: Tensor, cap: float) -> Tensor:
 def selective(scores: Scores) -> Scores:
     """Minus what earlier queries' first head voted to hide of each key (2410.02703).
 
-    Only a later query is affected; the first key of all and a query's own key are never hidden.
+    Only a later query is affected; keys before the i tokens (memories), the first token and a
+    query's own are never hidden.
     """
     i, j = scores.shape[-2:]
     votes = F.relu(scores[:, 0])
     places = torch.arange(j, device=scores.device)
     own = places == rearrange(places[j - i :], "i -> i 1")
-    votes = votes.masked_fill(own | (places == j - i), 0.0)
+    votes = votes.masked_fill(own | (places <= j - i), 0.0)
     hidden = F.pad(votes, (0, 0, 1, -1)).cumsum(dim=-2)
     return scores - rearrange(hidden, "b i j -> b 1 i j")
 
@@ -110,19 +111,13 @@ def gumbel(scores: Scores, config: GumbelConfig) -> Scores:
     return straight_through(one, soft)
 
 
-def signed(scores: Scores) -> Scores:
-    """Softmax of |s| times the sign of s; what is masked (−∞) stays out."""
-    size = scores.abs().masked_fill(scores == float("-inf"), float("-inf"))
-    return size.softmax(dim=-1) * scores.sign()
-
-
 WEIGHTS: dict[str, Callable[..., Scores]] = {
     "softmax": softmax,
     "sigmoid": torch.sigmoid,
     "topk": top_k,
     "hard": hard,
     "gumbel": gumbel,
-    "signed": signed,
+    "signed": softmax,
 }
 _WITH_SETTINGS = {"topk", "gumbel"}
 
@@ -150,6 +145,11 @@ class ScoreMods(nn.Module):
         """Before the mask."""
         cap = self.config.softclamp
         return scores if cap is None else softclamp(scores, cap)
+
+    @property
+    def signed(self) -> bool:
+        """Weights are those of the sizes of the scores, which get their signs back."""
+        return self.config.weights.kind == "signed"
 
     def masked(self, scores: Scores, q: Tensor, allowed: Tensor | None) -> Scores:
         """After the mask; masked scores are −∞."""

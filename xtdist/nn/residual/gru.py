@@ -47,4 +47,4 @@ class GRUResidual(ScaledStream):
         r, z, n = F.linear(branch, self.weight_branch, self.bias_branch).chunk(3, dim=-1)
         r_s, z_s, n_s = F.linear(stream, self.weight_stream, self.bias_stream).chunk(3, dim=-1)
         candidate = torch.tanh(n + torch.sigmoid(r + r_s) * n_s)
-        return torch.lerp(candidate, stream, torch.sigmoid(z + z_s))
+        return candidate + (stream - candidate) * torch.sigmoid(z + z_s)

@@ -130,7 +130,8 @@ class AttentionResidual(nn.Module):
     def score(
         self, query: Float[Tensor, "v b n d"], hidden: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "v b n"]:
-        """query · hidden / rms(hidden) in fp32."""
-        dot = torch.sum(query * hidden, dim=-1, dtype=torch.float32)
-        length = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+        """query · hidden / rms(hidden), in fp32 at least."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        dot = torch.sum(query * hidden, dim=-1, dtype=wide)
+        length = torch.linalg.vector_norm(hidden, dim=-1, dtype=wide)
         return dot * torch.rsqrt(length.square() / self.dim + _EPS)
