@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from xtdist.model.config import ModelConfig
 from xtdist.model.outputs import ModelInputs
+from xtdist.model.stack_checks import check_mems, check_tensors
+from xtdist.model.tensors import check_ids, check_shape, check_tensor, seen
 from xtdist.nn.position.config import LearnedConfig
-
-INDEX_TYPES = (torch.int64, torch.int32)
-
-
-def check_ids(ids: Tensor, count: int, *, name: str, what: str) -> Tensor:
-    """Integer ``ids`` below ``count``, in a type that can index.
-
-    On a GPU the range is checked without waiting for the result; the error then comes from the
-    device. A compiled graph does not look.
-
-    Raises:
-        ValueError: another type, or a number out of range.
-    """
-    if ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
-        raise ValueError(f"{name}: got {ids.dtype} {tuple(ids.shape)}; give {what} (integers)")
-    ids = ids if ids.dtype in INDEX_TYPES else ids.long()
-    if not ids.numel() or torch.compiler.is_compiling():
-        return ids
-    if ids.device.type == "cpu":
-        low, high = (int(end) for end in torch.aminmax(ids))
-        if low < 0 or high >= count:
-            wrong = low if low < 0 else high
-            raise ValueError(f"{name}: got {wrong}; give {what} from 0 to {count - 1}")
-    elif ids.device.type == "cuda":
-        inside = ((ids >= 0) & (ids < count)).all()
-        torch._assert_async(inside, f"{name}: {what} out of range 0 to {count - 1}")
-    return ids
 
 
 def check_tokens(x: Tensor | None, inputs: ModelInputs, config: ModelConfig) -> Tensor:
     """Token ids; none at all where vectors are prepended."""
+    check_tensors(x, inputs)
     prepended = inputs.get("prepend_embeds")
     if x is None:
         if prepended is None:
@@ -59,18 +38,20 @@ def check_embedding(x: Tensor, inputs: ModelInputs, config: ModelConfig, *, afte
     """
     (b, n), dim = x.shape[:2], config.emb_dim
     embeds = inputs.get("sum_embeds")
-    if embeds is not None and embeds.shape != (b, n, dim):
-        raise ValueError(f"sum_embeds: got {tuple(embeds.shape)}; give {(b, n, dim)}")
+    if embeds is not None:
+        check_shape(embeds, name="sum_embeds", kind="float", shapes=[(b, n, dim)])
     _check_prepended(x, inputs, config)
-    given, wanted = inputs.get("embed_ids") or {}, {t.name: t for t in config.embedding.tables}
+    given: Any = inputs.get("embed_ids") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"embed_ids: got {seen(given)}; give a mapping of names to ids (b, n)")
+    wanted = {t.name: t for t in config.embedding.tables}
     if given.keys() != wanted.keys():
         raise ValueError(
             f"embed_ids: got {sorted(given)}; the model has the tables {sorted(wanted)} "
             "(embed_num_tokens) and needs ids for each"
         )
     for name, ids in given.items():
-        if ids.shape != (b, n):
-            raise ValueError(f"embed_ids[{name!r}]: got {tuple(ids.shape)}; give {(b, n)}")
+        check_shape(ids, name=f"embed_ids[{name!r}]", kind="integer", shapes=[(b, n)])
         check_ids(ids, wanted[name].tokens, name=f"embed_ids[{name!r}]", what="ids")
     pos = inputs.get("pos")
     if pos is not None and pos.is_floating_point():
@@ -95,9 +76,9 @@ def _check_prepended(x: Tensor, inputs: ModelInputs, config: ModelConfig) -> Non
             raise ValueError("prepend_mask: given without prepend_embeds")
         return
     shape = (len(x), embeds.shape[1] if embeds.ndim > 1 else 0, config.emb_dim)
-    if embeds.shape != shape:
+    if embeds.shape != shape or not embeds.is_floating_point():
         raise ValueError(
-            f"prepend_embeds: got {tuple(embeds.shape)}; give (b, p, {config.emb_dim}) with "
+            f"prepend_embeds: got {seen(embeds)}; give float (b, p, {config.emb_dim}) with "
             f"b={len(x)}"
         )
     if mask is not None and (mask.dtype != torch.bool or mask.shape != shape[:2]):
@@ -109,9 +90,30 @@ def _check_prepended(x: Tensor, inputs: ModelInputs, config: ModelConfig) -> Non
         raise ValueError("prepend_embeds: with a cache they are in it already; leave them out")
 
 
+def check_rows(rows: Any, hidden: Tensor) -> Tensor:
+    """``logit_rows`` of the flattened positions of ``hidden`` (b, n, d).
+
+    Raises:
+        ValueError: other types, other shapes, or positions that there are not.
+    """
+    rows = check_tensor(rows, name="logit_rows")
+    if rows.ndim != 1:
+        raise ValueError(f"logit_rows: got {seen(rows)}; give integers (m,), rows of (b n)")
+    count = hidden.shape[0] * hidden.shape[1]
+    return check_ids(rows, count, name="logit_rows", what="rows of the flattened (b n)")
+
+
 def check_memories(inputs: ModelInputs, config: ModelConfig) -> None:
-    """One memory for each self attention, all of the batch's size and the model's width."""
+    """One memory for each self attention, all of one size and of the model's width; they may be
+    empty, and are none then.
+
+    Raises:
+        ValueError: otherwise.
+    """
     mems = inputs.get("mems")
+    if mems is None:
+        return
+    check_mems(mems, name="mems", what="(b, m, d)")
     if not mems:
         return
     attentions = sum(config.kinds[i] == "a" for i in config.execution)

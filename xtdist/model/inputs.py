@@ -14,6 +14,7 @@ from xtdist.model.options.left_out import LEFT_OUT_OF_FORWARD
 from xtdist.model.options.resolver import documents_refused
 from xtdist.model.order import block_of
 from xtdist.model.stack import StackInputs
+from xtdist.model.stack_checks import check_stack, needs_condition
 from xtdist.nn.attention.cache import KVCache
 from xtdist.nn.attention.inputs import AddedKeyValues
 
@@ -83,11 +84,10 @@ def stack_inputs(
             f"forward: unknown keyword {sorted(unknown)[0]!r}; known: "
             f"{', '.join(StackKeywords.__annotations__)}"
         )
+    _check_together(config, given)
+    check_stack(x, config, given)
     b, n = x.shape[:2]
     memories = tuple(given.get("mems") or ())
-    before = memories[0].shape[1] if memories else 0
-    _check_masks(x, given, keys=n + before)
-    _check_together(config, given)
     mask, pos = given.get("mask"), given.get("pos")
     start = given.get("seq_start_pos")
     if start is not None:
@@ -121,42 +121,6 @@ def stack_inputs(
     )
 
 
-def _check_masks(x: Tensor, given: StackKeywords, *, keys: int) -> None:
-    """Types and shapes of what is aligned with the tokens."""
-    b, n = x.shape[:2]
-    for name in ("mask", "self_attn_kv_mask"):
-        mask = given.get(name)
-        if isinstance(mask, Tensor) and (mask.dtype != torch.bool or mask.shape != (b, n)):
-            raise ValueError(
-                f"{name}: got {mask.dtype} {tuple(mask.shape)}; give bool {(b, n)}, True = a real "
-                "token"
-            )
-    mask = given.get("attn_mask")
-    if mask is not None:
-        if mask.dtype != torch.bool:
-            raise ValueError(
-                f"attn_mask: got {mask.dtype}; give bool, True = may attend (numbers to add to the "
-                "scores go into attn_bias)"
-            )
-        if mask.ndim not in (2, 3, 4) or mask.shape[-2:] != (n, keys):
-            raise ValueError(
-                f"attn_mask: got {tuple(mask.shape)}; give ({n}, {keys}), (heads, {n}, {keys}) or "
-                f"(batch, heads, {n}, {keys})"
-            )
-    bias = given.get("attn_bias")
-    if bias is not None and (bias.ndim != 4 or bias.shape[-2:] != (n, keys)):
-        raise ValueError(
-            f"attn_bias: got {tuple(bias.shape)}; give (batch or 1, heads or 1, {n}, {keys})"
-        )
-    for name in ("documents", "pos"):
-        value = given.get(name)
-        shapes = ((b, n), (1, n), (n,)) if name == "pos" else ((b, n),)
-        if isinstance(value, Tensor) and (value.is_floating_point() or value.shape not in shapes):
-            raise ValueError(
-                f"{name}: got {value.dtype} {tuple(value.shape)}; give integers {(b, n)}"
-            )
-
-
 def _check_together(config: LayersConfig, given: StackKeywords) -> None:
     """What the stack must be given, can't be given, or can't be given together."""
     crosses = config.cross_attention is not None
@@ -165,7 +129,7 @@ def _check_together(config: LayersConfig, given: StackKeywords) -> None:
         raise ValueError("context: missing; a stack with cross attention needs what to attend to")
     if not crosses and given.get("context") is not None:
         raise ValueError("context: given to a stack without cross attention (cross_attend=True)")
-    wants = config.norm.needs_condition or getattr(config.branch_scale, "needs_condition", False)
+    wants = needs_condition(config)
     if wants and given.get("condition") is None:
         raise ValueError(
             "condition: missing; adaptive norms and scales need (batch, dim_condition)"
@@ -176,7 +140,7 @@ def _check_together(config: LayersConfig, given: StackKeywords) -> None:
         raise ValueError("prefix_attn_len: only a PrefixDecoder (prefix=true) has a prefix")
     if given.get("in_attn_cond") is not None and config.reinject is not None:
         raise ValueError("in_attn_cond: reinject_input already adds the input; leave out one")
-    if given.get("mems") and given.get("documents") is not None:
+    if given.get("mems") is not None and given.get("documents") is not None:
         raise ValueError("documents: memories belong to no document; leave out mems")
     apart = documents_refused(config) if given.get("documents") is not None else ""
     if apart:
@@ -206,13 +170,14 @@ def _added(given: StackKeywords) -> tuple[AddedKeyValues | None, ...]:
 def _execution(config: LayersConfig, given: StackKeywords) -> Sequence[int] | None:
     """The order in which to run, where a forward pass changes it."""
     order, repeat = given.get("layers_execute_order"), given.get("repeat_blocks")
+    if config.integrator is not None and (order is not None or repeat is not None):
+        name = "repeat_blocks" if order is None else "layers_execute_order"
+        raise ValueError(
+            f"{name}: integrate_layers and attn_aggregated_residuals read the sublayers in the "
+            "order in which they were built; leave one out"
+        )
     if repeat is None:
-        beyond = [i for i in order or () if not 0 <= i < len(config.kinds)]
-        if beyond:
-            raise ValueError(
-                f"layers_execute_order: got {beyond[0]}; there are {len(config.kinds)} sublayers"
-            )
-        return order
+        return None if order is None else _checked_order(config, order)
     shape = config.order
     if order is not None or shape.custom or shape.par_ratio or shape.sandwich:
         raise ValueError("repeat_blocks: works on default blocks in their default order only")
@@ -232,11 +197,40 @@ def _execution(config: LayersConfig, given: StackKeywords) -> Sequence[int] | No
     return [block * length + i for block in sequence for i in range(length)]
 
 
-def _ranges(repeat: RepeatBlocks) -> list[tuple[int, int, int]]:
+def _checked_order(config: LayersConfig, order: object) -> Sequence[int]:
+    if not isinstance(order, (list, tuple)) or not order or not all(_is_int(i) for i in order):
+        raise ValueError(
+            f"layers_execute_order: got {order!r}; give the numbers of the sublayers to run, as "
+            "(0, 1, 1)"
+        )
+    beyond = [i for i in order if not 0 <= i < len(config.kinds)]
+    if beyond:
+        raise ValueError(
+            f"layers_execute_order: got {beyond[0]}; there are {len(config.kinds)} sublayers"
+        )
+    return order
+
+
+def _ranges(repeat: object) -> list[tuple[int, int, int]]:
     """(first, last, times), in the order of the blocks."""
-    several = repeat if isinstance(repeat[-1], tuple) else (repeat,)
-    found = []
-    for where, times in several:
-        first, last = where if isinstance(where, tuple) else (where, where)
-        found.append((first, last, times))
+    several = repeat
+    if isinstance(repeat, (list, tuple)) and repeat and not isinstance(repeat[-1], (list, tuple)):
+        several = (repeat,)
+    found: list[tuple[int, int, int]] = []
+    for entry in several if isinstance(several, (list, tuple)) else ():
+        where, times = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, 0)
+        span = where if isinstance(where, (list, tuple)) else (where, where)
+        if len(span) != 2 or not all(_is_int(number) for number in (*span, times)):
+            found = []
+            break
+        found.append((*span, times))
+    if not found:
+        raise ValueError(
+            f"repeat_blocks: got {repeat!r}; give (block, times) or ((first, last), times), or "
+            "several of those: (((0, 1), 2), (3, 2))"
+        )
     return sorted(found)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -11,6 +11,7 @@ from xtdist.model.compat import layers_config
 from xtdist.model.inputs import StackKeywords, stack_inputs
 from xtdist.model.layers import Layers
 from xtdist.model.stack import StackOutput
+from xtdist.model.tensors import check_tensor, seen
 
 
 class _Stack(Layers):
@@ -28,10 +29,9 @@ class _Stack(Layers):
         Raises:
             ValueError: a shape, type or combination that the stack can't take.
         """
-        if x.ndim != 3 or x.shape[-1] != self.config.dim:
-            raise ValueError(
-                f"x: got {tuple(x.shape)}; a stack takes vectors (b, n, {self.config.dim})"
-            )
+        check_tensor(x, name="x")
+        if not x.is_floating_point() or x.ndim != 3 or x.shape[-1] != self.config.dim:
+            raise ValueError(f"x: got {seen(x)}; a stack takes vectors (b, n, {self.config.dim})")
         out = self.run(x, stack_inputs(x, self.config, given, keep=return_hiddens))
         return (out.hidden, out) if return_hiddens else out.hidden
 

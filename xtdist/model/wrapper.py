@@ -15,7 +15,13 @@ from xtdist.config import ConfigError
 from xtdist.model.around import Around, given_modules
 from xtdist.model.batch_cache import BatchCache, behind
 from xtdist.model.caching import cache_spec
-from xtdist.model.checks import check_embedding, check_loop, check_memories, check_tokens
+from xtdist.model.checks import (
+    check_embedding,
+    check_loop,
+    check_memories,
+    check_rows,
+    check_tokens,
+)
 from xtdist.model.compat import model_config
 from xtdist.model.config import ModelConfig
 from xtdist.model.ending import Ending
@@ -23,6 +29,7 @@ from xtdist.model.inputs import StackKeywords, stack_inputs
 from xtdist.model.layers import Layers
 from xtdist.model.options.resolver import resolve
 from xtdist.model.outputs import Intermediates, ModelInputs, ModelOutput, Wanted
+from xtdist.model.stack_checks import check_tensors
 from xtdist.model.surface import answer
 from xtdist.nn.attention.cache import CacheSpec, KVCache
 from xtdist.nn.linear import initialize
@@ -111,7 +118,10 @@ class TransformerWrapper(Around, Ending):
             new tokens. A decode engine gives a store of its own, and ``pos``.
         """
         wanted = cast(Wanted, {k: keywords.pop(k) for k in tuple(keywords) if k in WANTED})
+        if logit_rows is not None and (wanted or isinstance(cache, Intermediates)):
+            raise ValueError("logit_rows: only without return_… flags; leave one of them out")
         if wanted or isinstance(cache, Intermediates):
+            check_tensors(x, keywords)
             new_only = input_not_include_cache
             if new_only is None:
                 new_only = self.config.input_not_include_cache
@@ -127,7 +137,7 @@ class TransformerWrapper(Around, Ending):
         if self.config.head.output == "hidden":
             return hidden
         if logit_rows is not None:
-            hidden = rearrange(hidden, "b n d -> (b n) d")[logit_rows]
+            hidden = rearrange(hidden, "b n d -> (b n) d")[check_rows(logit_rows, hidden)]
         return self.to_logits(hidden)
 
     def hidden(
