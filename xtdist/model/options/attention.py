@@ -160,7 +160,8 @@ SIZES: tuple[Option, ...] = (
             Sample({"attn_max_attend_past": 4}),
             Sample({"attn_max_attend_past": 4, "attn_flash": True}),
         ),
-        differs="of self attention alone (there, the context is cut by position too)",
+        differs="counts real tokens, not padding between them; of self attention alone (there, the "
+        "context is cut by position too)",
     ),
 )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xtdist.model.options.base import EAGER, SKIP, Backend, Option, Row, Sample
-from xtdist.model.options.weights import Context, Derived, Heads, Rule, Shape
+from xtdist.model.options.weights import Context, Derived, Heads, Refused, Rule, Shape
 
 GATES = "data_dependent_alibi.to_forget_gates.0"
 OURS = "pair_bias.forgetting.to_gates"
@@ -92,6 +92,11 @@ OPTIONS: tuple[Option, ...] = (
                 "score_mods.cope.talking_heads.weight",
                 (Shape("a b 1 1", "a b"), Heads(0), Heads(1)),
             ),
+            Refused(
+                "cross_attention",
+                "x-transformers can't build this: it puts CoPE into cross attention too, where it "
+                "refuses it; drop cross_attend or attn_use_cope",
+            ),
         ),
         backends=EAGER,
         causal="causal only",
@@ -107,6 +112,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         name="forgetting attention",
         about="learned gates fade keys along the sequence",
+        differs="it is added to a dynamic position bias, which it replaces there; not in cross "
+        "attention",
         active="attention.forgetting",
         paper="openreview q2Lnyegkr8",
         tier=3,
@@ -157,6 +164,11 @@ OPTIONS: tuple[Option, ...] = (
             Rule("attention", f"{GATES}.bias", f"{OURS}.bias", (Heads(0),), "causal=True"),
             Rule("attention", f"{GATES}.weight", f"{OURS}.weight", (Heads(0, 2),), "causal=False"),
             Rule("attention", f"{GATES}.bias", f"{OURS}.bias", (Heads(0, 2),), "causal=False"),
+            Refused(
+                "cross_attention",
+                "x-transformers applies attn_data_dependent_alibi to cross attention too, with "
+                "weights of its own; xtdist doesn't",
+            ),
         ),
         backends=TABLES,
         differs="cached exactly (there: gates of the new token alone)",
@@ -222,6 +234,11 @@ OPTIONS: tuple[Option, ...] = (
                 (Heads(0),),
             ),
             Rule("attention", "rel_proj_pos_bias.distance_bank", "pair_bias.relative.bank"),
+            Refused(
+                "cross_attention",
+                "x-transformers applies attn_use_rel_proj_pos_bias to cross attention too, with "
+                "weights of its own; xtdist doesn't",
+            ),
         ),
         backends=TABLES,
         differs="works beside memory keys (there: a shape error)",
