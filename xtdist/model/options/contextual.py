@@ -112,8 +112,6 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         name="forgetting attention",
         about="learned gates fade keys along the sequence",
-        differs="it is added to a dynamic position bias, which it replaces there; not in cross "
-        "attention",
         active="attention.forgetting",
         paper="openreview q2Lnyegkr8",
         tier=3,
@@ -171,7 +169,8 @@ OPTIONS: tuple[Option, ...] = (
             ),
         ),
         backends=TABLES,
-        differs="cached exactly (there: gates of the new token alone)",
+        differs="cached exactly (there: gates of the new token alone); added to a dynamic position "
+        "bias, which it replaces there; of self attention alone",
     ),
     Option(
         name="forgetting by row",

@@ -128,6 +128,7 @@ OPTIONS: tuple[Option, ...] = (
         active="shift_tokens",
         tier=2,
         rows=(Row("shift_tokens", "shift_tokens", 0),),
+        differs="skips padding, as if it were not there (there: zeros come from it)",
         samples=(Sample({"shift_tokens": 1}),),
         weights=(Nest("acf", 1),),
         uncacheable="a token reads channels of the token before, which a cache does not keep",
