@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -17,14 +16,15 @@ from torch.utils.checkpoint import checkpoint
 from xtdist.model.config import LayersConfig
 from xtdist.model.options.resolver import resolve
 from xtdist.model.order import block_of
-from xtdist.model.stack import RealFirst, StackInputs, StackOutput, as_table
-from xtdist.model.sublayer import AttentionRecord, Carry, Own, Seat, Shared, Sublayer
+from xtdist.model.seats import seats
+from xtdist.model.stack import RealFirst, StackInputs, StackOutput, as_table, unsorted
+from xtdist.model.steering import ConditionMLP, Reinject
+from xtdist.model.sublayer import Carry, Own, Shared, Sublayer
 from xtdist.model.upkeep import Upkeep
 from xtdist.nn.attention.inputs import AttentionInputs, Context
 from xtdist.nn.attention.masks import Visible
 from xtdist.nn.attention.rotation import PolarRotation, RotaryRotation, Rotation
 from xtdist.nn.attention.scores import softclamp
-from xtdist.nn.linear import Linear
 from xtdist.nn.position.config import PolarConfig, RotaryConfig
 from xtdist.nn.position.geometry import PositionGeometry
 from xtdist.nn.residual.streams import Streams
@@ -91,7 +91,7 @@ class Layers(Upkeep):
             aux=carry.aux,
             hiddens=tuple(put_back(self._single(h)) for h in carry.hiddens),
             block_hiddens=tuple(put_back(h) for h in (*block_hiddens[:-1], hidden)),
-            attentions=tuple(_unsorted(record, sorting) for record in carry.records),
+            attentions=tuple(unsorted(record, sorting) for record in carry.records),
         )
 
     def _single(self, stream: Tensor) -> Tensor:
@@ -299,71 +299,9 @@ def _with_memory(
     return torch.cat((mask, keys), dim=1)
 
 
-def _unsorted(record: AttentionRecord, sorting: RealFirst | None) -> AttentionRecord:
-    """Scores and weights with queries, and keys of a self attention, in their own order."""
-    if sorting is None:
-        return record
-    own = record.kind == "a"
-    return AttentionRecord(
-        record.kind,
-        sorting.restore_pairs(record.scores, keys=own),
-        sorting.restore_pairs(record.weights, keys=own),
-    )
-
-
 def _same(x: Tensor) -> Tensor:
     return x
 
 
 def _per_token(value: Tensor | None, x: Tensor) -> bool:
     return value is not None and value.ndim == 3 and value.shape[1] == x.shape[1] > 1
-
-
-def seats(config: LayersConfig, backends: Mapping[str, str]) -> Iterator[Seat]:
-    """Where each sublayer of ``config`` stands."""
-    kinds = config.kinds
-    length = len(block_of(config.order, cross=config.cross_attention is not None))
-    skips = [block * length for block in range(config.depth // 2)]
-    first = kinds.index("a") if "a" in kinds else None
-    for number, kind in enumerate(kinds):
-        block = number // length
-        skip = None
-        if config.unet_skips and number % length == 0 and 2 * block >= config.depth:
-            skip = skips.pop()
-        yield Seat(
-            number=number,
-            kind=kind,
-            block=block,
-            backend=backends["cross_attention" if kind == "c" else "attention"],
-            is_first_attention=number == first,
-            skip_from=skip,
-        )
-
-
-class ConditionMLP(nn.Module):
-    """The condition of adaptive parts, widened: SiLU(W c)."""
-
-    def __init__(self, config: LayersConfig) -> None:
-        super().__init__()
-        widths = (
-            getattr(part, "dim_condition", None) for part in (config.norm, config.branch_scale)
-        )
-        dim = next((width for width in widths if width), config.dim)
-        assert config.condition_mlp is not None
-        self.proj = Linear(dim // config.condition_mlp, dim)
-
-    def forward(self, condition: Float[Tensor, "b n c"]) -> Float[Tensor, "b n e"]:
-        return F.silu(self.proj(condition))
-
-
-class Reinject(nn.Module):
-    """The stack's input, projected, for every sublayer; ``gated``: how much, for each token."""
-
-    def __init__(self, dim: int, *, gated: bool) -> None:
-        super().__init__()
-        self.proj = Linear(dim, dim)
-        self.gate = Linear(dim, 1) if gated else None
-
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        out = self.proj(x)
-        return out if self.gate is None else out * self.gate(x).sigmoid()

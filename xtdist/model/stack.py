@@ -104,6 +104,18 @@ class RealFirst:
         return _take_pairs(table, self.back, keys=keys)
 
 
+def unsorted(record: AttentionRecord, sorting: RealFirst | None) -> AttentionRecord:
+    """Scores and weights with queries, and keys of a self attention, in their own order."""
+    if sorting is None:
+        return record
+    own = record.kind == "a"
+    return AttentionRecord(
+        record.kind,
+        sorting.restore_pairs(record.scores, keys=own),
+        sorting.restore_pairs(record.weights, keys=own),
+    )
+
+
 def _take_pairs(table: Tensor, order: Int[Tensor, "b n"], *, keys: bool) -> Tensor:
     b, n = order.shape
     h, j = table.shape[1], table.shape[3]
