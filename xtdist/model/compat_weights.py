@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,66 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from xtdist.config import CheckpointError
-from xtdist.model.options.places import find
-from xtdist.model.options.resolver import holds, is_active
-from xtdist.model.options.table import OPTIONS
-from xtdist.model.options.weights import Context, Derived, Nest, Rule, Scope
-from xtdist.model.pool import pool_stack_of
+from xtdist.model.compat_rules import Step, check_convertible, derived, fill, steps, whose
+from xtdist.model.config import LayersConfig, ModelConfig
+from xtdist.model.layers import Layers
+from xtdist.model.wrapper import TransformerWrapper
 
-NORMS = (("norm", 0), ("branch_norm", 1), ("post_norm", 2))
-"""Norms of a sublayer: our name and their number."""
+WRAPPERS = ("net", "module", "_orig_mod")
+"""Modules around a model: AutoregressiveWrapper's, DistributedDataParallel's, torch.compile's."""
 
-INDEXED: tuple[tuple[Scope, str], ...] = (
-    ("integrator", "layer_integrators"),
-    ("skip", "skip_combines"),
-)
-"""Parts of a sublayer that they keep in lists beside it."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A module that weights are named relative to: the prefix of its names there and here."""
-
-    scopes: tuple[Scope, ...]
-    theirs: str
-    ours: str
-    context: Context
-    attention: str = ""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One rule at one place; names with the config's numbers filled in."""
-
-    rule: Rule
-    place: _Place
-
-    @property
-    def ours(self) -> str:
-        return self.place.ours + self._filled(self.rule.ours)
-
-    @property
-    def theirs(self) -> list[str]:
-        return [self.place.theirs + self._filled(part.theirs) for part in self.rule.parts]
-
-    def _filled(self, name: str) -> str:
-        return re.sub(r"\{([a-z_.]{2,})\}", self._value, name)
-
-    def _value(self, found: re.Match[str]) -> str:
-        return str(find(self.place.context.config, found[1]))
-
-    def numbered(self, names: Mapping[str, Any], *, ours: bool) -> Iterator[dict[str, str]]:
-        """The numbers for which the first of the rule's names is among ``names``."""
-        pattern = self.ours if ours else self.theirs[0]
-        if "{j}" not in pattern:
-            if pattern in names:
-                yield {}
-            return
-        regex = re.compile(re.escape(pattern).replace(r"\{j\}", r"(\w+)"))
-        for name in names:
-            found = regex.fullmatch(name)
-            if found:
-                yield {"{j}": found[1]}
+STACK = "attn_layers."
+"""How names of their layers begin."""
 
 
 def from_x_transformers(theirs: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
@@ -79,30 +28,34 @@ def from_x_transformers(theirs: Mapping[str, Tensor], config: Any) -> dict[str, 
     with the same keywords. Tensors may be shared with ``theirs``.
 
     Query heads are reordered where they share keys: there, head i reads key/value head
-    i mod kv_heads; here, i // (heads // kv_heads).
+    i mod kv_heads; here, i // (heads // kv_heads). Names may begin with ``net.`` or ``module.``,
+    as those of its AutoregressiveWrapper or of DistributedDataParallel do. With the config of a
+    stack alone, the names are those of its layers, from ``attn_layers.`` on.
 
     Raises:
-        CheckpointError: weights of an option that the config does not have, or weights missing.
+        TypeError: ``config`` is no config of a model.
+        CheckpointError: a weight that is missing, of another shape, not of a floating type or of
+            an option that the config does not have; a config whose model x-transformers lacks.
     """
-    ours: dict[str, Tensor] = {}
-    left = dict(theirs)
-    for name in _derived(config):
+    _check_config(config)
+    check_convertible(config)
+    left = _unwrapped(theirs)
+    for name in derived(config):
         left.pop(name, None)
-    for step in _steps(config):
+    here = _expected(config)
+    there = _converted(here, config)
+    _check_theirs(left, there, config)
+    ours: dict[str, Tensor] = {}
+    for step in steps(config):
         for numbers in list(step.numbered(left, ours=False)):
             tensors = []
             for name, part in zip(step.theirs, step.rule.parts, strict=True):
-                tensor = left.pop(_fill(name, numbers), None)
-                if tensor is None:
-                    raise CheckpointError(f"no weight {_fill(name, numbers)}: of another model")
+                tensor = left.pop(fill(name, numbers))
                 for transform in part.transforms:
                     tensor = transform.into(tensor, step.place.context)
                 tensors.append(tensor)
             merged = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-            ours[_fill(step.ours, numbers)] = merged
-    if left:
-        name = next(iter(left))
-        raise CheckpointError(f"{name}: {_whose(name, config)}")
+            ours[fill(step.ours, numbers)] = merged
     return ours
 
 
@@ -111,29 +64,43 @@ def to_x_transformers(ours: Mapping[str, Tensor], config: Any) -> dict[str, Tens
     (``strict=True``); the way back of ``from_x_transformers``.
 
     Raises:
-        CheckpointError: a weight that x-transformers has no place for.
+        TypeError: ``config`` is no config of a model.
+        CheckpointError: a weight that is missing, of another shape or none of the config's, or
+            that x-transformers has no place for.
     """
-    theirs = _derived(config)
-    left = dict(ours)
-    for step in _steps(config):
-        for numbers in list(step.numbered(left, ours=True)):
-            merged = left.pop(_fill(step.ours, numbers))
-            for name, tensor in _split(step, merged):
-                theirs[_fill(name, numbers)] = tensor
-    if left:
-        raise CheckpointError(f"{next(iter(left))}: x-transformers has no such weight")
-    return theirs
+    _check_config(config)
+    check_convertible(config)
+    here = _expected(config)
+    state = _tensors(ours)
+    if not _is_given(config):
+        for name in state.keys() - here.keys():
+            raise CheckpointError(
+                f"{name}: x-transformers has no such weight, nor has a model of this config"
+            )
+    _check_present(state, here)
+    return {**derived(config), **_converted(state, config)}
 
 
-def load_x_transformers(source: nn.Module | str | Path, config: Any) -> dict[str, Tensor]:
-    """The state dict of ``build_model(config)`` from an x-transformers module, or from a file of
-    its state dict: ``.safetensors``, or what ``torch.save`` wrote (read without running code).
+def load_x_transformers(
+    source: nn.Module | Mapping[str, Tensor] | str | Path, config: Any
+) -> dict[str, Tensor]:
+    """The state dict of ``build_model(config)`` from an x-transformers module, its state dict, or
+    a file of that: ``.safetensors``, or what ``torch.save`` wrote (read without running code).
 
     Raises:
-        CheckpointError: a file that can't be read, or weights of another model.
+        TypeError: ``config`` is no config of a model.
+        CheckpointError: another kind of source, a file that can't be read, or as
+            ``from_x_transformers``.
     """
     if isinstance(source, nn.Module):
         return from_x_transformers(source.state_dict(), config)
+    if isinstance(source, Mapping):
+        return from_x_transformers(source, config)
+    if not isinstance(source, (str, Path)):
+        raise CheckpointError(
+            f"source: got {type(source).__name__}; give an x-transformers module, its state dict, "
+            "or the path of a file that holds one"
+        )
     path = Path(source)
     try:
         if path.suffix == ".safetensors":
@@ -150,7 +117,130 @@ def load_x_transformers(source: nn.Module | str | Path, config: Any) -> dict[str
     return from_x_transformers(state, config)
 
 
-def _split(step: _Step, merged: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _check_config(config: Any) -> None:
+    if not isinstance(config, LayersConfig):
+        raise TypeError(
+            f"config: got {type(config).__name__}; give the config of a model or of its layers "
+            "(model.config)"
+        )
+
+
+def _tensors(state: Any) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"got {type(state).__name__}; give a state dict: names and tensors")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{name}: got {type(tensor).__name__}, no tensor")
+    return dict(state)
+
+
+def _unwrapped(theirs: Any) -> dict[str, Tensor]:
+    """``theirs`` without what modules around the model put before its names."""
+    state = _tensors(theirs)
+    found = [re.match(r"((?:\w+\.)*?)(?:token_emb|attn_layers)\.", str(name)) for name in state]
+    prefixes = sorted({match[1] for match in found if match})
+    if not prefixes or prefixes == [""]:
+        return state
+    if len(prefixes) > 1:
+        listed = ", ".join(prefix or "nothing" for prefix in prefixes)
+        raise CheckpointError(
+            f"the weights of several models, whose names begin with {listed}; give those of one, "
+            "without what their names begin with"
+        )
+    prefix = prefixes[0]
+    other = next((name for name in state if not name.startswith(prefix)), None)
+    known = all(part in WRAPPERS for part in prefix.rstrip(".").split("."))
+    if known and other is None:
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    beside = "" if other is None else f", and leave out others, like {other}"
+    raise CheckpointError(
+        f"names of weights begin with {prefix}; strip that (name.removeprefix({prefix!r})){beside}"
+    )
+
+
+def _is_given(config: Any) -> bool:
+    """Whether a part of the model is an object that no config describes."""
+    return isinstance(config, ModelConfig) and bool(config.embedding.given or config.head.given)
+
+
+def _expected(config: Any) -> dict[str, Tensor]:
+    """Names of our weights, and tensors without numbers; of the layers alone where the config
+    can't say the rest."""
+    whole = isinstance(config, ModelConfig) and not _is_given(config)
+    with torch.device("meta"):
+        if whole:
+            return TransformerWrapper.from_config(config).state_dict()
+        stack = Layers(config.layers if isinstance(config, ModelConfig) else config)
+        return stack.state_dict(prefix="layers.")
+
+
+def _converted(ours: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    theirs: dict[str, Tensor] = {}
+    left = dict(ours)
+    for step in steps(config):
+        for numbers in list(step.numbered(left, ours=True)):
+            merged = left.pop(fill(step.ours, numbers))
+            for name, tensor in _split(step, merged):
+                theirs[fill(name, numbers)] = tensor
+    if left:
+        raise CheckpointError(f"{next(iter(left))}: x-transformers has no such weight")
+    return theirs
+
+
+def _check_theirs(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], config: Any) -> None:
+    """Raises CheckpointError where names, shapes or types are not those of the config."""
+    _check_depth(found, needed)
+    strange = [name for name in found if name not in needed]
+    if _is_given(config):
+        strange = [name for name in strange if name.startswith(STACK)]
+    reasons = {name: whose(name, config) for name in strange}
+    for name, reason in reasons.items():
+        if reason:
+            raise CheckpointError(f"{name}: {reason}")
+    _check_present(found, needed)
+    if strange:
+        raise CheckpointError(
+            f"{strange[0]}: the weight of an x-transformers option that xtdist lacks or the "
+            "config does not have"
+        )
+
+
+def _check_depth(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+    have, want = _depth(found), _depth(needed)
+    if have > want:
+        raise CheckpointError(
+            f"{STACK}layers.{want}: the weights have more layers than the config: {have} "
+            f"attentions and feed-forwards, and the config's depth gives {want}"
+        )
+
+
+def _depth(names: Mapping[str, Any]) -> int:
+    """The attentions and feed-forwards of the stack."""
+    found = [re.match(rf"{re.escape(STACK)}layers\.(\d+)\.", name) for name in names]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _check_present(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+    missing = [name for name in needed if name not in found]
+    if missing:
+        more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"no weight {missing[0]}: the config needs one of shape "
+            f"{tuple(needed[missing[0]].shape)}{more}"
+        )
+    for name, want in needed.items():
+        got = found[name]
+        if got.shape != want.shape:
+            raise CheckpointError(
+                f"{name}: its shape is {tuple(got.shape)}, the config needs {tuple(want.shape)}"
+            )
+        if want.is_floating_point() and not got.is_floating_point():
+            raise CheckpointError(
+                f"{name}: its type is {got.dtype}, the config needs a floating type"
+            )
+
+
+def _split(step: Step, merged: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The parts of one tensor of ours, as theirs."""
     context, parts = step.place.context, step.rule.parts
     rows = [part.rows(context) if part.rows else None for part in parts]
@@ -162,114 +252,3 @@ def _split(step: _Step, merged: Tensor) -> Iterator[tuple[str, Tensor]]:
         for transform in reversed(part.transforms):
             tensor = transform.back(tensor, context)
         yield name, tensor.clone()
-
-
-def _steps(config: Any) -> Iterator[_Step]:
-    """At every place the rules of its scope, those of later options instead of earlier ones."""
-    for place in _places(config):
-        rules: list[Rule] = []
-        described = place.context.config
-        for option in OPTIONS:
-            new = [w for w in option.weights if isinstance(w, Rule) and w.scope in place.scopes]
-            new = [rule for rule in new if not rule.where or holds(rule.where, described)]
-            if new and is_active(option, described, attention=place.attention):
-                rules = [rule for rule in rules if not any(_overlap(rule, n) for n in new)] + new
-        yield from (_Step(rule, place) for rule in rules)
-
-
-def _overlap(a: Rule, b: Rule) -> bool:
-    theirs = {part.theirs for part in a.parts} & {part.theirs for part in b.parts}
-    return bool(theirs) or a.ours == b.ours
-
-
-def _derived(config: Any) -> dict[str, Tensor]:
-    """Their buffers that are no weights."""
-    return {
-        place.theirs + weight.theirs: weight.compute(place.context)
-        for place in _places(config)
-        for option in OPTIONS
-        for weight in option.weights
-        if isinstance(weight, Derived)
-        and weight.scope in place.scopes
-        and is_active(option, place.context.config, attention=place.attention)
-    }
-
-
-def _places(config: Any) -> Iterator[_Place]:
-    yield _Place(("wrapper",), "", "", Context(config, config.attention))
-    yield from _stack_places(config, "attn_layers.", "layers.")
-    pool = pool_stack_of(config)
-    if pool is not None and config.pool.depth > 1:
-        yield from _stack_places(pool, "attn_pool.pooler.", "attention_pool.pooler.")
-    elif pool is not None:
-        yield _branch("attn_pool.pooler.", "attention_pool.pooler.", "c", pool)
-
-
-def _stack_places(config: Any, there: str, here: str) -> Iterator[_Place]:
-    whole = Context(config, config.attention)
-    yield _Place(("layers",), there, here, whole)
-    yield _Place(("norm",), f"{there}final_norm.", f"{here}final_norm.", whole)
-    for i, kind in enumerate(config.kinds):
-        theirs, ours = f"{there}layers.{i}.", f"{here}sublayers.{i}."
-        for name, number in NORMS:
-            yield _Place(("norm",), f"{theirs}0.{number}.", f"{ours}{name}.", whole)
-        nests = _nests(config, kind)
-        scale = [depth for depth, nest in enumerate(reversed(nests)) if nest.scale]
-        if scale:
-            yield _Place(("scale",), f"{theirs}1.{'fn.' * scale[0]}", f"{ours}scale.", whole)
-        yield _branch(f"{theirs}1.{'fn.' * len(nests)}", f"{ours}branch.", kind, config)
-        yield _Place(("residual",), f"{theirs}2.", f"{ours}residual.", whole)
-        for scope, name in INDEXED:
-            yield _Place((scope,), f"{there}{name}.{i}.", f"{ours}{scope}.", whole)
-
-
-def _branch(theirs: str, ours: str, kind: str, config: Any) -> _Place:
-    if kind == "f":
-        return _Place(("feedforward",), theirs, ours, Context(config, config.attention))
-    if kind == "a":
-        return _Place(("attention",), theirs, ours, Context(config, config.attention), "attention")
-    scopes: tuple[Scope, ...] = ("attention", "cross_attention")
-    context = Context(config, config.cross_attention)
-    return _Place(scopes, theirs, ours, context, "cross_attention")
-
-
-def _nests(config: Any, kind: str) -> list[Nest]:
-    """The modules that wrap a branch of ``kind`` there, the innermost first."""
-    found = [
-        nest
-        for option in OPTIONS
-        for nest in option.weights
-        if isinstance(nest, Nest) and kind in nest.kinds and is_active(option, config)
-    ]
-    return sorted(found, key=_order)
-
-
-def _order(nest: Nest) -> int:
-    return nest.order
-
-
-def _fill(name: str, numbers: Mapping[str, str]) -> str:
-    for key, value in numbers.items():
-        name = name.replace(key, value)
-    return name
-
-
-def _whose(name: str, config: Any) -> str:
-    """What a weight that the config has no place for belongs to."""
-    best, longest = "", 0
-    for option in OPTIONS:
-        rules = [] if is_active(option, config) else option.weights
-        for rule in rules:
-            length = _matched(rule, name) if isinstance(rule, Rule) else 0
-            if length > longest:
-                best, longest = option.name, length
-    if best:
-        return f"a weight of the option {best}, which the config does not have"
-    return "the weight of an x-transformers option that xtdist lacks or the config does not have"
-
-
-def _matched(rule: Rule, name: str) -> int:
-    """How much of ``name`` the rule accounts for."""
-    patterns = [re.escape(part.theirs).replace(r"\{j\}", r"\d+") for part in rule.parts]
-    ends = [re.search(rf"(?:^|\.)({pattern})$", name) for pattern in patterns]
-    return max((len(found[1]) for found in ends if found), default=0)

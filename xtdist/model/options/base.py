@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from xtdist.model.options.weights import Derived, Nest, Rule
+from xtdist.model.options.weights import Derived, Nest, Refused, Rule
 
 REQUIRED = object()
 INHERIT = object()
@@ -133,7 +133,7 @@ class Option:
     rows: tuple[AnyRow, ...] = ()
     wrapper: tuple[AnyRow, ...] = ()
     samples: tuple[Sample, ...] = ()
-    weights: tuple[Rule | Derived | Nest, ...] = ()
+    weights: tuple[Rule | Derived | Nest | Refused, ...] = ()
     backends: frozenset[Backend] = ALL
     causal: Literal["any", "causal only", "bidirectional only"] = "any"
     uncacheable: str = ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xtdist.config import ConfigError
 from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample
 from xtdist.model.options.norm import adapted_scale_back, adapted_width
 from xtdist.model.options.residual import kwarg
+from xtdist.model.options.unconvertible import VALUE_MIX
 from xtdist.model.options.weights import Nest, Rule
 
 
@@ -23,7 +25,13 @@ def is_by_layer(init: str, tree: Mapping[str, Any]) -> Any:
 
 def constant_kind(on: bool | float, given: Mapping[str, Any]) -> Any:
     """The number of ``depth_scale_residual``."""
-    return SKIP if isinstance(on, bool) else {"kind": "constant", "value": float(on)}
+    if isinstance(on, bool):
+        return SKIP
+    if not isinstance(on, (int, float)):
+        raise ConfigError(
+            f"depth_scale_residual: got {on!r}; give True (an init by layer), False, or a number"
+        )
+    return {"kind": "constant", "value": float(on)}
 
 
 def constant_value(scale: Mapping[str, Any] | None, tree: Mapping[str, Any]) -> Any:
@@ -131,6 +139,12 @@ BRANCHES: tuple[Option, ...] = (
     ),
 )
 
+ONCE = dict.fromkeys(
+    ("tied layers", "order of execution"),
+    "each sublayer reads those before it by their number, which only holds where every one runs "
+    "once and in its order; leave one out",
+)
+
 READS: tuple[Option, ...] = (
     Option(
         name="LIMe",
@@ -158,6 +172,7 @@ READS: tuple[Option, ...] = (
             Rule("integrator", "to_weights.1.weight", "to_weights.weight"),
             Rule("integrator", "to_weights.1.bias", "to_weights.bias"),
         ),
+        excludes=ONCE,
     ),
     Option(
         name="attention over layers",
@@ -167,7 +182,13 @@ READS: tuple[Option, ...] = (
         tier=3,
         rows=(
             Row("attn_aggregated_residuals", "integrator", False, {True: {"kind": "attention"}}),
-            kwarg("attn_aggregated_residual_kwargs", "integrator.rank", "lora_rank", 64),
+            kwarg(
+                "attn_aggregated_residual_kwargs",
+                "integrator.rank",
+                "lora_rank",
+                64,
+                needs="attn_aggregated_residuals",
+            ),
         ),
         samples=(
             Sample(
@@ -184,6 +205,7 @@ READS: tuple[Option, ...] = (
             Rule("integrator", "to_query.1.down.weight", "down.weight"),
             Rule("integrator", "to_query.1.up.weight", "up.weight"),
         ),
+        excludes=ONCE,
     ),
     Option(
         name="value residual",
@@ -207,6 +229,7 @@ READS: tuple[Option, ...] = (
         weights=(
             Rule("attention", "to_value_residual_mix.0.weight", "mix.proj.weight"),
             Rule("attention", "to_value_residual_mix.0.bias", "mix.proj.bias"),
+            VALUE_MIX,
         ),
     ),
     Option(

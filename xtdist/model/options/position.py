@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xtdist.config import ConfigError
 from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample, elsewhere
+from xtdist.model.options.unconvertible import POLAR
 from xtdist.model.options.weights import Context, Derived, Heads, Rule, Scaled
 
 
@@ -296,6 +297,7 @@ ROTARY: tuple[Option, ...] = (
         weights=(
             Derived("layers", "polar_pos_emb.inv_freq", polar_frequencies),
             Rule("layers", "polar_pos_emb.learned_bias", "polar.bias"),
+            *POLAR,
         ),
     ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xtdist.model.options.base import EAGER, SCORES, SKIP, Option, Row, Sample, elsewhere
-from xtdist.model.options.weights import Heads, Rule, Shape
+from xtdist.model.options.weights import Heads, Refused, Rule, Shape
 
 HEADS = (Shape("a b 1 1", "a b"), Heads(0), Heads(1))
 """A 1 × 1 convolution over heads ↦ a matrix of our heads."""
@@ -119,6 +119,13 @@ SCORE_OPTIONS: tuple[Option, ...] = (
         tier=3,
         rows=(Row("attn_selective", "attention.selective", False, self_only=True),),
         samples=(Sample({"attn_selective": True}),),
+        weights=(
+            Refused(
+                "cross_attention",
+                "x-transformers can't build this: it makes cross attention selective too, where it "
+                "refuses that; drop cross_attend or attn_selective",
+            ),
+        ),
         backends=EAGER,
         causal="causal only",
         uncacheable="what is hidden depends on all earlier queries, which a cache does not keep",

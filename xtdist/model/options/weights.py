@@ -183,3 +183,12 @@ class Nest:
     kinds: str
     order: int
     scale: bool = False
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Weights of the option can't be converted ``where`` this holds (a condition as of a rule, or
+    a function of the config), because of ``why``."""
+
+    where: str | Callable[[Any], bool]
+    why: str
