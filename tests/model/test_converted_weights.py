@@ -127,6 +127,9 @@ def test_what_is_no_floating_tensor_is_refused_and_half_precision_is_not() -> No
     listed: Any = {**theirs, name: [1.0]}
     with pytest.raises(CheckpointError, match=r"token_emb.*got list, no tensor"):
         from_x_transformers(listed, config)
+    numbered: Any = {0: torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"0: got Tensor, no tensor with a name"):
+        from_x_transformers(numbered, config)
     half = from_x_transformers({k: v.bfloat16() for k, v in theirs.items()}, config)
     assert {weight.dtype for weight in half.values()} == {torch.bfloat16}
 
@@ -254,6 +257,13 @@ def test_x_transformers_cannot_run_what_is_said_that_it_cannot(kind: str) -> Non
         assert any("alibi" in name or "rel_proj" in name for name in cross)
     else:
         assert run()["attn_layers.polar_pos_emb.learned_bias"].shape[0] == 4
+
+
+def test_checks_draw_no_random_numbers() -> None:
+    theirs, config = state(), config_of(GQA)
+    before = torch.get_rng_state()
+    to_x_transformers(from_x_transformers(theirs, config), config)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_one_layer_has_no_values_to_mix_and_converts() -> None:

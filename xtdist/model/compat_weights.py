@@ -30,7 +30,8 @@ def from_x_transformers(theirs: Mapping[str, Tensor], config: Any) -> dict[str, 
     Query heads are reordered where they share keys: there, head i reads key/value head
     i mod kv_heads; here, i // (heads // kv_heads). Names may begin with ``net.`` or ``module.``,
     as those of its AutoregressiveWrapper or of DistributedDataParallel do. With the config of a
-    stack alone, the names are those of its layers, from ``attn_layers.`` on.
+    stack alone, the names are those of its layers, from ``attn_layers.`` on. Of a model with an
+    embedding or head that was given as an object, the layers alone are checked.
 
     Raises:
         TypeError: ``config`` is no config of a model.
@@ -129,15 +130,15 @@ def _tensors(state: Any) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"got {type(state).__name__}; give a state dict: names and tensors")
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{name}: got {type(tensor).__name__}, no tensor")
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{name}: got {type(tensor).__name__}, no tensor with a name")
     return dict(state)
 
 
 def _unwrapped(theirs: Any) -> dict[str, Tensor]:
     """``theirs`` without what modules around the model put before its names."""
     state = _tensors(theirs)
-    found = [re.match(r"((?:\w+\.)*?)(?:token_emb|attn_layers)\.", str(name)) for name in state]
+    found = [re.match(r"((?:\w+\.)*?)(?:token_emb|attn_layers)\.", name) for name in state]
     prefixes = sorted({match[1] for match in found if match})
     if not prefixes or prefixes == [""]:
         return state
