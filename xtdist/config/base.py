@@ -62,8 +62,22 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "") -
         config: T = _adapter(cls).validate_json(text)
     except ValidationError as e:
         problems = [describe(cls, err, where) for err in e.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+        raise ConfigError("\n".join(_joined(problems))) from None
     return config
+
+
+def _joined(problems: list[str]) -> list[str]:
+    """What each member of a union wants of the same value, as one sentence."""
+    found: dict[str, list[str]] = {}
+    for problem in problems:
+        given, _, wanted = problem.partition(WANTED)
+        found.setdefault(given, [])
+        if wanted and wanted not in found[given]:
+            found[given].append(wanted)
+    return [given + (WANTED + ", or ".join(w) if w else "") for given, w in found.items()]
+
+
+WANTED = "; it should be "
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -82,6 +96,9 @@ def key_path(cls: Any, loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
     return _walk(cls, loc)[0]
 
 
+MEMBERS = ("constrained-", "tuple[", "list[")
+
+
 def _walk(
     cls: Any, loc: tuple[str | int, ...]
 ) -> tuple[tuple[str | int, ...], list[str], tuple[str, dict[str, Any]] | None]:
@@ -94,6 +111,8 @@ def _walk(
         if isinstance(part, int):
             path.append(part)
             continue
+        if fields is None and part.startswith(MEMBERS):
+            continue  # pydantic's name of a member of a union
         if isinstance(part, str) and fields is not None and part not in fields:
             tagged = _by_kind(fields, part)
             if tagged is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from torch import nn
+
 from xtdist.config import (
     ConfigError,
     NonNegativeFloat,
@@ -23,7 +25,7 @@ from xtdist.model.parts import (
     PoolConfig,
 )
 from xtdist.nn.attention.config import AttentionConfig
-from xtdist.nn.feedforward import FeedForwardConfig, GLUConfig
+from xtdist.nn.feedforward import FeedForwardConfig, GLUConfig, MoEConfig
 from xtdist.nn.norm import NormConfig, RMSNormConfig
 from xtdist.nn.position.config import PositionBiasConfig, PositionConfig, RotaryConfig
 from xtdist.nn.residual.config import (
@@ -136,9 +138,32 @@ class LayersConfig:
                     f"{name}: got {len(value)} values for {len(self.kinds)} sublayers; give one "
                     "for all, or one for each"
                 )
+        self._check_sizes()
         if self.order.only_cross and self.cross_attention is None:
             raise ConfigError("order.only_cross: needs cross_attention; set it too")
         _ = self.execution
+
+    def _check_sizes(self) -> None:
+        """Numbers that must fit the width or the heads."""
+        if isinstance(self.position, RotaryConfig) and (self.position.heads or 0) > self.heads:
+            raise ConfigError(
+                f"position.heads: got {self.position.heads} rotated heads of heads={self.heads}; "
+                "give at most that"
+            )
+        most = self.shift_tokens if isinstance(self.shift_tokens, int) else max(self.shift_tokens)
+        groups = most + 1 if self.causal else 2 * most + 1
+        if groups > self.dim:
+            raise ConfigError(
+                f"shift_tokens: got {most}, which splits dim={self.dim} channels into {groups} "
+                "groups; give less"
+            )
+        ff = self.feedforward
+        expert = ff.expert if isinstance(ff, MoEConfig) else ff
+        if int(self.dim * expert.mult) < 1:
+            raise ConfigError(
+                f"feedforward.mult: got {expert.mult}, an inner width below 1 at dim={self.dim}; "
+                "give more"
+            )
 
     def _check_heads(self, name: str, attention: AttentionConfig) -> None:
         if attention.kv_heads is not None and self.heads % attention.kv_heads:
@@ -232,11 +257,28 @@ class ModelConfig(LayersConfig):
                 f"loop.kind=looped: got norm_position={self.norm_position}; a stack that reads "
                 "its own output needs pre_and_post_norm=True (norm_position=pre_and_post)"
             )
+        self._check_memory()
+        for table in self.embedding.tables:
+            if not table.name or "." in table.name or hasattr(nn.ModuleDict(), table.name):
+                raise ConfigError(
+                    f"embedding.tables: the name {table.name!r} can't be that of a module (empty, "
+                    "with a dot, or an attribute of nn.ModuleDict); give another"
+                )
         count = sum(self.kinds[i] == "f" for i in self.execution)
         if self.embedding.deep and count != self.depth:
             raise ConfigError(
                 f"embedding.deep: there is a factor for each of depth={self.depth} feed-forwards, "
                 f"and this order runs {count}; leave out ff_deep_embed, or the order"
+            )
+
+    def _check_memory(self) -> None:
+        if not self.shift_mem_down:
+            return
+        attentions = sum(self.kinds[i] == "a" for i in self.execution)
+        if not self.max_mem_len or self.shift_mem_down >= attentions:
+            raise ConfigError(
+                f"shift_mem_down: got {self.shift_mem_down} with max_mem_len={self.max_mem_len} "
+                f"and {attentions} self attentions; it needs max_mem_len, and less than there are"
             )
 
     @property

@@ -38,6 +38,17 @@ class OrderConfig:
         shapes = [
             name for name in ("sandwich", "par_ratio", "custom") if getattr(self, name) is not None
         ]
+        for name in ("custom", "execute"):
+            if getattr(self, name) == ():
+                raise ConfigError(
+                    f"order.{name}: got (); a stack without sublayers is none. Give some, or leave "
+                    "it null"
+                )
+        if self.only_attention and self.macaron:
+            raise ConfigError(
+                "order.macaron: its feed-forwards stand around attention, and only_attention "
+                "leaves out all; keep one"
+            )
         if len(shapes) > 1:
             raise ConfigError(
                 f"order: {' and '.join(shapes)} both say which sublayers there are; keep one"

@@ -61,6 +61,11 @@ class TransformerWrapper(Around, Ending):
         """Raises TypeError for an unknown keyword, ConfigError for a value that can't be."""
         super().__init__()
         sizes = {"num_tokens": num_tokens, "max_seq_len": max_seq_len}
+        if not isinstance(attn_layers, Layers):
+            raise TypeError(
+                f"TransformerWrapper: attn_layers: got a {type(attn_layers).__name__}; give a "
+                "Decoder, an Encoder or another stack"
+            )
         config = model_config(attn_layers.config, {**sizes, **keywords})
         config = given_modules(config, token_emb=token_emb, to_logits=to_logits)
         self._assemble(config, attn_layers)

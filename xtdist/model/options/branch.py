@@ -187,7 +187,6 @@ READS: tuple[Option, ...] = (
                 "integrator.rank",
                 "lora_rank",
                 64,
-                needs="attn_aggregated_residuals",
             ),
         ),
         samples=(

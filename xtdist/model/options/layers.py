@@ -16,6 +16,8 @@ def depth(blocks: int | None, given: Mapping[str, Any]) -> int:
     custom = given["custom_layers"]
     if custom is None:
         raise TypeError("missing keyword 'depth', the number of blocks (or custom_layers)")
+    if not isinstance(custom, (list, tuple)):
+        raise TypeError(f"custom_layers: got {custom!r}; give a tuple like ('a', 'f')")
     return max(1, len([kind for kind in custom if kind != "f"]))
 
 

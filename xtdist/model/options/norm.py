@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xtdist.config import ConfigError
 from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample
 from xtdist.model.options.weights import SCALAR, Rule
 
 
 def norm_position(pre: bool, given: Mapping[str, Any]) -> str:
     """``pre_norm`` and ``pre_and_post_norm`` together; gated streams are normed afterwards."""
+    if given["pre_and_post_norm"] and not pre:
+        raise ConfigError("pre_and_post_norm=True with pre_norm=False contradict; leave one out")
     if given["gated_multi_residual"]:
         return "post"
     return "pre_and_post" if given["pre_and_post_norm"] else "pre" if pre else "post"

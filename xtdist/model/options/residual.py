@@ -6,18 +6,30 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from xtdist.config import ConfigError
 from xtdist.model.options.base import SKIP, Fixed, Option, Row, Sample, elsewhere
 from xtdist.model.options.weights import SCALAR, Rule
 
 
+def counted(streams: Any) -> int:
+    """A number of streams.
+
+    Raises:
+        ConfigError: none.
+    """
+    if isinstance(streams, bool) or not isinstance(streams, int) or streams < 1:
+        raise ConfigError(f"num_residual_streams: got {streams!r}; give a number from 1")
+    return streams
+
+
 def many(streams: int, given: Mapping[str, Any]) -> Any:
     """More than one stream are hyper-connections, unless they are gated."""
-    return "hyper" if streams > 1 and not given["gated_multi_residual"] else SKIP
+    return "hyper" if counted(streams) > 1 and not given["gated_multi_residual"] else SKIP
 
 
 def how_many(streams: int, given: Mapping[str, Any]) -> Any:
     """One stream is what every other residual has."""
-    return streams if streams > 1 or given["gated_multi_residual"] else SKIP
+    return streams if counted(streams) > 1 or given["gated_multi_residual"] else SKIP
 
 
 def views(on: bool, given: Mapping[str, Any]) -> Any:
@@ -35,6 +47,12 @@ def into_kwargs(value: Any, tree: Mapping[str, Any], *, name: str, default: Any)
     return SKIP if value == default else {name: value}
 
 
+TAKERS = {
+    "residual_fn_kwargs": "mv_split_residual|gated_multi_residual",
+    "attn_aggregated_residual_kwargs": "attn_aggregated_residuals",
+}
+
+
 def kwarg(keyword: str, place: str, name: str, default: Any) -> Row:
     """The row of one entry of a dictionary."""
     return Row(
@@ -43,6 +61,7 @@ def kwarg(keyword: str, place: str, name: str, default: Any) -> Row:
         {},
         into=partial(from_kwargs, name=name),
         back=partial(into_kwargs, name=name, default=default),
+        needs=TAKERS[keyword],
     )
 
 

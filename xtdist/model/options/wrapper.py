@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from xtdist.config import ConfigError
 from xtdist.model.options.base import REQUIRED, SKIP, Option, Row, Sample
 from xtdist.model.options.head import HEAD
 from xtdist.model.options.places import find
@@ -35,6 +36,9 @@ def count_back(placed: Mapping[str, Any] | None, tree: Mapping[str, Any]) -> Any
 
 def tables(sizes: Mapping[str, int], given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Named tables as a list."""
+    wrong = [name for name in sizes if not isinstance(name, str)]
+    if wrong:
+        raise ConfigError(f"embed_num_tokens: got {wrong[0]!r} for a name; give texts")
     return [{"name": name, "tokens": tokens} for name, tokens in sizes.items()]
 
 
