@@ -166,3 +166,16 @@ def test_attention_over_layers_runs_in_double_precision() -> None:
     model = make(attn_aggregated_residuals=True, **kwargs)
     x = ids(2, LENGTH)
     torch.testing.assert_close(model(x).double(), model.double()(x), atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "wrapper", [{}, {"scaled_sinu_pos_emb": True}], ids=["learned", "sinusoidal"]
+)
+def test_absolute_positions_start_anew_in_each_packed_document(wrapper: dict[str, Any]) -> None:
+    model, x = make(wrapper), ids(2, LENGTH)
+    documents = torch.tensor([[4] * 5 + [2] * 4 + [4] * (LENGTH - 9), [0] * LENGTH])
+    got = model(x, documents=documents)
+    for part in (slice(0, 5), slice(5, 9)):
+        torch.testing.assert_close(got[:1, part], model(x[:1, part]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got[1:], model(x[1:]), atol=1e-4, rtol=1e-4)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.model.batch_cache import BatchCache
@@ -66,9 +66,13 @@ class Around(Upkeep):
     def position_vectors(
         self, x: Tensor, inputs: ModelInputs, after: int
     ) -> Float[Tensor, "b n e"]:
-        """Those of the model's absolute positions; left padding does not count."""
+        """Those of the model's absolute positions; left padding does not count, and each packed
+        document starts anew."""
         assert self.position_embedding is not None
         pos, start = inputs.get("pos"), inputs.get("seq_start_pos")
+        documents = inputs.get("documents")
+        if pos is None and documents is not None:
+            pos = within_documents(documents)
         if pos is None:
             pos = torch.arange(after, after + x.shape[1], device=x.device)
         pos = pos if pos.ndim == 2 else pos[None]
@@ -114,6 +118,14 @@ class Around(Upkeep):
             slots,
             real,
         )
+
+
+def within_documents(documents: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+    """0, 1, 2 … along each run of one number."""
+    place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    same = documents[:, 1:] == documents[:, :-1]
+    starts = place.masked_fill(torch.nn.functional.pad(same, (1, 0)), 0)
+    return place - starts.cummax(dim=1).values
 
 
 def given_modules(

@@ -23,6 +23,7 @@ from xtdist.config import (
 from xtdist.config.load import Expand
 from xtdist.data.config import DataConfig
 from xtdist.model.config import ModelConfig
+from xtdist.model.options import resolve
 from xtdist.model.presets import expand
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import OptimConfig
@@ -117,6 +118,7 @@ class RunSpec:
                 f"name: got {self.name!r}; it names a folder: letters, digits, '.', '_', '-', "
                 "at most 100 of them"
             )
+        resolve(self.model)
         if self.batch.tokens_per_step % self.data.seq_len:
             low = max(self.batch.tokens_per_step // self.data.seq_len, 1) * self.data.seq_len
             raise ConfigError(

@@ -8,6 +8,10 @@ NOT_DATA = "a module or function is not data, so no config could describe the mo
 STACK = "the stack sets it; give it without the prefix"
 LEAKS = "it mixes in statistics of the whole sequence, which shows tokens their future"
 
+ELSEWHERE = (
+    "What x-transformers lacks (mixtures of experts, RoPE scaling, recomputation …) has no "
+    "keyword: it is set in a ModelConfig or YAML, see xtdist/model/OPTIONS.md"
+)
 LEFT_OUT: Mapping[str, str] = {
     "causal": "Decoder and Encoder say it",
     "attn_attend_sdp_kwargs": "torch chooses the kernel; torch.nn.attention.sdpa_kernel overrides",

@@ -12,12 +12,14 @@ from xtdist.model.options.table import OPTIONS
 HEAD = """# Options of the model
 
 Made by `python -m xtdist.model.options > xtdist/model/OPTIONS.md`; a test compares the two.
-Keywords are those of x-transformers 2.31; `attn_…` holds for cross attention too, where
-`cross_attn_…` says otherwise. What can't work together is an error when the model is built.
+Keywords are those of x-transformers 2.31 (`Decoder(…)`, `TransformerWrapper(…)`); a YAML file, or
+`ModelConfig`, has the places "in a config" instead, below `model`. `attn_…` holds for cross
+attention too, where `cross_attn_…` does not say otherwise. What can't work together is an error
+when the model is built.
 """
 COLUMNS = (
-    "option | what it does | keywords | paper | tier | attention by | stacks | cache | packing | "
-    "not with"
+    "option | what it does | keywords | in a config | paper | tier | attention by | stacks | "
+    "cache | packing | not with"
 )
 
 
@@ -42,6 +44,7 @@ def _cells(option: Option) -> list[str]:
         option.name,
         option.about,
         " ".join(keywords) or "-",
+        " ".join(_places(option)) or "-",
         option.paper or "-",
         str(option.tier),
         ", ".join(b for b in FASTEST_FIRST if b in option.backends),
@@ -50,6 +53,14 @@ def _cells(option: Option) -> list[str]:
         f"no: {option.unpackable}" if option.unpackable else "yes",
         "; ".join(f"{name} ({why})" for name, why in _excluded(option)) or "-",
     ]
+
+
+def _places(option: Option) -> Iterable[str]:
+    """Where the option lies in ``model:`` of a YAML file: its places, or an example of them."""
+    rows = [r for r in (*option.rows, *option.wrapper) if isinstance(r, Row)]
+    examples = (f"`{p}={v}`" for s in option.samples for p, v in s.config.items())
+    places = list(dict.fromkeys(f"`{row.place}`" for row in rows))
+    return places or list(dict.fromkeys(examples))[:6]
 
 
 def _excluded(option: Option) -> Iterable[tuple[str, str]]:
