@@ -213,22 +213,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"no config matches {' '.join(args.configs)}; words of: {', '.join(OPTIONS)}")
         return 2
-    rows: list[list[str]] = []
-    for case in chosen:
-        if args.batch:
-            case = Case(**{**vars(case), "batch": args.batch})
-        rows.append(measure(case, args))
-        print(common.table(HEADER, rows[-1:]).splitlines()[-1], flush=True)
-        gc.collect()
-        torch.compiler.reset()
     words = " ".join(sys.argv[1:] if argv is None else argv)
     about = [
         f"machine: {common.machine(args.device)}",
         f"against: x-transformers {importlib.metadata.version('x-transformers')}",
         f"command: `python jobs/benchmarks/model.py {words}`",
     ]
-    body = common.table(HEADER, rows)
-    common.write_section(args.output, args.section, about=about, body=body)
+    rows: list[list[str]] = []
+    for case in chosen:
+        if args.batch:
+            case = Case(**{**vars(case), "batch": args.batch})
+        rows.append(measure(case, args))
+        print(common.table(HEADER, rows[-1:]).splitlines()[-1], flush=True)
+        body = common.table(HEADER, rows)  # row by row: a run that is killed leaves what it has
+        common.write_section(args.output, args.section, about=about, body=body)
+        gc.collect()
+        torch.compiler.reset()
     print(f"written to {args.output}, section {args.section!r}")
     return 0
 
