@@ -97,7 +97,7 @@ def test_waiting_is_measured(ds: TokenDataset, monkeypatch: pytest.MonkeyPatch) 
     plain = TokenDataset.windows
 
     def slow(self: TokenDataset, indices: np.ndarray, seq_len: int) -> np.ndarray:
-        time.sleep(0.1)
+        time.sleep(0.4)  # long beside what a busy machine takes away from the consumer
         return plain(self, indices, seq_len)
 
     monkeypatch.setattr(TokenDataset, "windows", slow)
