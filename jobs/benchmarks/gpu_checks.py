@@ -86,7 +86,10 @@ def _logits(
     model: nn.Module, x: Tensor, given: dict[str, Tensor], device: str, dtype: torch.dtype
 ) -> Tensor:
     there = copy.deepcopy(model).to(device, dtype)
-    inputs = {name: value.to(device, dtype) for name, value in given.items()}
+    inputs = {
+        name: value.to(device, dtype if value.is_floating_point() else None)
+        for name, value in given.items()
+    }
     torch.manual_seed(0)
     with torch.no_grad():
         out: Tensor = there(x.to(device), **inputs)
@@ -101,7 +104,12 @@ def parity(device: str) -> Iterator[Row]:
         model, x = perturbed(config), tokens_of(config)
         shapes = {"context": (2, 7, config.dim), "condition": (2, config.dim)}
         generator = torch.Generator().manual_seed(2)
-        given = {key: torch.randn(shapes[key], generator=generator) for key in inputs}
+        given = {
+            key: torch.randn(shapes[key], generator=generator)
+            if key in shapes
+            else torch.tensor([5, 2])  # prefix_attn_len
+            for key in inputs
+        }
         with torch.no_grad():
             exact = model(x, **given)
             if not torch.equal(exact, model(x, **given)):
