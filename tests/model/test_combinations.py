@@ -145,6 +145,12 @@ def test_pairs_without_a_meaning_are_refused_by_name(layers: dict[str, Any], mes
         make(**layers)
 
 
+def test_sinusoidal_positions_are_refused_where_others_stand() -> None:
+    for name in ("rotary_pos_emb", "polar_pos_emb", "rel_pos_bias"):
+        with pytest.raises(ConfigError, match="scaled_sinu_pos_emb: has no effect"):
+            make({"scaled_sinu_pos_emb": True}, **{name: True})
+
+
 def test_what_counts_along_the_tokens_stays_out_of_cross_attention() -> None:
     for name in ("attn_selective", "attn_use_cope", "attn_max_attend_past"):
         value = 3 if name == "attn_max_attend_past" else True

@@ -60,8 +60,9 @@ def absolute_back(kind: str, tree: Mapping[str, Any]) -> Any:
 
 def sinusoidal(on: bool, given: Mapping[str, Any]) -> Any:
     """``scaled_sinu_pos_emb`` instead of learned positions, where there are some."""
-    learned = given["position"]["kind"] == "learned" and given["use_abs_pos_emb"]
-    return "sinusoidal" if on and learned else SKIP
+    if on and (kind := given["position"]["kind"]) != "learned":
+        raise ConfigError(f"scaled_sinu_pos_emb: has no effect on {kind} positions; leave it out")
+    return "sinusoidal" if on and given["use_abs_pos_emb"] else SKIP
 
 
 def is_sinusoidal(kind: str, tree: Mapping[str, Any]) -> bool:
@@ -153,13 +154,7 @@ ABSOLUTE: tuple[Option, ...] = (
         paper="1706.03762",
         tier=2,
         wrapper=(
-            Row(
-                "scaled_sinu_pos_emb",
-                "position.kind",
-                False,
-                into=sinusoidal,
-                back=is_sinusoidal,
-            ),
+            Row("scaled_sinu_pos_emb", "position.kind", False, into=sinusoidal, back=is_sinusoidal),
         ),
         samples=(Sample(wrapper={"scaled_sinu_pos_emb": True}),),
         weights=(Rule("wrapper", "pos_emb.scale", "position_embedding.scale"),),
