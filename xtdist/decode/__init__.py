@@ -4,7 +4,7 @@ for non-autoregressive models."""
 from xtdist.decode.engine import Engine, generate
 from xtdist.decode.maskpredict import MaskPredict, MaskPredictParams, mask_predict
 from xtdist.decode.outputs import Choice, Completion, Output, QueueFull, TokenLogprob
-from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams
+from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams, GrammarParams
 
 __all__ = [
     "Choice",
@@ -13,6 +13,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "GenerationParams",
+    "GrammarParams",
     "MaskPredict",
     "MaskPredictParams",
     "Output",

@@ -103,6 +103,7 @@ class Admission:
         self, prompt: tuple[int, ...], params: GenerationParams, *, context: Any, pool: KVPool
     ) -> None:
         """Raises ConfigError for what this engine can't honour."""
+        _refuse_unbuilt(params)
         if not prompt:
             raise ConfigError(
                 "prompt: it is empty; give at least one token, e.g. the end-of-text id"
@@ -110,6 +111,7 @@ class Admission:
         self._check_ids("prompt", prompt)
         self._check_ids("stop_token_ids", params.stop_token_ids)
         self._check_ids("logit_bias", tuple(params.logit_bias))
+        self._check_ids("bad_words", tuple(i for word in params.bad_words for i in word))
         if params.contrastive is not None and self.amateur is None:
             raise ConfigError("contrastive: no amateur model is loaded; give the engine one")
         if params.stop and self.tokenizer is None:
@@ -164,4 +166,27 @@ class Admission:
             raise ConfigError(
                 f"the request may need {needed} KV pages, the pool has {pool.num_pages}; "
                 "lower max_tokens or the number of sequences, or raise pool_tokens"
+            )
+
+
+def _refuse_unbuilt(params: GenerationParams) -> None:
+    """Parameters that are checked already, of methods that this engine does not have yet."""
+    given = {
+        "contrastive": isinstance(params.contrastive, tuple),
+        "draft_tokens": params.draft_tokens > 0,
+        "penalty_alpha": params.penalty_alpha > 0,
+        "dola": params.dola is not None,
+        "stochastic_beams": params.stochastic_beams,
+        "grammar": params.grammar is not None,
+        "best_of": params.best_of not in (None, params.n),
+        "bad_words": bool(params.bad_words),
+        "top_a": params.top_a > 0,
+        "typical_p": params.typical_p < 1,
+        "temperature_last": params.temperature_last,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(
+                f"{name}: got {getattr(params, name)!r:.80}; the engine can't do this yet: "
+                "leave it out"
             )

@@ -217,7 +217,7 @@ class Engine:
                 width=params.num_beams,
                 max_tokens=params.max_tokens,
                 length_penalty=params.length_penalty,
-                early_stopping=params.early_stopping,
+                early_stopping=params.early_stopping or False,
                 end_ids=len(ends),
             )
         stream = TextStream(self.tokenizer, params.stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -30,7 +31,11 @@ Bias = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
 LengthPenalty = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Contrast = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 AmateurTemperature = Annotated[float, Field(ge=1e-3, le=100, allow_inf_nan=False)]
+BadWord = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1, max_length=256)]
+Layers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 GREEDY_BELOW = 1e-5
+FILTERS = ("top_k", "top_p", "min_p", "top_a", "typical_p", "temperature_last")
+BEAM_FIELDS = ("stochastic_beams", "length_penalty", "early_stopping")
 
 
 @configclass
@@ -50,18 +55,45 @@ class ContrastiveParams:
         check_fields(self)
 
 
+Contrasts = Annotated[tuple[ContrastiveParams, ...], Field(min_length=1)]
+
+
+@configclass
+class GrammarParams:
+    """The text must be in a language: ``value`` is a JSON schema, a regular expression or a Lark
+    grammar, as text, in the dialects of llguidance (extra ``structured``)."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    value: Annotated[str, Field(min_length=1, max_length=2**18)]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 @configclass
 class GenerationParams:
     """How to continue one prompt.
 
-    The order of the stages: ``min_tokens`` and ``logit_bias``, repetition, presence and frequency
-    penalty, contrast, temperature, top-k, top-p, min-p, noise. ``logprobs`` are of the model's own
-    distribution, before all of them. ``temperature`` 0 is greedy and ignores the filters.
+    The order of the stages: grammar, ``min_tokens``, ``bad_words`` and ``logit_bias``; repetition,
+    presence and frequency penalty; contrast; temperature, top-k, top-p, min-p, top-a, typical;
+    noise. ``temperature_last`` filters first. ``logprobs`` are of the model's own distribution,
+    before all of them. ``temperature`` 0 is greedy and ignores the filters.
+
+    ``top_a``: p >= top_a * max p ** 2. ``typical_p``: the tokens whose surprise is nearest to the
+    entropy, until they hold that mass (https://arxiv.org/abs/2202.00666). ``bad_words``: sequences
+    of ids that never come, also where the prompt began one. ``min_tokens`` holds back ends and stop
+    strings. ``best_of`` draws that many and gives the ``n`` of the highest mean log-probability.
+    ``draft_tokens``: speculative decoding, tokens that the first amateur drafts for each step.
+    ``penalty_alpha`` > 0 with ``top_k`` > 1 is contrastive search
+    (https://arxiv.org/abs/2202.06417). ``dola`` contrasts early layers
+    (https://arxiv.org/abs/2309.03883): the lower or the upper half of them, or their numbers.
 
     ``num_beams`` > 1 is beam search with the semantics of transformers: ``n`` best of ``num_beams``
     beams by sum of log-probabilities / length ** ``length_penalty``. It draws nothing, so
     temperature must be 0 or 1 and no filter may be set. Where the search ends with fewer than ``n``
     hypotheses, the best one is repeated; where it has none, all ``n`` are empty.
+    ``early_stopping`` null is False with beams. ``stochastic_beams`` draws the beams without
+    replacement (https://arxiv.org/abs/1903.06059), with temperature and filters.
 
     The ranges keep every stage finite: no value may turn a banned id into a candidate.
     """
@@ -72,20 +104,30 @@ class GenerationParams:
     top_k: TopCount = 0
     top_p: TopMass = 1.0
     min_p: Probability = 0.0
+    top_a: Fraction = 0.0
+    typical_p: TopMass = 1.0
+    temperature_last: bool = False
     repetition_penalty: Repetition = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[NonNegativeInt, Bias] = dataclasses.field(default_factory=dict)
+    bad_words: Annotated[tuple[BadWord, ...], Field(max_length=1024)] = ()
+    grammar: GrammarParams | None = None
     seed: Seed | None = None
     n: Width = 1
+    best_of: Width | None = None
     stop: Annotated[tuple[StopString, ...], Field(max_length=16)] = ()
     stop_token_ids: tuple[NonNegativeInt, ...] = ()
     ignore_eos: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     num_beams: Width = 1
+    stochastic_beams: bool = False
     length_penalty: LengthPenalty = 1.0
-    early_stopping: bool | Literal["never"] = False
-    contrastive: ContrastiveParams | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    contrastive: ContrastiveParams | Contrasts | None = None
+    draft_tokens: Annotated[int, Field(ge=0, le=64)] = 0
+    penalty_alpha: Fraction = 0.0
+    dola: Literal["low", "high"] | Layers | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -94,8 +136,24 @@ class GenerationParams:
                 f"min_tokens: got {self.min_tokens}, more than max_tokens {self.max_tokens}; "
                 "lower it or raise max_tokens"
             )
+        if self.best_of is not None and self.best_of < self.n:
+            raise ConfigError(
+                f"best_of: got {self.best_of}, fewer than n {self.n}; raise best_of or lower n"
+            )
+        self._check_pairs()
         if self.uses_beams:
             self._check_beams()
+        else:
+            self._only_default(BEAM_FIELDS, "without beams; set num_beams, or leave it out")
+        if self.penalty_alpha > 0:
+            self._check_search()
+
+    def _check_pairs(self) -> None:
+        """What excludes each other whatever the method."""
+        if self.grammar is not None and self.ignore_eos:
+            raise ConfigError("ignore_eos: got true with a grammar, which must be able to end")
+        if self.dola is not None and self.contrastive is not None:
+            raise ConfigError("dola: got it together with contrastive; choose one contrast")
 
     def _check_beams(self) -> None:
         if self.n > self.num_beams:
@@ -103,20 +161,47 @@ class GenerationParams:
                 f"n: got {self.n}, but only num_beams {self.num_beams} beams are kept; "
                 "raise num_beams or lower n"
             )
-        draws = {
-            "temperature": self.temperature in (0.0, 1.0),
-            "top_k": self.top_k == 0,
-            "top_p": self.top_p == 1.0,
-            "min_p": self.min_p == 0.0,
-            "logprobs": self.logprobs is None,
-        }
-        for name, fits in draws.items():
-            if not fits:
-                raise ConfigError(
-                    f"{name}: got {getattr(self, name)} with num_beams {self.num_beams}; beam "
-                    "search ranks by the model's own probabilities and draws nothing: leave "
-                    f"{name} out, or set num_beams to 1"
-                )
+        self._only_default(
+            ("logprobs", "best_of", "draft_tokens", "penalty_alpha"),
+            f"with num_beams {self.num_beams}: leave it out, or set num_beams to 1",
+        )
+        if not self.stochastic_beams:
+            self._check_draws_nothing(f"num_beams {self.num_beams}; beam search")
+            return
+        if self.greedy:
+            raise ConfigError(
+                f"temperature: got {self.temperature} with stochastic_beams, which draw; raise it"
+            )
+        self._only_default(
+            ("length_penalty", "early_stopping"),
+            "with stochastic_beams, which are drawn, not ranked by length: leave it out",
+        )
+
+    def _check_search(self) -> None:
+        """Contrastive search."""
+        if self.top_k < 2:
+            raise ConfigError(
+                f"penalty_alpha: got {self.penalty_alpha} with top_k {self.top_k}; contrastive "
+                "search chooses among the top_k best tokens: set top_k to 2 or more"
+            )
+        self._check_draws_nothing("penalty_alpha; contrastive search", but=("top_k",))
+        self._only_default(
+            ("n", "best_of", "contrastive", "dola", "draft_tokens"),
+            "with penalty_alpha: leave it out, or set penalty_alpha to 0",
+        )
+
+    def _check_draws_nothing(self, method: str, but: tuple[str, ...] = ()) -> None:
+        reason = f"with {method} ranks by the model's own probabilities and draws nothing"
+        if self.temperature not in (0.0, 1.0):
+            raise ConfigError(f"temperature: got {self.temperature} {reason}: leave it out")
+        self._only_default([f for f in FILTERS if f not in but], f"{reason}: leave it out")
+
+    def _only_default(self, names: Iterable[str], why: str) -> None:
+        """Raises ConfigError for the first of the fields that is set."""
+        for name in names:
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                raise ConfigError(f"{name}: got {value!r:.80} {why}")
 
     @property
     def uses_beams(self) -> bool:
@@ -129,7 +214,12 @@ class GenerationParams:
     @property
     def width(self) -> int:
         """Sequences that run at once for this request."""
-        return self.num_beams if self.uses_beams else self.n
+        return self.num_beams if self.uses_beams else self.best_of or self.n
+
+    @property
+    def streams(self) -> bool:
+        """Whether its tokens come one by one: what is ranked is only known at the end."""
+        return not self.uses_beams and self.width == self.n
 
 
 @configclass

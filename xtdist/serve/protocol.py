@@ -99,7 +99,7 @@ class CompletionRequest(Wire):
     min_tokens: int = Field(0, ge=0)
     # ours
     num_beams: int | None = Field(None, ge=1)
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: bool | Literal["never"] | None = None
     contrastive: Contrastive | None = None
 
     @property
@@ -159,10 +159,11 @@ def to_params(request: CompletionRequest) -> GenerationParams:
     """
     r = request
     c = r.contrastive
+    one_beam = r.use_beam_search and r.beams == 1  # which is greedy, and has nothing to rank
     try:
         return GenerationParams(
             max_tokens=r.max_tokens,
-            temperature=0.0 if r.use_beam_search and r.beams == 1 else r.temperature,
+            temperature=0.0 if one_beam else r.temperature,
             top_k=max(r.top_k, 0),
             top_p=r.top_p,
             min_p=r.min_p,
@@ -178,8 +179,8 @@ def to_params(request: CompletionRequest) -> GenerationParams:
             min_tokens=r.min_tokens,
             logprobs=r.logprobs,
             num_beams=r.beams,
-            length_penalty=r.length_penalty,
-            early_stopping=r.early_stopping,
+            length_penalty=1.0 if one_beam else r.length_penalty,
+            early_stopping=None if one_beam else r.early_stopping,
             contrastive=ContrastiveParams(**c.model_dump()) if c is not None else None,
         )
     except ConfigError as e:
