@@ -16,7 +16,8 @@ from transformers import (
 
 from xtdist.decode import Engine, GenerationParams
 from xtdist.decode.noise import gumbel, noise_key
-from xtdist.decode.sampling import Row, Sampler, adjust
+from xtdist.decode.penalties import adjust
+from xtdist.decode.sampling import Row, Sampler
 
 DRAWS = 20_000
 

@@ -179,10 +179,6 @@ def _refuse_unbuilt(params: GenerationParams) -> None:
         "stochastic_beams": params.stochastic_beams,
         "grammar": params.grammar is not None,
         "best_of": params.best_of not in (None, params.n),
-        "bad_words": bool(params.bad_words),
-        "top_a": params.top_a > 0,
-        "typical_p": params.typical_p < 1,
-        "temperature_last": params.temperature_last,
     }
     for name, is_given in given.items():
         if is_given:

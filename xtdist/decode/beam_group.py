@@ -13,8 +13,8 @@ from xtdist.decode.continuation import Ready, StepLogits
 from xtdist.decode.contrastive import contrast, tempered
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.outputs import Output
+from xtdist.decode.penalties import adjust
 from xtdist.decode.request import Request, Sequence
-from xtdist.decode.sampling import adjust
 from xtdist.decode.stopping import Release, TextStream, Tokenizer
 
 

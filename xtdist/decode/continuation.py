@@ -13,8 +13,9 @@ from xtdist.decode.contrastive import contrast, tempered
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.outputs import FinishReason, Output, TokenLogprob
 from xtdist.decode.params import ContrastiveParams
+from xtdist.decode.penalties import adjust
 from xtdist.decode.request import Request, Sequence
-from xtdist.decode.sampling import Sampler, adjust, record_logprob
+from xtdist.decode.sampling import Sampler, record_logprob
 from xtdist.decode.stopping import TextStream, Tokenizer
 
 

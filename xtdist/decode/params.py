@@ -211,6 +211,24 @@ class GenerationParams:
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
 
+    @functools.cached_property
+    def adjusts(self) -> bool:
+        """Whether a stage before contrast and temperature is in use; ``min_tokens`` aside."""
+        penalties = self.presence_penalty or self.frequency_penalty
+        return bool(
+            self.logit_bias or self.bad_words or self.repetition_penalty != 1.0 or penalties
+        )
+
+    @functools.cached_property
+    def bad_word_table(self) -> tuple[set[int], dict[int, list[tuple[tuple[int, ...], int]]]]:
+        """Bad words of one id, and of the others (all but the last id, last id) by the last but
+        one."""
+        longer: dict[int, list[tuple[tuple[int, ...], int]]] = {}
+        for *prefix, last in self.bad_words:
+            if prefix:
+                longer.setdefault(prefix[-1], []).append((tuple(prefix), last))
+        return {word[0] for word in self.bad_words if len(word) == 1}, longer
+
     @property
     def width(self) -> int:
         """Sequences that run at once for this request."""

@@ -1,8 +1,8 @@
 """From logits to tokens, one row per sequence, each row with its own parameters.
 
-Parameters become one tensor per stage; a stage that no row uses costs nothing. Order: bans,
-``min_tokens``, ``logit_bias``; repetition, presence, frequency penalty; contrast; temperature;
-top-k; top-p; min-p; noise. Shapes: r rows, v vocabulary, k best candidates of a row.
+Parameters become one tensor per stage; a stage that no row uses costs nothing. Order: what
+``penalties`` does; contrast; temperature; the ``filters`` top-k, top-p, min-p, top-a, typical;
+noise. Shapes: r rows, v vocabulary, k best candidates of a row.
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from xtdist.decode.filters import above_square, first_k, near_best, nucleus, typical
 from xtdist.decode.noise import gumbel, noise_key
 from xtdist.decode.outputs import TokenLogprob
 from xtdist.decode.params import GenerationParams
+from xtdist.decode.processors import LogitsProcessor
 
 PREFILTER = 256
+NOTHING = -1
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the sampler must know of one sequence. ``ends`` are the ids that end it."""
+    """What the sampler must know of one sequence. ``ends`` are the ids that end it, ``processors``
+    the hooks of its request."""
 
     params: GenerationParams
     seed: int
     tokens: Sequence[int]
     prompt_tokens: int
     ends: tuple[int, ...] = ()
+    processors: tuple[LogitsProcessor, ...] = ()
 
     @property
     def generated(self) -> int:
@@ -38,50 +43,19 @@ class Row:
 
     @property
     def adjusts(self) -> bool:
-        """Whether any stage of ``adjust`` applies to it now."""
+        """Whether any stage of ``penalties.adjust`` applies to it now."""
         p = self.params
-        return bool(
-            self.generated < p.min_tokens
-            or p.logit_bias
-            or p.repetition_penalty != 1.0
-            or p.presence_penalty
-            or p.frequency_penalty
+        return (
+            p.adjusts
+            or bool(self.processors)
+            or len(self.tokens) < p.min_tokens + self.prompt_tokens
         )
 
-
-def adjust(scores: Float[Tensor, "r v"], rows: Sequence[Row], banned: Tensor | None) -> None:
-    """Bans, ``min_tokens``, bias and penalties, in place, on logits or log-probabilities."""
-    if banned is not None:
-        scores.index_fill_(1, banned, -math.inf)
-    for i, row in enumerate(rows):
-        if not row.adjusts:
-            continue
-        score, params = scores[i], row.params
-        if row.ends and row.generated < params.min_tokens:
-            score[list(row.ends)] = -math.inf
-        if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=score.device)
-            score[ids] += torch.tensor(list(params.logit_bias.values()), device=score.device)
-        if params.repetition_penalty != 1.0:
-            _penalise_repetition(score, row)
-        if params.presence_penalty or params.frequency_penalty:
-            _penalise_presence(score, row)
-
-
-def _penalise_repetition(score: Float[Tensor, " v"], row: Row) -> None:
-    """Tokens of prompt and output: divide positive scores, multiply negative ones."""
-    seen = torch.tensor(sorted(set(row.tokens)), device=score.device)
-    old, penalty = score[seen], row.params.repetition_penalty
-    score[seen] = torch.where(old > 0, old / penalty, old * penalty)
-
-
-def _penalise_presence(score: Float[Tensor, " v"], row: Row) -> None:
-    """Tokens of the output: subtract once, and once per occurrence."""
-    if not row.generated:
-        return
-    output = torch.tensor(row.tokens[row.prompt_tokens :], device=score.device)
-    seen, counts = output.unique(return_counts=True)
-    score[seen] -= row.params.presence_penalty + row.params.frequency_penalty * counts
+    @property
+    def may_run_dry(self) -> bool:
+        """Whether everything may be forbidden to it."""
+        p = self.params
+        return bool(self.processors or p.bad_words or p.min_tokens)
 
 
 class Sampler:
@@ -94,11 +68,10 @@ class Sampler:
         self.device = device
         self.params = list(params)
         drawn = [i for i, p in enumerate(params) if not p.greedy]
-        filtered = [i for i in drawn if params[i].top_k > 0 or params[i].top_p < 1.0]
-        plain = sorted(set(drawn) - set(filtered))
+        cut = [i for i in drawn if params[i].top_k > 0 or params[i].top_p < 1.0]
+        plain = sorted(set(drawn) - set(cut))
         self.any_drawn = bool(drawn)
-        self.plain = _Stage(plain, self.params, device) if plain else None
-        self.filtered = _Stage(filtered, self.params, device) if filtered else None
+        self.stages = [_Stage(rows, self.params, device) for rows in (plain, cut) if rows]
 
     def fits(self, rows: Sequence[Row]) -> bool:
         """Whether it was built for the parameters of exactly these rows."""
@@ -106,17 +79,29 @@ class Sampler:
         return same and all(r.params is p for r, p in zip(rows, self.params, strict=True))
 
     def draw(self, logits: Float[Tensor, "r v"], rows: Sequence[Row]) -> list[int]:
-        """One token id per row."""
+        """One token id per row; ``NOTHING`` where the penalties left no candidate."""
+        tokens = self._draw(logits, rows)
+        if any(row.may_run_dry for row in rows):
+            dry = logits.amax(dim=-1).isneginf().tolist()
+            return [NOTHING if d else token for d, token in zip(dry, tokens, strict=True)]
+        return tokens
+
+    def filtered(self, logits: Float[Tensor, "r v"]) -> Float[Tensor, "r v"]:
+        """The logits whose softmax ``draw`` samples: -inf where a filter cut. Greedy rows stay."""
+        out = logits.clone()
+        for stage in self.stages:
+            values, ids = stage.kept(logits[stage.indices])
+            if ids is not None:
+                values = torch.full_like(out[stage.indices], -math.inf).scatter(1, ids, values)
+            out[stage.indices] = values
+        return out
+
+    def _draw(self, logits: Float[Tensor, "r v"], rows: Sequence[Row]) -> list[int]:
         if not self.any_drawn:
             return logits.argmax(dim=-1).tolist()
-        whole = any(
-            stage is not None and len(stage.indices) == len(rows)
-            for stage in (self.plain, self.filtered)
-        )
+        whole = any(len(stage.indices) == len(rows) for stage in self.stages)
         tokens = [0] * len(rows) if whole else logits.argmax(dim=-1).tolist()
-        for stage in (self.plain, self.filtered):
-            if stage is None:
-                continue
+        for stage in self.stages:
             keys = [noise_key(rows[i].seed, len(rows[i].tokens)) for i in stage.indices]
             own = logits if len(stage.indices) == len(rows) else logits[stage.indices]
             drawn = stage.draw(own, torch.tensor(keys, dtype=torch.int32, device=self.device))
@@ -133,7 +118,7 @@ class _Stage:
     ) -> None:
         own = [params[i] for i in indices]
         self.indices = indices
-        self.filters = any(p.top_k > 0 or p.top_p < 1.0 for p in own)
+        self.cuts = any(p.top_k > 0 or p.top_p < 1.0 for p in own)
         self.exact_k = all(p.top_k > 0 for p in own)
         self.most = max(p.top_k for p in own)
 
@@ -142,23 +127,45 @@ class _Stage:
                 return None
             return torch.tensor(values, device=device)[:, None]
 
-        self.temperature = column([p.temperature for p in own], 1.0)
+        def log(x: float) -> float:
+            return math.log(x) if x else -math.inf
+
+        first = [1.0 if p.temperature_last else p.temperature for p in own]
+        last = [p.temperature if p.temperature_last else 1.0 for p in own]
+        self.temperature, self.temperature_last = column(first, 1.0), column(last, 1.0)
         self.top_k = column([p.top_k or math.inf for p in own], math.inf)
         self.top_p = column([p.top_p for p in own], 1.0)
-        self.min_p = column([math.log(p.min_p) if p.min_p else -math.inf for p in own], -math.inf)
+        self.min_p = column([log(p.min_p) for p in own], -math.inf)
+        self.top_a = column([log(p.top_a) for p in own], -math.inf)
+        self.typical_p = column([p.typical_p for p in own], 1.0)
 
     def draw(self, logits: Float[Tensor, "r v"], keys: Int[Tensor, "r 2"]) -> Int[Tensor, " r"]:
+        values, ids = self.kept(logits)
+        if ids is None:
+            every = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)[None]
+            return (values + gumbel(keys, every)).argmax(dim=-1)
+        choice = (values + gumbel(keys, ids)).argmax(dim=-1, keepdim=True)
+        return ids.gather(1, choice)[:, 0]
+
+    def kept(
+        self, logits: Float[Tensor, "r v"]
+    ) -> tuple[Float[Tensor, "r k"], Int[Tensor, "r k"] | None]:
+        """Tempered logits, -inf where a filter cut, and their ids; None: all of them in order."""
         if self.temperature is not None:
             logits = logits / self.temperature
-        if not self.filters:
-            best = logits.amax(dim=-1, keepdim=True) if self.min_p is not None else None
-            kept = self._above_min_p(logits, best)
-            ids = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)[None]
-            return (kept + gumbel(keys, ids)).argmax(dim=-1)
-        candidates, ids = self._candidates(logits)
-        kept = self._above_min_p(self._filter(candidates, logits), candidates[:, :1])
-        choice = (kept + gumbel(keys, ids)).argmax(dim=-1, keepdim=True)
-        return ids.gather(1, choice)[:, 0]
+        values, ids = logits, None
+        if self.cuts:
+            candidates, ids = self._candidates(logits)
+            values = self._cut(candidates, logits)
+        if self.min_p is not None:
+            values = near_best(values, self.min_p)
+        if self.top_a is not None:
+            values = above_square(values, self.top_a)
+        if self.typical_p is not None:
+            values = typical(values, self.typical_p)
+        if self.temperature_last is not None:
+            values = values / self.temperature_last
+        return values, ids
 
     def _candidates(
         self, logits: Float[Tensor, "r v"]
@@ -183,31 +190,19 @@ class _Stage:
             enough |= self.top_k.isfinite()
         return bool(enough.all())
 
-    def _filter(
+    def _cut(
         self, values: Float[Tensor, "r k"], logits: Float[Tensor, "r v"]
     ) -> Float[Tensor, "r k"]:
-        """top-k, then top-p of what top-k left: the smallest prefix with at least that mass."""
-        total = None
+        """top-k, then top-p of what top-k left."""
         if self.top_k is not None:
-            rank = torch.arange(values.shape[-1], device=values.device)
-            limited = values.masked_fill(rank >= self.top_k, -math.inf)
-            total = limited.logsumexp(-1, keepdim=True)
-            if not self.exact_k:
-                free = self.top_k.isinf()
-                total = torch.where(free, logits.logsumexp(-1, keepdim=True), total)
-            values = limited
+            values = first_k(values, self.top_k)
         if self.top_p is None:
             return values
-        if total is None:
-            total = logits.logsumexp(-1, keepdim=True)
-        probabilities = (values - total).exp()
-        before = probabilities.cumsum(-1) - probabilities
-        return values.masked_fill((before >= self.top_p) & (self.top_p < 1.0), -math.inf)
-
-    def _above_min_p(self, kept: Tensor, best: Tensor | None) -> Tensor:
-        if self.min_p is None or best is None:
-            return kept
-        return kept.masked_fill(kept < best + self.min_p, -math.inf)
+        total = (logits if self.top_k is None else values).logsumexp(-1, keepdim=True)
+        if self.top_k is not None and not self.exact_k:
+            everything = logits.logsumexp(-1, keepdim=True)
+            total = torch.where(self.top_k.isinf(), everything, total)
+        return nucleus(values, self.top_p, total=total)
 
 
 def record_logprob(raw: Float[Tensor, " v"], chosen: int, *, top: int) -> TokenLogprob:
