@@ -211,11 +211,6 @@ def test_what_can_not_be_honoured_is_refused_before_it_runs(
     assert not engine.has_work
 
 
-def test_a_model_that_is_not_causal_is_refused() -> None:
-    with pytest.raises(ConfigError, match="mask_predict"):
-        Engine(make_model(1, causal=False))
-
-
 def test_a_model_that_reads_a_condition_is_refused() -> None:
     with pytest.raises(ConfigError, match="condition"):
         Engine(make_model(1, norm=AdaptiveRMSNormConfig(dim_condition=8)))

@@ -1,24 +1,30 @@
 """Generation: one engine for sampling, greedy and beam search, contrastive decoding; mask-predict
 for non-autoregressive models."""
 
-from xtdist.decode.engine import Engine, generate
-from xtdist.decode.maskpredict import MaskPredict, MaskPredictParams, mask_predict
+from xtdist.decode.denoiser import Denoiser, PlainDenoiser
+from xtdist.decode.engine import Engine, generate, stream
+from xtdist.decode.fill import mask_predict
+from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.outputs import Choice, Completion, Output, QueueFull, TokenLogprob
 from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams, GrammarParams
+from xtdist.decode.stream import OutputStream
 
 __all__ = [
     "Choice",
     "Completion",
     "ContrastiveParams",
+    "Denoiser",
     "Engine",
     "EngineConfig",
     "GenerationParams",
     "GrammarParams",
-    "MaskPredict",
     "MaskPredictParams",
     "Output",
+    "OutputStream",
+    "PlainDenoiser",
     "QueueFull",
     "TokenLogprob",
     "generate",
     "mask_predict",
+    "stream",
 ]

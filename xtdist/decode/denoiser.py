@@ -82,7 +82,17 @@ class PlainDenoiser(nn.Module):
 
     def criticise(self, ids: Int[Tensor, "b n"], *, mask: Bool[Tensor, "b n"] | None) -> None:
         """As ``Denoiser.criticise``."""
-        return None
+
+
+def as_denoiser(model: Any) -> Denoiser | None:
+    """``model`` if it denoises, an adapter of it if it is bidirectional; None: it is causal.
+
+    Raises:
+        ConfigError: a bidirectional model that can't fill masks.
+    """
+    if isinstance(model, Denoiser):
+        return model
+    return None if model.config.causal else PlainDenoiser(model)
 
 
 def check_fills(net: Any) -> None:

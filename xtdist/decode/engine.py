@@ -7,6 +7,7 @@ Example:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ from xtdist.decode.admission import Admission
 from xtdist.decode.beam import BeamSearch
 from xtdist.decode.beam_group import BeamGroup
 from xtdist.decode.continuation import Continuation, Ready, StepLogits
+from xtdist.decode.denoiser import Denoiser, as_denoiser
+from xtdist.decode.denoising import Denoising
+from xtdist.decode.fill_request import FillAdmission, FillRequest, NoPages
+from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.outputs import Completion, Output, QueueFull, collect
 from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.request import Request
@@ -29,10 +34,13 @@ from xtdist.decode.scheduler import Scheduler, Work
 from xtdist.decode.sizing import make_pool, shared_window
 from xtdist.decode.step_cache import Context
 from xtdist.decode.stopping import TextStream, Tokenizer
+from xtdist.decode.stream import Mail, OutputStream
 
 
 class Engine:
-    """Continues prompts with one model, or with an expert and an amateur in step.
+    """Continues prompts with one model, or with an expert and an amateur in step; or fills masks
+    with a bidirectional one, a denoising step of a sequence costing as much of a step's budget as
+    it has tokens. A request's parameters say which.
 
     A request's tokens do not depend on what else is running: draws are a function of its seed, the
     position and the token. (Logits of another batch shape may differ in the last bits.)
@@ -41,7 +49,8 @@ class Engine:
     Not thread-safe: one thread calls ``add``, ``step`` and ``abort``.
 
     Args:
-        model: a causal ``TransformerWrapper``; it stays where it is and in the mode it is in.
+        model: a ``TransformerWrapper``, or a ``Denoiser``; it stays where it is and in the mode it
+            is in.
         amateur: the weaker model of contrastive decoding; same vocabulary, any size.
         tokenizer: gives text; without it, outputs hold token ids only.
         eos_ids: ids that end a sequence (unless a request ignores them).
@@ -62,6 +71,15 @@ class Engine:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.eos_ids = tuple(eos_ids)
+        self._requests: dict[str, Request] = {}
+        self._mail = Mail()
+        self._added = 0
+        self._seed = self.config.seed if self.config.seed is not None else _fresh_seed()
+        denoiser = as_denoiser(model)
+        self._denoising: Denoising | None = None
+        if denoiser is not None:
+            self._denoise(denoiser, amateur, banned_ids)
+            return
         self._admission = Admission.check_models(
             model, amateur, tokenizer=tokenizer, config=self.config
         )
@@ -84,31 +102,44 @@ class Engine:
         ids = torch.tensor(banned, device=device) if banned else None
         self._continuation = Continuation(self.pool, tokenizer, ids)
         self._beams = BeamGroup(self.pool, tokenizer, ids)
-        self._requests: dict[str, Request] = {}
-        self._added = 0
-        self._seed = self.config.seed if self.config.seed is not None else _fresh_seed()
+
+    def _denoise(
+        self, denoiser: Denoiser, amateur: nn.Module | None, banned_ids: Iterable[int]
+    ) -> None:
+        """Set up for a model that fills masks."""
+        if amateur is not None:
+            raise ConfigError("amateur: a model that fills masks has no use for one; leave it out")
+        self._fill_admission = FillAdmission(
+            denoiser, tokenizer=self.tokenizer, banned_ids=banned_ids, config=self.config
+        )
+        self._denoising = Denoising(
+            denoiser, eos_ids=self.eos_ids, banned_ids=self._fill_admission.banned
+        )
+        self.recomputes = ""
+        self.pool = NoPages()
+        self.scheduler = Scheduler(self.pool, self.config)
 
     @property
     def has_work(self) -> bool:
-        """Whether a request is waiting or running."""
-        return bool(self._requests)
+        """Whether a request is waiting or running, or an output is not read yet."""
+        return bool(self._requests or self._mail.unread)
 
     def add(
         self,
         prompt_ids: Sequence[int],
-        params: GenerationParams,
+        params: GenerationParams | MaskPredictParams,
         *,
         request_id: str | None = None,
         context: Float[Tensor, "j d"] | None = None,
     ) -> str:
         """Queue a request; returns its id. ``context``: what cross attention reads.
+        To fill masks, ``prompt_ids`` are the sequence with the mask where a token is wanted.
 
         Raises:
             ConfigError: a prompt or parameters that can't be honoured.
             QueueFull: ``max_waiting`` requests wait already.
         """
         prompt = tuple(int(t) for t in prompt_ids)
-        self._admission.check(prompt, params, context=context, pool=self.pool)
         if len(self.scheduler.waiting) >= self.config.max_waiting:
             raise QueueFull(
                 f"the engine's queue is full: {self.config.max_waiting} requests wait already; "
@@ -117,7 +148,7 @@ class Engine:
         name = request_id if request_id is not None else f"request-{self._added}"
         if name in self._requests:
             raise ConfigError(f"request_id: {name!r} is in use; give every request its own")
-        request = self._build(name, prompt, params)
+        request = self._request(name, prompt, params, context=context)
         if context is not None:
             request.context = Context(context.detach().to(self._reference))
         self._added += 1
@@ -126,23 +157,47 @@ class Engine:
         return name
 
     def step(self) -> list[Output]:
-        """One forward pass; returns what is new. Empty if there is nothing to do."""
+        """One forward pass; returns what is new, but for requests that are read as streams. Empty
+        if there is nothing to do."""
+        self.pump()
+        return self._mail.take()
+
+    def pump(self) -> None:
+        """One forward pass; outputs wait for the stream, or the ``step``, that reads them."""
         with torch.inference_mode():
             work = self.scheduler.plan()
             if not work:
-                return []
-            ready, logits = self._run(work)
-            outputs = self._advance(ready, logits)
-        for request in {id(r.request): r.request for r in ready}.values():
+                return
+            if self._denoising is None:
+                self._mail.sort(self._advance(*self._run(work)))
+            else:
+                filling = [w.request for w in work if isinstance(w.request, FillRequest)]
+                self._mail.sort(self._denoising.advance(filling))
+        for request in {id(w.request): w.request for w in work}.values():
             if not request.sequences:
                 self._forget(request)
-        return outputs
+
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        params: GenerationParams | MaskPredictParams,
+        *,
+        context: Float[Tensor, "j d"] | None = None,
+    ) -> OutputStream:
+        """The outputs of a new request as they come; leaving the loop aborts it. Raises as ``add``.
+
+        Example:
+            >>> for output in engine.stream(prompt, GenerationParams(max_tokens=64)):
+            ...     print(output.text, end="")
+        """
+        return OutputStream(self, self.add(prompt_ids, params, context=context), self._mail)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request and free its pages; False if it is not (or no longer) known."""
         request = self._requests.get(request_id)
         if request is not None:
             self._forget(request)
+            self._mail.drop(request_id)
         return request is not None
 
     def knows(self, request_id: str) -> bool:
@@ -152,7 +207,7 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        params: GenerationParams,
+        params: GenerationParams | MaskPredictParams,
         *,
         contexts: Sequence[Float[Tensor, "j d"] | None] | None = None,
     ) -> list[Completion]:
@@ -162,22 +217,22 @@ class Engine:
             raise ConfigError(
                 f"contexts: got {len(contexts)} for {len(prompts)} prompts; give one for each"
             )
-        outputs: dict[str, list[Output]] = {}
+        outputs: dict[str, deque[Output]] = {}
         read = [None] * len(prompts) if contexts is None else contexts
         left = list(reversed(list(zip(prompts, read, strict=True))))
         try:
             while left or any(name in self._requests for name in outputs):
                 while left and len(self.scheduler.waiting) < self.config.max_waiting:
                     prompt, context = left[-1]
-                    outputs[self.add(prompt, params, context=context)] = []
+                    name = self.add(prompt, params, context=context)
+                    outputs[name] = self._mail.open(name)
                     left.pop()
-                for output in self.step():
-                    if output.request_id in outputs:
-                        outputs[output.request_id].append(output)
+                self.pump()
         finally:
             for name in outputs:
+                self._mail.close(name)
                 self.abort(name)
-        return [collect(parts) for parts in outputs.values()]
+        return [collect(list(parts)) for parts in outputs.values()]
 
     def _run(self, work: list[Work]) -> tuple[list[Ready], StepLogits]:
         """Both models over the step's tokens; which sequences can go on, with their logits."""
@@ -206,6 +261,31 @@ class Engine:
         outputs = [o for group in groups.values() for o in self._beams.advance(group, logits)]
         drawn = [r for r in ready if r.request.beams is None]
         return outputs + (self._continuation.advance(drawn, logits) if drawn else [])
+
+    def _request(
+        self,
+        name: str,
+        prompt: tuple[int, ...],
+        params: GenerationParams | MaskPredictParams,
+        *,
+        context: Any,
+    ) -> Request:
+        """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
+        if self._denoising is None:
+            if not isinstance(params, GenerationParams):
+                raise ConfigError(
+                    "params: got MaskPredictParams, but the model is causal; give GenerationParams"
+                )
+            self._admission.check(prompt, params, context=context, pool=self.pool)
+            return self._build(name, prompt, params)
+        if not isinstance(params, MaskPredictParams):
+            raise ConfigError(
+                "params: got GenerationParams, but the model fills masks; give MaskPredictParams"
+            )
+        if context is not None:
+            raise ConfigError("context: the model has no cross attention to read it; leave it out")
+        seed = params.seed if params.seed is not None else derive_seed(self._seed, self._added)
+        return self._fill_admission.request(name, prompt, params, seed=seed)
 
     def _build(self, name: str, prompt: tuple[int, ...], params: GenerationParams) -> Request:
         eos = () if params.ignore_eos else self.eos_ids
@@ -247,6 +327,17 @@ def generate(
     width = min(params.width * max(1, len(prompts)), max(params.width, 8))
     options.setdefault("config", EngineConfig(max_sequences=width))
     return Engine(model, **options).generate(prompts, params)
+
+
+def stream(
+    model: Any,
+    prompt_ids: Sequence[int],
+    params: GenerationParams | MaskPredictParams,
+    **options: Any,
+) -> OutputStream:
+    """The outputs of one request as they come, of an engine made for this call; ``options`` are
+    ``Engine``'s. Raises as ``Engine`` and ``Engine.add``."""
+    return Engine(model, **options).stream(prompt_ids, params)
 
 
 def _fresh_seed() -> int:

@@ -26,7 +26,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Output:
-    """What one step added to one choice of one request. ``score`` only with beam search."""
+    """What one step added to one choice of one request. ``score`` only with beam search.
+
+    ``filled``: what a request to fill masks has changed in this step, as (position, token); a token
+    that was masked again is the mask. Its ``token_ids`` are the whole sequence, what was given
+    included, and come in order, as soon as there is no mask before them any more.
+    """
 
     request_id: str
     index: int
@@ -35,6 +40,7 @@ class Output:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     score: float | None = None
+    filled: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ class Request:
         return self.beams is not None and len(self.sequences) > 1
 
     @property
+    def whole(self) -> bool:
+        """Whether all its tokens must run in one step."""
+        return False
+
+    @property
     def contrastive(self) -> bool:
         return self.params.contrastive is not None
 

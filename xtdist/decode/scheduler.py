@@ -83,6 +83,8 @@ class Scheduler:
 
     def _grant(self, request: Request, budget: int) -> list[Work]:
         """As much of what ``request`` wants as the budget allows."""
+        if request.whole and request.backlog > budget:
+            return []
         chunk = self.chunk_tokens
         hold_last = request.atomic and (
             request.backlog > budget or any(s.missing > chunk for s in request.sequences)

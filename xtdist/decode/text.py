@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from xtdist.config import ConfigError
 from xtdist.decode.engine import Engine
-from xtdist.decode.maskpredict import MaskPredictParams, mask_predict
+from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams
 
 METHODS = ("greedy", "sample", "beam", "contrastive", "mask-predict")
@@ -50,17 +48,15 @@ class TextGenerator:
         self.model, self.tokenizer, self.banned_ids = model, tokenizer, banned_ids
         self.amateur = amateur
         self.eos_id = eos_id
-        self.engine: Engine | None = None
         if amateur is not None and not model.config.causal:
             raise ConfigError(
                 "amateur: a model that fills masks has no contrastive decoding; leave it out"
             )
-        if model.config.causal:
-            self.engine = self._make_engine(EngineConfig())
+        self.engine = self._make_engine(EngineConfig())
 
     def methods(self) -> tuple[str, ...]:
         """What this model can do."""
-        if self.engine is None:
+        if not self.model.config.causal:
             return ("mask-predict",)
         return ("greedy", "sample", "beam", *(["contrastive"] if self.amateur is not None else []))
 
@@ -70,13 +66,14 @@ class TextGenerator:
         Raises:
             ConfigError: the model can't do ``method``, or the prompt is too long.
         """
+        causal = self.model.config.causal
         if method not in self.methods():
-            hint = "; give --amateur" if method == "contrastive" and self.engine else ""
+            hint = "; give --amateur" if method == "contrastive" and causal else ""
             raise ConfigError(
                 f"method: got {method!r}; this model can do {', '.join(self.methods())}{hint}"
             )
         ids = [int(i) for i in self.tokenizer.encode(prompt)]
-        if self.engine is None:
+        if method == "mask-predict":
             return self._fill(ids, settings)
         params = _params(method, settings)
         if params.width > self.engine.config.max_sequences:
@@ -94,23 +91,18 @@ class TextGenerator:
         )
 
     def _fill(self, ids: list[int], settings: Settings) -> str:
-        total, longest = len(ids) + settings.max_tokens, self.model.max_seq_len
         if settings.max_tokens < 1:
             raise ConfigError(f"max_tokens: got {settings.max_tokens}; give at least 1")
-        if total > longest:
-            raise ConfigError(
-                f"prompt of {len(ids)} tokens + max_tokens {settings.max_tokens} = {total}, more "
-                f"than the model's {longest}; shorten the prompt or lower max_tokens"
-            )
         mask_id = self.banned_ids[0]
-        row = torch.tensor([[*ids, *[mask_id] * settings.max_tokens]])
         params = MaskPredictParams(
-            steps=settings.steps, temperature=settings.temperature, seed=settings.seed
+            steps=settings.steps,
+            temperature=settings.temperature,
+            mask_id=mask_id,
+            seed=settings.seed,
         )
-        out = mask_predict(
-            self.model, row, mask_id=mask_id, params=params, banned_ids=self.banned_ids
-        )
-        return self.tokenizer.decode(out[0, len(ids) :].tolist())
+        row = [*ids, *[mask_id] * settings.max_tokens]
+        filled = self.engine.generate([row], params)[0].choices[0].token_ids
+        return self.tokenizer.decode(list(filled[len(ids) :]))
 
 
 def _params(method: str, settings: Settings) -> GenerationParams:
