@@ -134,3 +134,28 @@ def test_streamed_pieces_join_to_the_whole_completion(expert: TransformerWrapper
         for output in engine.step():
             texts[output.index] += output.text
     assert [texts[0], texts[1]] == [c.text for c in whole.choices]
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"b", b"ab", b"\xc3", b"\xa9"]), max_size=12),
+    st.lists(st.sampled_from(["ab", "ba", "bbb", "é", "aé"]), min_size=1, max_size=3),
+    st.integers(0, 6),
+)
+def test_no_stop_string_begins_in_the_first_min_tokens(
+    pieces: list[bytes], stops: list[str], least: int
+) -> None:
+    stream = TextStream(Pieces(*pieces), stop=tuple(stops), min_tokens=least)
+    _, total = feed(stream, list(range(len(pieces))))
+    assert len(total.token_ids) >= min(least, len(pieces))
+    first = b"".join(pieces[:least])
+    kept = b"".join(pieces[i] for i in total.token_ids)
+    if len(total.token_ids) > least and not _partial(pieces[:least]):
+        rest = kept[len(first) :].decode(errors="replace")
+        assert not any(s in rest for s in stops)
+        assert total.text.startswith(first.decode(errors="replace"))
+
+
+def test_a_stop_string_that_was_held_back_by_min_tokens_comes_later() -> None:
+    stream = TextStream(Pieces(b"ab", b"x", b"a", b"b", b"c"), stop=("ab",), min_tokens=2)
+    _, total = feed(stream, [0, 1, 2, 3, 4])
+    assert (total.text, total.token_ids) == ("abx", (0, 1))

@@ -2,7 +2,7 @@
 
 Text is decoded byte by byte, so no broken code point is ever emitted. With stop strings, the
 longest suffix that could still become one is held back; when one is found, text, token ids and
-log-probabilities end together before it.
+log-probabilities end together before it. No stop string begins in the first ``min_tokens`` tokens.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class TextStream:
 
     tokenizer: Tokenizer | None = None
     stop: tuple[str, ...] = ()
+    min_tokens: int = 0
     text: str = ""
     shown: int = 0
     stopped: bool = False
@@ -61,6 +62,7 @@ class TextStream:
 
     def __post_init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._tokens, self._free = 0, 0  # tokens so far; where a stop string may begin
 
     def push(self, token_id: int, *, extra: Any = None, visible: bool = True) -> Release:
         """Add a token. ``visible=False``: it belongs to the ids but not to the text (EOS).
@@ -70,6 +72,9 @@ class TextStream:
         start = len(self.text)
         self.text += self._decoder.decode(self.tokenizer.token_bytes(token_id) if visible else b"")
         partial = bool(self._decoder.getstate()[0])
+        self._tokens += 1
+        if self._tokens <= self.min_tokens:
+            self._free = len(self.text) + partial
         self.waiting.append(_Piece(token_id, start, len(self.text) + partial, extra))
         return self._after_growth(start)
 
@@ -83,9 +88,9 @@ class TextStream:
         return release if self.stopped else release + self._show(len(self.text), final=True)
 
     def _after_growth(self, start: int) -> Release:
-        found = earliest_stop(self.text, self.stop, start)
+        found = earliest_stop(self.text, self.stop, grown_from=start, free_from=self._free)
         if found is None:
-            return self._show(len(self.text) - held_back(self.text, self.stop))
+            return self._show(len(self.text) - held_back(self.text[self._free :], self.stop))
         self.stopped = True
         self.text = self.text[:found]
         self.waiting = [p for p in self.waiting if p.start < found]
@@ -98,9 +103,12 @@ class TextStream:
         return Release(tuple(p.token_id for p in ready), text, tuple(p.extra for p in ready))
 
 
-def earliest_stop(text: str, stops: Sequence[str], grown_from: int) -> int | None:
-    """Where the first stop string begins, among those that end after ``grown_from``."""
-    places = [text.find(s, max(0, grown_from - len(s) + 1)) for s in stops]
+def earliest_stop(
+    text: str, stops: Sequence[str], *, grown_from: int, free_from: int = 0
+) -> int | None:
+    """Where the first stop string begins, at ``free_from`` or later, among those that end after
+    ``grown_from``."""
+    places = [text.find(s, max(free_from, grown_from - len(s) + 1)) for s in stops]
     return min((p for p in places if p >= 0), default=None)
 
 

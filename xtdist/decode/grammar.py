@@ -1,0 +1,158 @@
+"""Structured output: only tokens that a grammar allows next, an end exactly where it accepts.
+
+Grammars are compiled by llguidance (extra ``structured``) for one tokenizer, before a request is
+queued. A step then costs a few microseconds of parsing.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xtdist.config import ConfigError
+from xtdist.decode.params import GenerationParams, GrammarParams
+from xtdist.decode.stopping import Tokenizer
+
+MOST_COMPILED = 64
+
+
+@dataclass(eq=False)
+class Grammars:
+    """Compiles grammars for one tokenizer and keeps the last ones. Any thread may use it.
+
+    ``end_ids`` end a text and are no part of it, whatever bytes they have.
+    """
+
+    tokenizer: Tokenizer
+    end_ids: frozenset[int] = frozenset()
+    _known: OrderedDict[GrammarParams, Any] = field(default_factory=OrderedDict, repr=False)
+    _vocabulary: Any = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def compile(self, params: GrammarParams) -> Any:
+        """The matcher of an empty text, to be copied.
+
+        Raises:
+            ConfigError: no valid grammar, one that matches nothing, or llguidance is missing.
+        """
+        with self._lock:
+            if params not in self._known:
+                self._known[params] = self._compile(params)
+            self._known.move_to_end(params)
+            while len(self._known) > MOST_COMPILED:
+                self._known.popitem(last=False)
+            return self._known[params]
+
+    def processor(self, params: GenerationParams, *, ends: Iterable[int]) -> GrammarProcessor:
+        """The hook of one request, that ends with one of ``ends``."""
+        assert params.grammar is not None
+        root = self.compile(params.grammar)
+        states = (params.draft_tokens + 2) * params.width + 8
+        return GrammarProcessor(root, tuple(ends), self.tokenizer.vocab_size, states)
+
+    def _compile(self, params: GrammarParams) -> Any:
+        library = _llguidance()
+        if self._vocabulary is None:
+            self._vocabulary = _vocabulary(library, self.tokenizer, self.end_ids)
+        what = f"grammar: this {params.kind} can't be used"
+        try:
+            source = getattr(library.LLMatcher, f"grammar_from_{params.kind}")(params.value)
+            wrong, messages = library.LLMatcher.validate_grammar_with_warnings(
+                source, self._vocabulary
+            )
+        except ValueError as e:
+            wrong, messages = True, [str(e)]
+        if wrong:
+            raise ConfigError(f"{what}: {messages[0].strip():.200}")
+        matcher = library.LLMatcher(self._vocabulary, source, log_level=0)
+        root = _State(matcher, self.tokenizer.vocab_size)
+        if not (root.accepts or root.allowed.any()):
+            reason = matcher.get_error() or "no text that this tokenizer can write matches it"
+            raise ConfigError(f"{what}: {reason.strip():.200}")
+        return matcher
+
+
+class _State:
+    """Where a text stands: whether it may end, and which ids may come next."""
+
+    def __init__(self, matcher: Any, tokens: int) -> None:
+        self.matcher = matcher
+        self.accepts: bool = not matcher.is_error() and matcher.is_accepting()
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        self.allowed: NDArray[np.bool_] = np.unpackbits(
+            bits, count=tokens, bitorder="little"
+        ).astype(bool)
+
+
+@dataclass(eq=False)
+class GrammarProcessor:
+    """A ``LogitsProcessor``. ``ends`` are allowed exactly where the grammar accepts.
+
+    It keeps the last ``most`` states, enough for every choice or beam; others are parsed again.
+    """
+
+    root: Any
+    ends: tuple[int, ...]
+    num_tokens: int
+    most: int
+    _states: OrderedDict[tuple[int, ...], _State] = field(default_factory=OrderedDict, repr=False)
+
+    def __call__(
+        self, tokens: Sequence[int], scores: Float[Tensor, " v"], /
+    ) -> Float[Tensor, " v"]:
+        allowed = torch.zeros(scores.shape, dtype=torch.bool)
+        state = self._state(tuple(tokens))
+        allowed[: self.num_tokens] = torch.from_numpy(state.allowed)
+        allowed[list(self.ends)] = state.accepts
+        return scores.masked_fill_(~allowed.to(scores.device), -math.inf)
+
+    def _state(self, tokens: tuple[int, ...]) -> _State:
+        state = self._states.get(tokens)
+        if state is None:
+            parent = self._states.get(tokens[:-1])
+            matcher = (self.root if parent is None else parent.matcher).deep_copy()
+            matcher.consume_tokens(list(tokens if parent is None else tokens[-1:]))
+            state = self._states[tokens] = _State(matcher, self.num_tokens)
+        self._states.move_to_end(tokens)
+        while len(self._states) > self.most:
+            self._states.popitem(last=False)
+        return state
+
+
+def _vocabulary(library: Any, tokenizer: Tokenizer, end_ids: frozenset[int]) -> Any:
+    """The tokenizer as llguidance wants it. The id behind the last one plays the end, so that which
+    ids may end a text stays our own matter."""
+    last = tokenizer.vocab_size
+
+    class Wrapped:
+        eos_token_id, bos_token_id = last, None
+        special_token_ids = (last,)
+        tokens = [b"" if i in end_ids else tokenizer.token_bytes(i) for i in range(last)] + [b""]
+
+        def __call__(self, text: bytes) -> list[int]:
+            raise NotImplementedError("grammars read ids, they never encode text")
+
+    return library.LLTokenizer(
+        library.TokenizerWrapper(Wrapped()), n_vocab=last + 1, eos_token=last
+    )
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise ConfigError(
+            "grammar: structured output needs llguidance; install it with "
+            "pip install 'xtdist[structured]'"
+        ) from None
+    return llguidance
