@@ -8,31 +8,43 @@ from decode_models import make_model
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
+from x_transformers.autoregressive_wrapper import top_a as x_transformers_top_a
 
 from xtdist.decode import Engine, GenerationParams
 from xtdist.decode.noise import gumbel, noise_key
-from xtdist.decode.penalties import adjust
 from xtdist.decode.sampling import Row, Sampler
 
 DRAWS = 20_000
 
 
+def top_a(ratio: float) -> Any:
+    """x-transformers' filter; transformers has none."""
+    return lambda ids, scores: x_transformers_top_a(scores, min_p_pow=2.0, min_p_ratio=ratio)
+
+
 def by_transformers(logits: torch.Tensor, params: GenerationParams) -> torch.Tensor:
-    """Probabilities after transformers' own warpers, in its order."""
-    chain: list[Any] = [TemperatureLogitsWarper(params.temperature)]
+    """Logits after transformers' own warpers, in its order."""
+    temperature = TemperatureLogitsWarper(params.temperature)
+    chain: list[Any] = [] if params.temperature_last else [temperature]
     if params.top_k:
         chain.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         chain.append(TopPLogitsWarper(params.top_p))
     if params.min_p:
         chain.append(MinPLogitsWarper(params.min_p))
-    ids = torch.zeros(1, 1, dtype=torch.long)
-    return LogitsProcessorList(chain)(ids, logits[None].clone())[0].softmax(-1)
+    if params.top_a:
+        chain.append(top_a(params.top_a))
+    if params.typical_p < 1:
+        chain.append(TypicalLogitsWarper(params.typical_p))
+    if params.temperature_last:
+        chain.append(temperature)
+    ids = torch.zeros(len(logits), 1, dtype=torch.long)
+    return LogitsProcessorList(chain)(ids, logits.clone())
 
 
 def draw(logits: torch.Tensor, params: GenerationParams, count: int) -> torch.Tensor:
@@ -44,39 +56,63 @@ def draw(logits: torch.Tensor, params: GenerationParams, count: int) -> torch.Te
     return drawn.bincount(minlength=logits.numel())
 
 
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 1.7, "min_p": 0.2},
+    {"top_k": 5},
+    {"top_p": 0.6},
+    {"top_p": 0.95, "temperature": 2.0},
+    {"top_p": 0.95, "temperature": 2.0, "temperature_last": True},
+    {"top_k": 8, "top_p": 0.7, "temperature": 1.3},
+    {"top_k": 10, "min_p": 0.1},
+    {"top_p": 0.9, "min_p": 0.05},
+    {"top_a": 0.2},
+    {"top_a": 1.0},
+    {"top_p": 0.8, "top_a": 0.1, "temperature": 1.5},
+    {"typical_p": 0.5},
+    {"typical_p": 0.95, "temperature": 0.7},
+    {"typical_p": 0.3, "top_k": 12},
+    {"typical_p": 0.8, "top_p": 0.9, "min_p": 0.01, "top_a": 0.05, "top_k": 40},
+    {"typical_p": 0.8, "min_p": 0.02, "temperature": 3.0, "temperature_last": True},
+]
+
+
 @pytest.mark.parametrize("vocabulary", [16, 900])
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {},
-        {"temperature": 0.5},
-        {"temperature": 1.7, "min_p": 0.2},
-        {"top_k": 5},
-        {"top_p": 0.6},
-        {"top_p": 0.95, "temperature": 2.0},
-        {"top_k": 8, "top_p": 0.7, "temperature": 1.3},
-        {"top_k": 10, "min_p": 0.1},
-        {"top_p": 0.9, "min_p": 0.05},
-    ],
-)
-def test_draws_follow_the_distribution_of_transformers_filters(
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_every_filter_and_their_order_equal_transformers(
     vocabulary: int, setting: dict[str, Any]
 ) -> None:
-    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(1)) * 2
+    logits = torch.randn(40, vocabulary, generator=torch.Generator().manual_seed(7)) * 3
     params = GenerationParams(**setting)
-    expected = by_transformers(logits, params)
-    count = DRAWS if vocabulary == 16 else 3000
-    seen = draw(logits, params, count)
+    ours = Sampler([params] * len(logits), logits.device).filtered(logits)
+    theirs = by_transformers(logits, params)
+    assert torch.equal(ours.isfinite(), theirs.isfinite())
+    assert torch.allclose(ours.softmax(-1), theirs.softmax(-1), atol=1e-6)
+    if setting.keys() - {"temperature"}:
+        assert ours.isneginf().any()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_draws_follow_the_distribution_of_transformers_filters(setting: dict[str, Any]) -> None:
+    logits = torch.randn(24, generator=torch.Generator().manual_seed(1)) * 2
+    params = GenerationParams(**setting)
+    fits(draw(logits, params, DRAWS), by_transformers(logits[None], params)[0].softmax(-1))
+
+
+def fits(seen: torch.Tensor, expected: torch.Tensor) -> None:
+    """Chi-square test of counts against probabilities."""
+    count = int(seen.sum())
     assert not seen[expected == 0].any()
     frequent = expected * count >= 5
-    assert frequent.any()
     chi_square = ((seen - expected * count) ** 2 / (expected * count))[frequent].sum()
     freedom = int(frequent.sum())
+    assert freedom >= 1
     assert float(chi_square) < freedom + 4 * (2 * freedom) ** 0.5 + 4
 
 
 def test_rows_with_different_parameters_do_not_touch_each_other() -> None:
-    logits = torch.randn(6, 700, generator=torch.Generator().manual_seed(2)) * 2
+    logits = torch.randn(9, 700, generator=torch.Generator().manual_seed(2)) * 2
     params = [
         GenerationParams(temperature=0.0),
         GenerationParams(top_p=0.3),
@@ -84,6 +120,9 @@ def test_rows_with_different_parameters_do_not_touch_each_other() -> None:
         GenerationParams(top_k=400, temperature=1.5),
         GenerationParams(min_p=0.3),
         GenerationParams(top_k=2, top_p=0.9),
+        GenerationParams(typical_p=0.5),
+        GenerationParams(top_p=0.9, typical_p=0.4, temperature=3.0, temperature_last=True),
+        GenerationParams(top_a=0.5),
     ]
     rows = [Row(p, seed, [1, 2], 1) for seed, p in enumerate(params)]
     together = Sampler(params, logits.device).draw(logits, rows)
@@ -99,28 +138,6 @@ def test_a_flat_distribution_is_cut_at_exactly_the_nucleus() -> None:
     assert int(seen[:500].sum()) >= 5990
     assert not seen[502:].any()
     assert int((seen[:500] > 0).sum()) > 490
-
-
-def test_penalties_equal_their_formulas() -> None:
-    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3))
-    tokens = [1, 2, 2, 5, 5, 5, 7]
-    params = GenerationParams(
-        repetition_penalty=1.7,
-        presence_penalty=0.5,
-        frequency_penalty=0.25,
-        logit_bias={4: 2.0, 11: -1.5},
-        min_tokens=5,
-    )
-    scores = logits.clone()
-    adjust(scores, [Row(params, 0, tokens, 3, ends=(9,))], torch.tensor([0]))
-    expected = logits.clone()
-    expected[0, 4] += 2.0
-    expected[0, 11] -= 1.5
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([tokens]), expected)
-    expected[0, 5] -= 0.5 + 0.25 * 3
-    expected[0, 7] -= 0.5 + 0.25
-    expected[0, 0] = expected[0, 9] = -torch.inf
-    assert torch.allclose(scores, expected)
 
 
 def test_noise_is_gumbel_and_independent_between_keys_and_tokens() -> None:
