@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xtdist.nn.attention.cache import CacheSpec
+from xtdist.nn.position.config import LearnedConfig
 
 VOCABULARY = 24
 DIM, HEADS = 16, 2
@@ -43,6 +44,7 @@ class Double(nn.Module):
         self.config = SimpleNamespace(
             causal=True,
             prefix=False,
+            position=LearnedConfig(),
             norm=SimpleNamespace(needs_condition=False),
             branch_scale=None,
             num_tokens=VOCABULARY,

@@ -280,6 +280,5 @@ def test_a_bound_on_sequences_sizes_the_pool_and_refuses_longer_ones(
     engine.add([1] * 5, GenerationParams(max_tokens=5))
     with pytest.raises(ConfigError, match="limit of 10"):
         engine.add([1] * 5, GenerationParams(max_tokens=6))
-    roomy = Engine(expert, config=EngineConfig(max_sequence_tokens=1000))
     with pytest.raises(ConfigError, match="limit of 64"):
-        roomy.add([1] * 5, GenerationParams(max_tokens=60))
+        Engine(expert).add([1] * 5, GenerationParams(max_tokens=60))

@@ -101,7 +101,7 @@ def test_what_goes_together_is_taken() -> None:
     drawn = GenerationParams(num_beams=3, stochastic_beams=True, temperature=0.7, top_k=5)
     assert drawn.width == 3
     assert GenerationParams(num_beams=2, early_stopping=False).early_stopping is False
-    assert GenerationParams(penalty_alpha=0.6, top_k=4, temperature=0.0).width == 1
+    assert GenerationParams(penalty_alpha=0.6, top_k=4, temperature=0.0).width == 4
     assert GenerationParams(n=2, best_of=4).width == 4
 
 

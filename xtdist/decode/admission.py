@@ -3,6 +3,7 @@ honoured. Nothing is silently shortened or ignored."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +15,29 @@ from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.stopping import Tokenizer
 from xtdist.nn.attention.cache import CacheSpec
+from xtdist.nn.position.config import LearnedConfig
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one model allows. ``max_seq_len`` counts prompt and generated tokens together;
-    ``context_dim`` is the width of what its cross attention reads, None without any. ``prefix``:
-    the tokens of the prompt see each other."""
+    """What one model allows. ``max_seq_len`` counts prompt and generated tokens together; it is
+    what the model was made for, and ``longest`` what it can do at all. ``context_dim`` is the width
+    of what its cross attention reads, None without any. ``prefix``: the tokens of the prompt see
+    each other. ``position_table``: it has a vector for each position and none beyond."""
 
     num_tokens: int
     max_seq_len: int
     cache: CacheSpec
     context_dim: int | None = None
     prefix: bool = False
+    position_table: bool = False
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a sequence can have at all; None: as many as there is room for. Rotary,
+        polar and sinusoidal positions and biases by distance go on beyond ``max_seq_len`` as they
+        are, nothing is dropped or rescaled; whether the text stays good is the model's affair."""
+        return self.max_seq_len if self.position_table else None
 
     @classmethod
     def of(cls, model: Any, name: str) -> Limits:
@@ -49,6 +60,7 @@ class Limits:
             cache=model.cache_spec(),
             context_dim=(config.dim_context or config.dim) if config.cross_attention else None,
             prefix=config.prefix,
+            position_table=isinstance(config.position, LearnedConfig),
         )
 
 
@@ -58,40 +70,52 @@ class Admission:
 
     config: EngineConfig
     expert: Limits
-    amateur: Limits | None
+    amateurs: tuple[Limits, ...]
     tokenizer: Tokenizer | None
 
     @classmethod
     def check_models(
         cls,
         model: Any,
-        amateur: Any | None,
+        amateurs: Sequence[Any] = (),
         *,
         tokenizer: Tokenizer | None,
         config: EngineConfig,
     ) -> Admission:
-        """Raises ConfigError unless both are causal and share the tokenizer's vocabulary."""
+        """Raises ConfigError unless all are causal and share the tokenizer's vocabulary."""
         limits = Limits.of(model, "model")
-        weaker = None if amateur is None else Limits.of(amateur, "amateur")
-        if weaker is not None:
-            check_amateur(limits.num_tokens, weaker.num_tokens)
+        names = [f"amateur {i}" if len(amateurs) > 1 else "amateur" for i in range(len(amateurs))]
+        weaker = [Limits.of(a, name) for a, name in zip(amateurs, names, strict=True)]
+        for other, name in zip(weaker, names, strict=True):
+            check_amateur(limits.num_tokens, other.num_tokens, name=name)
+        if limits.longest is not None and config.max_sequence_tokens > limits.longest:
+            raise ConfigError(
+                f"max_sequence_tokens: got {config.max_sequence_tokens}, but the model has learned "
+                f"a vector for each of {limits.longest} positions and none beyond; lower it"
+            )
         if tokenizer is not None and tokenizer.vocab_size > limits.num_tokens:
             raise ConfigError(
                 f"tokenizer: it has {tokenizer.vocab_size} tokens, the model {limits.num_tokens}; "
                 "give the tokenizer that the model was trained with"
             )
-        return cls(config, limits, weaker, tokenizer)
+        return cls(config, limits, tuple(weaker), tokenizer)
 
     @property
     def models(self) -> list[Limits]:
-        return [self.expert] if self.amateur is None else [self.expert, self.amateur]
+        return [self.expert, *self.amateurs]
 
     def longest(self, *models: Limits) -> int:
         """Tokens that a sequence of all ``models`` may have."""
-        bounds = [m.max_seq_len for m in models]
-        if self.config.max_sequence_tokens:
-            bounds.append(self.config.max_sequence_tokens)
-        return min(bounds)
+        asked = self.config.max_sequence_tokens
+        if not asked:
+            return min(m.max_seq_len for m in models)
+        beyond = asked > self.expert.max_seq_len
+        bounds = [m.longest if beyond else m.max_seq_len for m in models]
+        return min([asked, *(b for b in bounds if b is not None)])
+
+    def _read(self, params: GenerationParams) -> list[Limits]:
+        """The models that a request runs."""
+        return self.models[: 1 + params.amateurs]
 
     @property
     def unused_ids(self) -> range:
@@ -112,12 +136,22 @@ class Admission:
         self._check_ids("stop_token_ids", params.stop_token_ids)
         self._check_ids("logit_bias", tuple(params.logit_bias))
         self._check_ids("bad_words", tuple(i for word in params.bad_words for i in word))
-        if params.contrastive is not None and self.amateur is None:
-            raise ConfigError("contrastive: no amateur model is loaded; give the engine one")
+        self._check_amateurs(params)
         if params.stop and self.tokenizer is None:
             raise ConfigError("stop: strings need a tokenizer; use stop_token_ids without one")
         self._check_context(params, context)
         self._check_size(len(prompt), params, pool)
+
+    def _check_amateurs(self, params: GenerationParams) -> None:
+        asked, loaded = params.amateurs, len(self.amateurs)
+        if asked <= loaded:
+            return
+        field = "contrastive" if params.contrasts else "draft_tokens"
+        if not loaded:
+            raise ConfigError(f"{field}: no amateur model is loaded; give the engine one")
+        raise ConfigError(
+            f"{field}: got parameters for {asked} amateurs, {loaded} are loaded; give fewer"
+        )
 
     def _check_ids(self, name: str, ids: tuple[int, ...]) -> None:
         tokens = self.expert.num_tokens
@@ -128,8 +162,7 @@ class Admission:
             )
 
     def _check_context(self, params: GenerationParams, context: Any) -> None:
-        used = self.models if params.contrastive is not None else [self.expert]
-        dims = [m.context_dim for m in used if m.context_dim is not None]
+        dims = [m.context_dim for m in self._read(params) if m.context_dim is not None]
         if context is None:
             if dims:
                 raise ConfigError(
@@ -148,15 +181,14 @@ class Admission:
 
     def _check_size(self, prompt_tokens: int, params: GenerationParams, pool: KVPool) -> None:
         total = prompt_tokens + params.max_tokens
-        used = self.models if params.contrastive is not None else [self.expert]
-        longest = self.longest(*used)
+        longest = self.longest(*self._read(params))
         if total > longest:
             raise ConfigError(
                 f"prompt of {prompt_tokens} tokens + max_tokens {params.max_tokens} = {total}, "
                 f"more than the limit of {longest}; shorten the prompt or lower max_tokens"
             )
         if params.width > self.config.max_sequences:
-            field = "num_beams" if params.uses_beams else "n"
+            field = params.width_field
             raise ConfigError(
                 f"{field}: got {params.width}, more than the engine's max_sequences "
                 f"{self.config.max_sequences}; lower {field} or raise max_sequences"
@@ -172,10 +204,6 @@ class Admission:
 def _refuse_unbuilt(params: GenerationParams) -> None:
     """Parameters that are checked already, of methods that this engine does not have yet."""
     given = {
-        "contrastive": isinstance(params.contrastive, tuple),
-        "draft_tokens": params.draft_tokens > 0,
-        "penalty_alpha": params.penalty_alpha > 0,
-        "dola": params.dola is not None,
         "stochastic_beams": params.stochastic_beams,
         "grammar": params.grammar is not None,
         "best_of": params.best_of not in (None, params.n),

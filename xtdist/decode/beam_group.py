@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xtdist.decode.beam import Candidate, Finished
-from xtdist.decode.continuation import Ready, StepLogits
-from xtdist.decode.contrastive import contrast, tempered
 from xtdist.decode.kv_cache import KVPool
+from xtdist.decode.lockstep import Ready, StepLogits
 from xtdist.decode.outputs import Output
 from xtdist.decode.penalties import adjust
 from xtdist.decode.request import Request, Sequence
@@ -60,13 +59,10 @@ class BeamGroup:
 
     def _scores(self, group: Seq[Ready], logits: StepLogits) -> Float[Tensor, "r v"]:
         """Log-probabilities after bans, penalties and contrast; not normalised again."""
-        request = group[0].request
         scores = logits.experts(group).log_softmax(-1)
-        adjust(scores, [request.row(r.sequence) for r in group], self.banned)
-        params = request.params.contrastive
-        if params is None:
-            return scores
-        return contrast(scores, tempered(logits.amateurs(group), params).log_softmax(-1), params)
+        adjust(scores, [r.state for r in group], self.banned)
+        logits.contrast(scores, group, logprobs=True)
+        return scores
 
     def _fork(self, parents: Seq[Sequence], running: Seq[Candidate]) -> list[Sequence]:
         """The next beams. A parent's first child takes over its table, others share its pages."""

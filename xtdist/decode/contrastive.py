@@ -1,7 +1,8 @@
 """Contrastive decoding: what the expert knows and the amateur does not.
 
-https://arxiv.org/abs/2210.15097, https://arxiv.org/abs/2309.09117. Both models read the same tokens
-in lockstep, each with its own keys and values.
+https://arxiv.org/abs/2210.15097, https://arxiv.org/abs/2309.09117. All models read the same tokens
+in lockstep, each with its own keys and values. With several amateurs, what is left of the contrast
+with one is the expert of the next.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def tempered(amateur: Float[Tensor, "*r v"], params: ContrastiveParams) -> Float
     return amateur.float() / params.temperature
 
 
-def check_amateur(expert_tokens: int, amateur_tokens: int) -> None:
+def check_amateur(expert_tokens: int, amateur_tokens: int, *, name: str) -> None:
     """Refuse an amateur that does not speak the expert's vocabulary."""
     if expert_tokens != amateur_tokens:
         raise ConfigError(
-            f"amateur: its vocabulary has {amateur_tokens} tokens, the expert's {expert_tokens}; "
-            "contrastive decoding needs an amateur trained with the same tokenizer"
+            f"{name}: its vocabulary has {amateur_tokens} tokens, the expert's {expert_tokens}; "
+            "an amateur must be trained with the same tokenizer"
         )

@@ -17,10 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError, derive_seed
-from xtdist.decode.admission import Admission
-from xtdist.decode.beam import BeamSearch
-from xtdist.decode.beam_group import BeamGroup
-from xtdist.decode.continuation import Continuation, Ready, StepLogits
+from xtdist.decode.autoregression import Autoregression
 from xtdist.decode.denoiser import Denoiser, as_denoiser
 from xtdist.decode.denoising import Denoising
 from xtdist.decode.fill_request import FillAdmission, FillRequest, NoPages
@@ -28,17 +25,14 @@ from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.outputs import Completion, Output, QueueFull, collect
 from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.request import Request
-from xtdist.decode.request import Sequence as Continuing
-from xtdist.decode.runner import CachedRunner, RecomputingRunner, Runner
-from xtdist.decode.scheduler import Scheduler, Work
-from xtdist.decode.sizing import make_pool, shared_window
-from xtdist.decode.step_cache import Context
-from xtdist.decode.stopping import TextStream, Tokenizer
+from xtdist.decode.scheduler import Scheduler
+from xtdist.decode.speculative import DraftCount
+from xtdist.decode.stopping import Tokenizer
 from xtdist.decode.stream import Mail, OutputStream
 
 
 class Engine:
-    """Continues prompts with one model, or with an expert and an amateur in step; or fills masks
+    """Continues prompts with one model, or with an expert and amateurs in step; or fills masks
     with a bidirectional one, a denoising step of a sequence costing as much of a step's budget as
     it has tokens. A request's parameters say which.
 
@@ -51,7 +45,9 @@ class Engine:
     Args:
         model: a ``TransformerWrapper``, or a ``Denoiser``; it stays where it is and in the mode it
             is in.
-        amateur: the weaker model of contrastive decoding; same vocabulary, any size.
+        amateur: the weaker model of contrastive decoding, which also drafts; same vocabulary, any
+            size. Of several, the first one drafts, and a request is contrasted with as many as it
+            has ``ContrastiveParams``, in order.
         tokenizer: gives text; without it, outputs hold token ids only.
         eos_ids: ids that end a sequence (unless a request ignores them).
         banned_ids: ids that are never generated, like mask and padding.
@@ -61,7 +57,7 @@ class Engine:
         self,
         model: nn.Module,
         *,
-        amateur: nn.Module | None = None,
+        amateur: nn.Module | Sequence[nn.Module] | None = None,
         tokenizer: Tokenizer | None = None,
         eos_ids: Iterable[int] = (),
         banned_ids: Iterable[int] = (),
@@ -80,32 +76,18 @@ class Engine:
         if denoiser is not None:
             self._denoise(denoiser, amateur, banned_ids)
             return
-        self._admission = Admission.check_models(
-            model, amateur, tokenizer=tokenizer, config=self.config
+        self._text = Autoregression(
+            model,
+            _amateurs(amateur),
+            tokenizer=tokenizer,
+            eos_ids=self.eos_ids,
+            banned_ids=banned_ids,
+            config=self.config,
         )
-        models = self._admission.models
-        self.recomputes = " ".join(dict.fromkeys(m.cache.refused for m in models)).strip()
-        self._reference = next(model.parameters())
-        device = self._reference.device
-        longest = self._admission.longest(models[0])
-        self.pool = make_pool(
-            self.config,
-            longest=longest,
-            window=shared_window((m.cache for m in models if not m.cache.refused), longest=longest),
-            models=len(models),
-            on_cpu=device.type == "cpu",
-        )
+        self.recomputes, self.pool = self._text.recomputes, self._text.pool
         self.scheduler = Scheduler(self.pool, self.config)
-        self.expert = self._runner(model, 0)
-        self.amateur = None if amateur is None else self._runner(amateur, 1)
-        banned = sorted({*banned_ids, *self._admission.unused_ids})
-        ids = torch.tensor(banned, device=device) if banned else None
-        self._continuation = Continuation(self.pool, tokenizer, ids)
-        self._beams = BeamGroup(self.pool, tokenizer, ids)
 
-    def _denoise(
-        self, denoiser: Denoiser, amateur: nn.Module | None, banned_ids: Iterable[int]
-    ) -> None:
+    def _denoise(self, denoiser: Denoiser, amateur: object, banned_ids: Iterable[int]) -> None:
         """Set up for a model that fills masks."""
         if amateur is not None:
             raise ConfigError("amateur: a model that fills masks has no use for one; leave it out")
@@ -118,6 +100,16 @@ class Engine:
         self.recomputes = ""
         self.pool = NoPages()
         self.scheduler = Scheduler(self.pool, self.config)
+
+    @property
+    def drafts(self) -> DraftCount:
+        """How many tokens were drafted so far, and how many of them the expert took."""
+        return DraftCount() if self._denoising is not None else self._text.drafts
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may have, prompt included."""
+        return self._fill_admission.longest if self._denoising is not None else self._text.longest
 
     @property
     def has_work(self) -> bool:
@@ -149,8 +141,6 @@ class Engine:
         if name in self._requests:
             raise ConfigError(f"request_id: {name!r} is in use; give every request its own")
         request = self._request(name, prompt, params, context=context)
-        if context is not None:
-            request.context = Context(context.detach().to(self._reference))
         self._added += 1
         self._requests[name] = request
         self.scheduler.waiting.append(request)
@@ -169,7 +159,7 @@ class Engine:
             if not work:
                 return
             if self._denoising is None:
-                self._mail.sort(self._advance(*self._run(work)))
+                self._mail.sort(self._text.advance(work))
             else:
                 filling = [w.request for w in work if isinstance(w.request, FillRequest)]
                 self._mail.sort(self._denoising.advance(filling))
@@ -234,34 +224,6 @@ class Engine:
                 self.abort(name)
         return [collect(list(parts)) for parts in outputs.values()]
 
-    def _run(self, work: list[Work]) -> tuple[list[Ready], StepLogits]:
-        """Both models over the step's tokens; which sequences can go on, with their logits."""
-        expert = self.expert.run(work)
-        contrastive = [w for w in work if w.request.contrastive]
-        amateur = None
-        if contrastive:
-            assert self.amateur is not None
-            amateur = self.amateur.run(contrastive)
-        ready: list[Ready] = []
-        amateur_row = 0
-        for w in work:
-            if not w.completes:
-                continue
-            ready.append(Ready(w.request, w.sequence, len(ready), amateur_row))
-            amateur_row += w.request.contrastive
-        for w in work:
-            self.pool.advance(w.sequence.table, w.count)
-        return ready, StepLogits(expert, amateur)
-
-    def _advance(self, ready: list[Ready], logits: StepLogits) -> list[Output]:
-        groups: dict[int, list[Ready]] = {}
-        for r in ready:
-            if r.request.beams is not None:
-                groups.setdefault(id(r.request), []).append(r)
-        outputs = [o for group in groups.values() for o in self._beams.advance(group, logits)]
-        drawn = [r for r in ready if r.request.beams is None]
-        return outputs + (self._continuation.advance(drawn, logits) if drawn else [])
-
     def _request(
         self,
         name: str,
@@ -271,53 +233,24 @@ class Engine:
         context: Any,
     ) -> Request:
         """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
+        seed = params.seed if params.seed is not None else derive_seed(self._seed, self._added)
         if self._denoising is None:
             if not isinstance(params, GenerationParams):
                 raise ConfigError(
                     "params: got MaskPredictParams, but the model is causal; give GenerationParams"
                 )
-            self._admission.check(prompt, params, context=context, pool=self.pool)
-            return self._build(name, prompt, params)
+            return self._text.request(name, prompt, params, seed=seed, context=context)
         if not isinstance(params, MaskPredictParams):
             raise ConfigError(
                 "params: got GenerationParams, but the model fills masks; give MaskPredictParams"
             )
         if context is not None:
             raise ConfigError("context: the model has no cross attention to read it; leave it out")
-        seed = params.seed if params.seed is not None else derive_seed(self._seed, self._added)
         return self._fill_admission.request(name, prompt, params, seed=seed)
-
-    def _build(self, name: str, prompt: tuple[int, ...], params: GenerationParams) -> Request:
-        eos = () if params.ignore_eos else self.eos_ids
-        ends = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
-        seed = params.seed if params.seed is not None else derive_seed(self._seed, self._added)
-        beams = None
-        if params.uses_beams:
-            beams = BeamSearch(
-                width=params.num_beams,
-                max_tokens=params.max_tokens,
-                length_penalty=params.length_penalty,
-                early_stopping=params.early_stopping or False,
-                end_ids=len(ends),
-            )
-        stream = TextStream(self.tokenizer, params.stop)
-        first = Continuing(tokens=list(prompt), stream=stream)
-        return Request(name, prompt, params, seed, ends, [first], beams)
 
     def _forget(self, request: Request) -> None:
         self.scheduler.remove(request)
         del self._requests[request.id]
-
-    def _runner(self, model: nn.Module, index: int) -> Runner:
-        limits = self._admission.models[index]
-        if limits.cache.refused:
-            return RecomputingRunner(
-                model,
-                num_tokens=limits.num_tokens,
-                reads_context=limits.context_dim is not None,
-                prefix=limits.prefix,
-            )
-        return CachedRunner(model, self.pool.stores[index], back=limits.cache.window)
 
 
 def generate(
@@ -338,6 +271,14 @@ def stream(
     """The outputs of one request as they come, of an engine made for this call; ``options`` are
     ``Engine``'s. Raises as ``Engine`` and ``Engine.add``."""
     return Engine(model, **options).stream(prompt_ids, params)
+
+
+def _amateurs(given: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
+    if given is None:
+        return ()
+    if isinstance(given, Sequence | nn.ModuleList):
+        return tuple(given)
+    return (given,)
 
 
 def _fresh_seed() -> int:

@@ -157,6 +157,13 @@ class KVPool:
             del table.pages[:outlived]
             table.dropped += outlived
 
+    def trim(self, table: PageTable) -> None:
+        """Give up the pages behind the last cached token: they were reserved for drafts."""
+        keep = self._slots_for(table.length) - table.dropped
+        for page in table.pages[keep:]:
+            self._drop(page)
+        del table.pages[keep:]
+
     def fork(self, table: PageTable) -> PageTable:
         """A second table over the same pages; costs no copy until one of the two is written."""
         for page in table.pages:

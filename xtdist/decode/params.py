@@ -232,12 +232,33 @@ class GenerationParams:
     @property
     def width(self) -> int:
         """Sequences that run at once for this request."""
+        if self.penalty_alpha > 0:
+            return self.top_k
         return self.num_beams if self.uses_beams else self.best_of or self.n
+
+    @property
+    def width_field(self) -> str:
+        """The field that ``width`` is from."""
+        if self.penalty_alpha > 0:
+            return "top_k"
+        return "num_beams" if self.uses_beams else "n" if self.best_of is None else "best_of"
+
+    @property
+    def contrasts(self) -> tuple[ContrastiveParams, ...]:
+        """One for each amateur that it is contrasted with, in order."""
+        if self.contrastive is None:
+            return ()
+        return self.contrastive if isinstance(self.contrastive, tuple) else (self.contrastive,)
+
+    @property
+    def amateurs(self) -> int:
+        """How many amateurs it reads; the first one drafts."""
+        return max(len(self.contrasts), int(self.draft_tokens > 0))
 
     @property
     def streams(self) -> bool:
         """Whether its tokens come one by one: what is ranked is only known at the end."""
-        return not self.uses_beams and self.width == self.n
+        return not self.uses_beams and self.best_of in (None, self.n)
 
 
 @configclass
@@ -248,8 +269,11 @@ class EngineConfig:
     ``page_tokens`` is the size of a KV page (0: a page is a whole sequence on CPU, where views are
     faster than gathers, and 256 tokens elsewhere); ``pool_tokens`` bounds the whole KV cache
     (0: room for ``max_sequences`` of full length); ``max_sequence_tokens`` is the longest sequence,
-    prompt included (0: the model's). ``seed`` is the root of the draws of requests
-    without a seed of their own (null: from the operating system).
+    prompt included (0: the model's ``max_seq_len``). It may be more than ``max_seq_len`` where the
+    model has no table of positions: every token then stands at its true position and reads
+    everything before it (or its window), nothing is dropped or rescaled; the amateurs too. ``seed``
+    is the root of the draws of requests without a seed of their own (null: from the operating
+    system).
     """
 
     max_sequences: PositiveInt = 8

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from xtdist.config import derive_seed
 from xtdist.decode.beam import BeamSearch
+from xtdist.decode.contrastive_search import Search
 from xtdist.decode.kv_cache import PageTable
 from xtdist.decode.params import GenerationParams
 from xtdist.decode.sampling import Row
@@ -32,7 +34,8 @@ class Sequence:
 class Request:
     """A prompt with its parameters and the sequences that continue it; all read ``context``.
 
-    It starts as one sequence; after the prompt it becomes ``n`` of them or the beams.
+    It starts as one sequence; after the prompt it becomes ``n`` of them, the beams, or the
+    candidates of contrastive search. ``exits``: the layers that DoLa leaves after.
     """
 
     id: str
@@ -42,6 +45,8 @@ class Request:
     ends: tuple[int, ...]
     sequences: list[Sequence] = field(default_factory=list)
     beams: BeamSearch | None = None
+    search: Search | None = None
+    exits: tuple[int, ...] = ()
     branched: bool = False
     context: Context | None = None
 
@@ -59,24 +64,39 @@ class Request:
 
     @property
     def atomic(self) -> bool:
-        """Beams are compared with each other, so they take the step to a new token together."""
-        return self.beams is not None and len(self.sequences) > 1
+        """Beams and candidates are compared with each other, so they take the step to a new token
+        together."""
+        compared = self.beams is not None or self.search is not None
+        return compared and len(self.sequences) > 1
+
+    def drafts_for(self, sequence: Sequence) -> int:
+        """Tokens to draft after the known ones: none before the prompt's end is shared out, none
+        beyond the last that it may generate."""
+        if not self.params.draft_tokens or not (self.branched or self.params.width == 1):
+            return 0
+        left = self.params.max_tokens - (len(sequence.tokens) - len(self.prompt))
+        return min(self.params.draft_tokens, left - 1)
+
+    def rewind(self) -> None:
+        """The pages are gone: candidates are found again, once what is certain is computed."""
+        if self.search is None:
+            return
+        if self.search.candidates:
+            del self.sequences[1:]
+            self.sequences[0].tokens.pop()
+        self.search.forget()
 
     @property
     def whole(self) -> bool:
         """Whether all its tokens must run in one step."""
         return False
 
-    @property
-    def contrastive(self) -> bool:
-        return self.params.contrastive is not None
-
-    def row(self, sequence: Sequence) -> Row:
-        """What the sampler must know of ``sequence``."""
+    def row(self, sequence: Sequence, ahead: Iterable[int] = ()) -> Row:
+        """What the sampler must know of ``sequence``, after the drafts ``ahead``."""
         return Row(
             params=self.params,
             seed=derive_seed(self.seed, sequence.index),
-            tokens=sequence.tokens,
+            tokens=[*sequence.tokens, *ahead] if ahead else sequence.tokens,
             prompt_tokens=len(self.prompt),
             ends=self.ends,
         )

@@ -6,7 +6,7 @@ all that rule.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.params import EngineConfig
@@ -15,11 +15,13 @@ from xtdist.decode.request import Request, Sequence
 
 @dataclass(frozen=True)
 class Work:
-    """``count`` more tokens of ``sequence``, a part of ``request``."""
+    """``count`` more tokens of ``sequence``, a part of ``request``; ``drafted``: tokens to draft
+    after them, or, once they are drafted and stand in ``sequence``, how many of ``count`` are."""
 
     request: Request
     sequence: Sequence
     count: int
+    drafted: int = 0
 
     @property
     def completes(self) -> bool:
@@ -59,7 +61,19 @@ class Scheduler:
             if work and self._make_room(request, work, planned):
                 planned[id(request)] = work
                 budget -= sum(w.count for w in work)
-        return [w for work in planned.values() for w in work]
+        return self._with_drafts([w for work in planned.values() for w in work], budget)
+
+    def _with_drafts(self, work: list[Work], budget: int) -> list[Work]:
+        """What nobody else wants of the budget and the pages goes to drafts."""
+        planned = []
+        for w in work:
+            room = min(budget, self.chunk_tokens - w.count)
+            drafted = min(w.request.drafts_for(w.sequence), room) if w.completes else 0
+            if drafted > 0 and self.pool.reserve([(w.sequence.table, w.count + drafted)]):
+                w = replace(w, drafted=drafted)
+                budget -= drafted
+            planned.append(w)
+        return planned
 
     def remove(self, request: Request) -> None:
         """Forget a request and free its pages."""
@@ -112,5 +126,6 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         for sequence in request.sequences:
             self.pool.release(sequence.table)
+        request.rewind()
         self.running.remove(request)
         self.waiting.appendleft(request)

@@ -94,6 +94,11 @@ class Layers(Upkeep):
             attentions=tuple(unsorted(record, sorting) for record in carry.records),
         )
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that run, unless the inputs say otherwise."""
+        return len(self._default_plan)
+
     def _single(self, stream: Tensor) -> Tensor:
         """One stream of several."""
         return stream if self.streams is None or stream.ndim == 3 else Streams.reduce(stream)

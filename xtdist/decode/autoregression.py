@@ -1,0 +1,125 @@
+"""Continuing text: the models, the pool that they share, and every way to go on from a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xtdist.decode.admission import Admission
+from xtdist.decode.beam import BeamSearch
+from xtdist.decode.beam_group import BeamGroup
+from xtdist.decode.continuation import Continuation
+from xtdist.decode.contrastive_search import Search
+from xtdist.decode.dola import exit_layers
+from xtdist.decode.lockstep import Lockstep, Ready
+from xtdist.decode.outputs import Output
+from xtdist.decode.params import EngineConfig, GenerationParams
+from xtdist.decode.request import Request
+from xtdist.decode.request import Sequence as Continuing
+from xtdist.decode.runner import make_runner
+from xtdist.decode.scheduler import Work
+from xtdist.decode.search_group import SearchGroup
+from xtdist.decode.sizing import make_pool, shared_window
+from xtdist.decode.speculative import DraftCount, Drafter
+from xtdist.decode.step_cache import Context
+from xtdist.decode.stopping import TextStream, Tokenizer
+
+
+class Autoregression:
+    """What the engine runs for causal models; arguments as ``Engine``'s.
+
+    ``recomputes``: why a model has no cache, empty if all have one. ``drafts`` counts speculation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        amateurs: Sequence[nn.Module],
+        *,
+        tokenizer: Tokenizer | None,
+        eos_ids: tuple[int, ...],
+        banned_ids: Iterable[int],
+        config: EngineConfig,
+    ) -> None:
+        """Raises ConfigError for models that can't be served, alone or together."""
+        self.model, self.tokenizer, self.eos_ids = model, tokenizer, eos_ids
+        self.admission = Admission.check_models(model, amateurs, tokenizer=tokenizer, config=config)
+        limits = self.admission.models
+        self.recomputes = " ".join(dict.fromkeys(m.cache.refused for m in limits)).strip()
+        self._reference = next(model.parameters())
+        device, longest = self._reference.device, self.admission.longest(limits[0])
+        self.longest = longest
+        cached = [m.cache for m in limits if not m.cache.refused]
+        self.pool = make_pool(
+            config,
+            longest=longest,
+            window=shared_window(cached, longest=longest),
+            models=len(limits),
+            on_cpu=device.type == "cpu",
+        )
+        banned = sorted({*banned_ids, *self.admission.unused_ids})
+        ids: Tensor | None = torch.tensor(banned, device=device) if banned else None
+        self.drafts = DraftCount()
+        expert, *weaker = (
+            make_runner(m, limit, store)
+            for m, limit, store in zip((model, *amateurs), limits, self.pool.stores, strict=True)
+        )
+        drafter = Drafter(weaker[0], ids, self.drafts) if weaker else None
+        self._models = Lockstep(self.pool, expert, tuple(weaker), drafter)
+        self._continuation = Continuation(self.pool, tokenizer, ids, self.drafts)
+        self._beams = BeamGroup(self.pool, tokenizer, ids)
+        self._search = SearchGroup(self.pool, ids)
+
+    def request(
+        self,
+        name: str,
+        prompt: tuple[int, ...],
+        params: GenerationParams,
+        *,
+        seed: int,
+        context: Any,
+    ) -> Request:
+        """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
+        self.admission.check(prompt, params, context=context, pool=self.pool)
+        eos = () if params.ignore_eos else self.eos_ids
+        ends = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
+        stream = TextStream(self.tokenizer, params.stop)
+        request = Request(name, prompt, params, seed, ends)
+        request.sequences = [Continuing(tokens=list(prompt), stream=stream)]
+        if params.uses_beams:
+            request.beams = BeamSearch(
+                width=params.num_beams,
+                max_tokens=params.max_tokens,
+                length_penalty=params.length_penalty,
+                early_stopping=params.early_stopping or False,
+                end_ids=len(ends),
+            )
+        if params.penalty_alpha > 0:
+            request.search = Search(params.penalty_alpha)
+        if params.dola is not None:
+            request.exits = exit_layers(params.dola, self.model)
+        if context is not None:
+            request.context = Context(context.detach().to(self._reference))
+        return request
+
+    def advance(self, work: list[Work]) -> list[Output]:
+        """Run the work through the models and take every sequence further that can go on."""
+        ready, logits = self._models.run(work)
+        groups: dict[int, list[Ready]] = {}
+        drawn: list[Ready] = []
+        for r in ready:
+            grouped = r.request.beams is not None or r.request.search is not None
+            (groups.setdefault(id(r.request), []) if grouped else drawn).append(r)
+        outputs: list[Output] = []
+        for group in groups.values():
+            way = self._search if group[0].request.beams is None else self._beams
+            outputs += way.advance(group, logits)
+        if drawn:
+            outputs += self._continuation.advance(drawn, logits)
+        for w in work:
+            if w.drafted:
+                self.pool.trim(w.sequence.table)
+        return outputs
