@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from decode_models import VOCABULARY, greedy, make_model, next_logits
-from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from decode_llama import HALVES, llama
+from decode_models import greedy, make_model, next_logits
+from transformers import GenerationConfig
 
 from xtdist.config import ConfigError
 from xtdist.decode import Completion, ContrastiveParams, Engine, EngineConfig, GenerationParams
@@ -16,51 +16,57 @@ from xtdist.decode.beam import BeamSearch
 from xtdist.decode.scheduler import Scheduler
 from xtdist.model import TransformerWrapper
 
-PROMPTS = ([1, 2, 3, 4, 5], [7], [9, 8, 30, 31])
+PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 30, 31]]
 EOS = (3, 17, 29)
 
 
-class TransformersView(PreTrainedModel, GenerationMixin):
-    """Our model, seen by transformers: a full forward for every step, no cache."""
+@pytest.fixture(scope="module")
+def expert() -> TransformerWrapper:
+    return make_model(1, position=HALVES)
 
-    config_class = PretrainedConfig
-    main_input_name = "input_ids"
 
-    def __init__(self, model: TransformerWrapper) -> None:
-        super().__init__(PretrainedConfig(vocab_size=VOCABULARY, is_decoder=True))
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
-        return CausalLMOutput(logits=self.model(input_ids))
+@pytest.fixture(scope="module")
+def peer(expert: TransformerWrapper) -> Any:
+    return llama(expert)
 
 
 def by_transformers(
-    model: TransformerWrapper, prompt: list[int], params: GenerationParams, eos: tuple[int, ...]
+    peer: Any, prompt: list[int], params: GenerationParams, eos: tuple[int, ...]
 ) -> list[tuple[tuple[int, ...], float]]:
-    """(tokens, score) of all beams by transformers' own beam search."""
+    """(tokens, score) of all beams by transformers' own beam search, with its own cache."""
+    beams = params.num_beams > 1
     config = GenerationConfig(
         num_beams=params.num_beams,
         num_return_sequences=params.n,
         max_new_tokens=params.max_tokens,
         min_new_tokens=params.min_tokens or None,
-        length_penalty=params.length_penalty,
-        early_stopping=params.early_stopping,
+        length_penalty=params.length_penalty if beams else None,
+        early_stopping=params.early_stopping or False,
         repetition_penalty=params.repetition_penalty,
         sequence_bias={(token,): bias for token, bias in params.logit_bias.items()} or None,
+        bad_words_ids=[list(word) for word in params.bad_words] or None,
         eos_token_id=list(eos) or None,
         pad_token_id=0,
         do_sample=False,
-        use_cache=False,
         return_dict_in_generate=True,
         output_scores=True,
     )
-    result = TransformersView(model).generate(torch.tensor([prompt]), generation_config=config)
+    ids = torch.tensor([prompt])
+    result = peer.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    scores = result.sequences_scores if beams else [math.nan]
     found = []
-    for row, score in zip(result.sequences, result.sequences_scores, strict=True):
+    for row, score in zip(result.sequences, scores, strict=True):
         tokens = row[len(prompt) :].tolist()
         ends = [i for i, t in enumerate(tokens) if t in eos]
         found.append((tuple(tokens[: ends[0] + 1] if ends else tokens), float(score)))
     return found
+
+
+def agree(completion: Completion, expected: list[tuple[tuple[int, ...], float]]) -> None:
+    """The same sequences with the same scores in the same order."""
+    assert [c.token_ids for c in completion.choices] == [tokens for tokens, _ in expected]
+    scores = [c.score for c in completion.choices]
+    assert scores == pytest.approx([score for _, score in expected], rel=1e-4)
 
 
 def run(
@@ -77,11 +83,17 @@ def run(
     return completions
 
 
+@pytest.mark.parametrize("eos", [(5,), EOS])
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("num_beams", [2, 4, 8])
 def test_sequences_and_scores_equal_those_of_transformers(
-    expert: TransformerWrapper, num_beams: int, length_penalty: float, early_stopping: Any
+    expert: TransformerWrapper,
+    peer: Any,
+    num_beams: int,
+    length_penalty: float,
+    early_stopping: Any,
+    eos: tuple[int, ...],
 ) -> None:
     params = GenerationParams(
         max_tokens=9,
@@ -89,31 +101,43 @@ def test_sequences_and_scores_equal_those_of_transformers(
         n=num_beams,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
+        logit_bias=dict.fromkeys(eos, 1.0),
     )
-    completions = run(expert, list(PROMPTS), params, eos=EOS)
-    for prompt, completion in zip(PROMPTS, completions, strict=True):
-        expected = by_transformers(expert, prompt, params, EOS)
-        assert [c.token_ids for c in completion.choices] == [tokens for tokens, _ in expected]
-        scores = [c.score for c in completion.choices]
-        assert scores == pytest.approx([score for _, score in expected], rel=1e-5)
+    for prompt, completion in zip(PROMPTS, run(expert, PROMPTS, params, eos=eos), strict=True):
+        agree(completion, by_transformers(peer, prompt, params, eos))
+
+
+@pytest.mark.parametrize("eos", [(), (5,), EOS])
+def test_one_beam_is_the_greedy_search_of_transformers(
+    expert: TransformerWrapper, peer: Any, eos: tuple[int, ...]
+) -> None:
+    bias = dict.fromkeys(eos, 2.0)
+    params = GenerationParams(max_tokens=12, num_beams=1, temperature=0.0, logit_bias=bias)
+    for prompt, completion in zip(PROMPTS, run(expert, PROMPTS, params, eos=eos), strict=True):
+        ((tokens, _),) = by_transformers(peer, prompt, params, eos)
+        assert completion.choices[0].token_ids == tokens
 
 
 @pytest.mark.parametrize("eos", [(), (5,)])
-def test_few_eos_ids_a_minimum_length_and_penalties_equal_transformers(
-    expert: TransformerWrapper, eos: tuple[int, ...]
+def test_a_minimum_length_penalties_and_bad_words_equal_transformers(
+    expert: TransformerWrapper, peer: Any, eos: tuple[int, ...]
 ) -> None:
-    params = GenerationParams(max_tokens=12, min_tokens=4, num_beams=4, n=4, repetition_penalty=1.3)
-    completions = run(expert, list(PROMPTS), params, eos=eos)
-    for prompt, completion in zip(PROMPTS, completions, strict=True):
-        expected = by_transformers(expert, prompt, params, eos)
-        assert [c.token_ids for c in completion.choices] == [tokens for tokens, _ in expected]
+    params = GenerationParams(
+        max_tokens=12,
+        min_tokens=4,
+        num_beams=4,
+        n=4,
+        repetition_penalty=1.3,
+        bad_words=((30,), (5, 7), (2, 3, 4), (31, 1)),
+    )
+    for prompt, completion in zip(PROMPTS, run(expert, PROMPTS, params, eos=eos), strict=True):
+        agree(completion, by_transformers(peer, prompt, params, eos))
 
 
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 @pytest.mark.parametrize("length_penalty", [1.0, 2.0])
-@pytest.mark.parametrize("bias", [1.0, 2.5])
 def test_many_likely_ends_equal_transformers(
-    expert: TransformerWrapper, bias: float, length_penalty: float, early_stopping: Any
+    expert: TransformerWrapper, peer: Any, length_penalty: float, early_stopping: Any
 ) -> None:
     params = GenerationParams(
         max_tokens=14,
@@ -121,13 +145,17 @@ def test_many_likely_ends_equal_transformers(
         n=3,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
-        logit_bias=dict.fromkeys(EOS, bias),
+        logit_bias=dict.fromkeys(EOS, 2.5),
     )
-    for prompt, completion in zip(
-        PROMPTS, run(expert, list(PROMPTS), params, eos=EOS), strict=True
-    ):
-        expected = by_transformers(expert, prompt, params, EOS)
-        assert [c.token_ids for c in completion.choices] == [tokens for tokens, _ in expected]
+    for prompt, completion in zip(PROMPTS, run(expert, PROMPTS, params, eos=EOS), strict=True):
+        agree(completion, by_transformers(peer, prompt, params, EOS))
+
+
+def test_more_beams_than_tokens_in_the_vocabulary_equal_transformers() -> None:
+    model = make_model(5, num_tokens=6, position=HALVES)
+    params = GenerationParams(max_tokens=5, num_beams=11, n=11)
+    (completion,) = run(model, [[1, 2]], params, eos=(3,))
+    agree(completion, by_transformers(llama(model), [1, 2], params, (3,)))
 
 
 def test_a_beam_as_wide_as_all_sequences_finds_the_global_optimum() -> None:
@@ -147,17 +175,11 @@ def test_a_beam_as_wide_as_all_sequences_finds_the_global_optimum() -> None:
     assert [c.score for c in best] == pytest.approx([everything[t] for t in expected], abs=1e-5)
 
 
-def test_one_beam_is_greedy(expert: TransformerWrapper) -> None:
-    params = GenerationParams(max_tokens=10, num_beams=1, temperature=0.0)
-    tokens = [c.choices[0].token_ids for c in run(expert, list(PROMPTS), params)]
-    assert tokens == [greedy(expert, prompt, 10) for prompt in PROMPTS]
-
-
 def test_beams_preempted_under_page_pressure_equal_beams_with_room(
     expert: TransformerWrapper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = GenerationParams(max_tokens=20, num_beams=3, n=3)
-    roomy = Engine(expert, eos_ids=EOS).generate(list(PROMPTS), params)
+    roomy = Engine(expert, eos_ids=EOS).generate(PROMPTS, params)
     tight = EngineConfig(max_sequences=9, max_step_tokens=10, page_tokens=2, pool_tokens=80)
     engine = Engine(expert, eos_ids=EOS, config=tight)
     preempted: list[int] = []
@@ -165,7 +187,7 @@ def test_beams_preempted_under_page_pressure_equal_beams_with_room(
     monkeypatch.setattr(
         Scheduler, "_preempt", lambda s, r: (preempted.append(r.backlog), preempt(s, r))[1]
     )
-    squeezed = engine.generate(list(PROMPTS), params)
+    squeezed = engine.generate(PROMPTS, params)
     assert preempted
     for a, b in zip(roomy, squeezed, strict=True):
         assert [c.token_ids for c in a.choices] == [c.token_ids for c in b.choices]
