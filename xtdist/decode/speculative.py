@@ -99,9 +99,9 @@ class Drafter:
 
 
 def guessed(work: Work, drafts: tuple[int, ...]) -> Work:
-    """``work`` with its drafts as if they were known."""
+    """``work`` with its drafts, maybe fewer than were wanted, as if they were known."""
     if not drafts:
-        return work
+        return replace(work, drafted=0) if work.drafted else work
     sequence = Sequence(tokens=[*work.sequence.tokens, *drafts], table=work.sequence.table)
     count = work.count + len(drafts)
     return replace(work, sequence=sequence, count=count, drafted=len(drafts))
