@@ -48,6 +48,7 @@ class Double(nn.Module):
             norm=SimpleNamespace(needs_condition=False),
             branch_scale=None,
             num_tokens=VOCABULARY,
+            head=SimpleNamespace(dim=None),
             dim=DIM,
             dim_context=context_dim,
             cross_attention=None if context_dim is None else "yes",

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from decode_double import Double
-from decode_models import greedy
+from decode_models import greedy, make_model
 
 from xtdist.config import ConfigError
-from xtdist.decode import GenerationParams
+from xtdist.decode import ContrastiveParams, GenerationParams
 from xtdist.decode.batch import BatchGenerator, unpadded
 from xtdist.model import TransformerWrapper
 
@@ -88,14 +88,33 @@ def test_prompts_of_another_form_are_refused(
 
 def test_several_continuations_of_a_row_are_refused(expert: TransformerWrapper) -> None:
     with pytest.raises(ConfigError, match="repeat the rows"):
-        BatchGenerator(expert, GenerationParams(n=2))
+        BatchGenerator(expert, GenerationParams(n=2))(torch.tensor([1]))
+
+
+def test_several_continuations_come_as_completions(expert: TransformerWrapper) -> None:
+    params = GenerationParams(max_tokens=4, n=3, num_beams=3)
+    found = BatchGenerator(expert, params).complete(torch.tensor([[1], [2]]))
+    assert [len(c.choices) for c in found] == [3, 3]
+
+
+def test_without_a_cache_the_tokens_are_the_same(expert: TransformerWrapper) -> None:
+    prompts, other = torch.tensor([[1, 2], [3, 4]]), make_model(5)
+    params = GenerationParams(max_tokens=9, seed=2, contrastive=ContrastiveParams())
+    both = [
+        BatchGenerator(expert, params, amateur=[other], cached=cached)(prompts)
+        for cached in (True, False)
+    ]
+    assert torch.equal(*both)
 
 
 def test_a_sequence_may_be_as_long_as_the_model_allows(expert: TransformerWrapper) -> None:
     params = GenerationParams(max_tokens=60, temperature=0.0)
     assert BatchGenerator(expert, params)(torch.tensor([1, 2, 3, 4])).shape == (60,)
+    longer = torch.tensor([1, 2, 3, 4, 5])
     with pytest.raises(ConfigError, match="limit of 64"):
-        BatchGenerator(expert, params)(torch.tensor([1, 2, 3, 4, 5]))
+        BatchGenerator(expert, params)(longer)
+    found = BatchGenerator(expert, params, beyond=True)(longer)
+    assert tuple(found.tolist()) == greedy(expert, longer.tolist(), 60)
 
 
 def test_padding_of_contexts_is_left_out() -> None:

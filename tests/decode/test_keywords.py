@@ -25,6 +25,8 @@ V = 50
         ("top_p", {"thres": 0.4}),
         ("min_p", {}),
         ("min_p", {"min_p": 0.3}),
+        ("top_a", {}),
+        ("top_a", {"min_p_ratio": 0.7}),
     ],
 )
 def test_their_filters_keep_the_same_tokens(name: str, arguments: dict[str, float]) -> None:
@@ -54,6 +56,17 @@ def test_their_filters_keep_the_same_tokens(name: str, arguments: dict[str, floa
             {"contrastive_decode_kwargs": {"beta": 0.2, "alpha": 0.3}},
             {"contrastive": ContrastiveParams(beta=0.2, alpha=0.3)},
         ),
+        ({"typical_p": 0.5, "n": 2}, {"typical_p": 0.5, "n": 2}),
+        (
+            {"filter_logits_fn": "top_p", "temperature": 0.5},
+            {"top_p": 0.9, "temperature": 0.5, "temperature_last": True},
+        ),
+        (
+            {"filter_logits_fn": "min_p", "temperature_last": False},
+            {"min_p": 0.1, "temperature_last": False},
+        ),
+        ({"filter_logits_fn": "top_k", "temperature": 2.0}, {"top_k": 5, "temperature": 2.0}),
+        ({"filter_logits_fn": "top_a", "temperature": 0.0}, {"top_a": 0.02, "temperature": 0.0}),
     ],
 )
 def test_their_default_filter_acts_where_nothing_else_is_said(
@@ -64,10 +77,39 @@ def test_their_default_filter_acts_where_nothing_else_is_said(
 
 
 @pytest.mark.parametrize(
+    ("amateurs", "keywords", "expected"),
+    [
+        (1, {}, ContrastiveParams()),
+        (2, {}, (ContrastiveParams(), ContrastiveParams())),
+        (
+            2,
+            {"contrastive_decode_kwargs": ({"beta": 1.0}, {"alpha": 0.3})},
+            (ContrastiveParams(beta=1.0), ContrastiveParams(alpha=0.3)),
+        ),
+        (1, {"contrastive_decode_kwargs": ({"beta": 1.0},)}, ContrastiveParams(beta=1.0)),
+        (2, {"contrastive_decode_kwargs": {"beta": 1}}, (ContrastiveParams(beta=1),) * 2),
+        (1, {"draft_tokens": 3}, None),
+        (1, {"draft_tokens": 3, "contrastive_decode_kwargs": {}}, ContrastiveParams()),
+        (1, {"contrastive": ContrastiveParams(beta=2.0)}, ContrastiveParams(beta=2.0)),
+    ],
+)
+def test_amateurs_are_contrasted_with_unless_they_draft(
+    amateurs: int, keywords: dict[str, Any], expected: Any
+) -> None:
+    """S7"""
+    found = generation_params(9, keywords, num_tokens=V, amateurs=amateurs)
+    assert found.contrastive == expected
+    assert found.top_k == (0 if expected else 5)
+
+
+@pytest.mark.parametrize(
     ("keywords", "named"),
     [
         ({"temprature": 1.0}, "'temperature'"),
-        ({"cache_kv": True}, "leaves out 'cache_kv'"),
+        ({"return_intermediates": True}, "leaves out 'return_intermediates'"),
+        ({"mask": None}, "prompt_lens"),
+        ({"logprobs": 1}, "tokens are all"),
+        ({"prepend_embeds": 1}, "does not carry"),
         ({"max_tokens": 3}, "max_tokens"),
     ],
 )
@@ -79,8 +121,11 @@ def test_an_unknown_keyword_names_the_nearest(keywords: dict[str, Any], named: s
 @pytest.mark.parametrize(
     ("keywords", "named"),
     [
-        ({"filter_logits_fn": "top_a"}, "top_a"),
-        ({"filter_logits_fn": theirs.top_k}, "function"),
+        ({"filter_logits_fn": "top_a", "filter_kwargs": {"min_p_pow": 3.0}}, "min_p_pow"),
+        ({"filter_logits_fn": "top_b"}, "function"),
+        ({"contrastive_decode_kwargs": ({}, {})}, "got 2 for 1 amateurs"),
+        ({"contrastive_decode_kwargs": {"gamma": 1.0}}, "alpha, beta"),
+        ({"contrastive_decode_kwargs": {}, "contrastive": ContrastiveParams()}, "leave one"),
         ({"filter_logits_fn": "top_p", "filter_kwargs": {"k": 3}}, "thres"),
         ({"temperature": 0.0, "filter_kwargs": {"k": 3}}, "filter_kwargs"),
         ({"temperature": -1.0}, "temperature"),

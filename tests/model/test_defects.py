@@ -105,10 +105,13 @@ def test_what_would_show_tokens_their_future_is_refused(
         Decoder(**LAYERS, **{keyword: True})
 
 
-def test_masking_keys_at_random_is_an_input_and_no_setting() -> None:
-    """A5, A7: it can't go on in evaluation, and never counts prepended vectors."""
-    with pytest.raises(TypeError, match="mask_prob"):
-        AutoregressiveWrapper(ours({}), mask_prob=0.1)  # type: ignore[call-arg]
+def test_keys_are_hidden_in_training_only_and_never_those_of_vectors_before_the_tokens() -> None:
+    """A5, A7"""
+    wrapper = AutoregressiveWrapper(ours({"num_memory_tokens": 2}), mask_prob=0.5)
+    x, before = ids(2, 9), torch.randn(2, 3, LAYERS["dim"])
+    assert wrapper.train()(x, prepend_embeds=before) != wrapper(x, prepend_embeds=before)
+    wrapper.eval()
+    assert wrapper(x, prepend_embeds=before) == wrapper(x, prepend_embeds=before)
 
 
 @pytest.mark.parametrize(

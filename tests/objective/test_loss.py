@@ -12,8 +12,11 @@ from xtdist.objective import LossOutput
 from xtdist.objective.loss import cross_entropy_of
 
 
-def plain(hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
-    each = F.cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
+def plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    logits = (hidden @ weight.T).float()
+    each = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     return (each * shares).sum()
 
 
@@ -26,12 +29,16 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, 
     return hidden, weight, targets, shares
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("rows", [1, 7, 37, 100, None])
-def test_chunks_of_any_size_give_the_plain_loss_and_gradients(rows: int | None) -> None:
+def test_chunks_of_any_size_give_the_plain_loss_and_gradients(
+    rows: int | None, smoothing: float
+) -> None:
     hidden, weight, targets, shares = inputs()
-    want = plain(hidden, weight, targets, shares)
+    want = plain(hidden, weight, targets, shares, smoothing)
     want_grads = torch.autograd.grad(want * 3, (hidden, weight))
-    got = cross_entropy_of(targets, shares, chunk_rows=rows)(hidden, weight)
+    loss = cross_entropy_of(targets, shares, smoothing=smoothing, chunk_rows=rows)
+    got = loss(hidden, weight)
     got_grads = torch.autograd.grad(got * 3, (hidden, weight))
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(got_grads, want_grads)
@@ -48,13 +55,27 @@ def test_only_the_gradients_asked_for_are_given() -> None:
         assert not cross_entropy_of(targets, shares)(hidden, weight).requires_grad
 
 
+def test_each_cross_entropy_is_told() -> None:
+    hidden, weight, targets, shares = inputs()
+    each = torch.empty(37)
+    cross_entropy_of(targets, shares, smoothing=0.2, each=each, chunk_rows=10)(hidden, weight)
+    logits = hidden @ weight.T
+    want = F.cross_entropy(logits, targets, reduction="none", label_smoothing=0.2)
+    torch.testing.assert_close(each, want.detach())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_gradients_are_as_good_as_the_type_allows(dtype: torch.dtype) -> None:
+def test_half_precision_gradients_are_as_good_as_the_type_allows(
+    dtype: torch.dtype, smoothing: float
+) -> None:
     hidden, weight, targets, shares = inputs(dtype)
     exact = [t.detach().double().requires_grad_() for t in (hidden, weight)]
-    each = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none")
+    logits = exact[0] @ exact[1].T
+    each = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     want = torch.autograd.grad((each * shares).sum(), exact)
-    loss = cross_entropy_of(targets, shares, chunk_rows=10)(hidden, weight)
+    function = cross_entropy_of(targets, shares, smoothing=smoothing, chunk_rows=10)
+    loss = function(hidden, weight)
     got = torch.autograd.grad(loss, (hidden, weight))
     limit = 4 * torch.finfo(dtype).eps
     for g, w in zip(got, want, strict=True):

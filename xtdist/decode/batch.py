@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from xtdist.config import ConfigError
 from xtdist.decode.engine import Engine
+from xtdist.decode.outputs import Completion
 from xtdist.decode.params import EngineConfig, GenerationParams
+from xtdist.nn.attention.cache import CacheSpec
 
 MOST_AT_ONCE = 64
 
@@ -23,6 +25,8 @@ class BatchGenerator:
     Args:
         model: as for ``Engine``, and so is ``amateur``.
         eos_token: ends a row; the positions after it become ``pad_value``.
+        cached: without, every step runs over the whole sequences: the same tokens, slowly.
+        beyond: sequences may be longer than the model's ``max_seq_len``, where its positions go on.
     """
 
     def __init__(
@@ -33,18 +37,17 @@ class BatchGenerator:
         eos_token: int | None = None,
         pad_value: int = 0,
         amateur: Any = None,
+        cached: bool = True,
+        beyond: bool = False,
     ) -> None:
-        """Raises ConfigError for several continuations of one row."""
-        if params.n != 1:
-            raise ConfigError(
-                f"n: got {params.n}; a batch has one continuation for each row: repeat the rows, "
-                "or use xtdist.decode.generate"
-            )
-        self.model, self.amateur = model, amateur
-        self.params = dataclasses.replace(params, seed=None)  # the engine gives each row its own
+        amateurs = list(amateur) if isinstance(amateur, Sequence) else [amateur]
+        models: list[Any] = [model, *(a for a in amateurs if a is not None)]
+        models = models if cached else [Uncached(m) for m in models]
+        self.model, self.amateurs = models[0], models[1:]
+        self.params = replace(params, seed=None)  # the engine gives each row its own
         self.seed = params.seed
         self.eos_ids = () if eos_token is None else (eos_token,)
-        self.pad_value = pad_value
+        self.pad_value, self.beyond = pad_value, beyond
 
     def __call__(
         self,
@@ -58,18 +61,30 @@ class BatchGenerator:
         prompt_lens: real tokens of each row of a padded batch; the rest is at the end.
 
         Raises:
-            ConfigError: what the engine can't honour.
+            ConfigError: what the engine can't honour, or several continuations of one row.
         """
+        if self.params.n != 1:
+            raise ConfigError(
+                f"n: got {self.params.n}; a batch has one continuation for each row: repeat the "
+                "rows, or use xtdist.decode.generate"
+            )
+        completions = self.complete(prompts, prompt_lens=prompt_lens, contexts=contexts)
+        found = padded([c.choices[0].token_ids for c in completions], self.pad_value)
+        return like(prompts, found)
+
+    def complete(
+        self,
+        prompts: Tensor | Sequence[Tensor],
+        *,
+        prompt_lens: Int[Tensor, " b"] | None = None,
+        contexts: Sequence[Float[Tensor, "j d"]] | None = None,
+    ) -> list[Completion]:
+        """The same as completions: ``n`` choices for each row."""
         rows = as_rows(prompts, prompt_lens)
         longest = max(map(len, rows)) + self.params.max_tokens
-        engine = self._engine(len(rows), longest)
-        completions = engine.generate(rows, self.params, contexts=contexts)
-        found = [list(c.choices[0].token_ids) for c in completions]
-        width = max(map(len, found))
-        padded = [row + [self.pad_value] * (width - len(row)) for row in found]
-        single = isinstance(prompts, Tensor) and prompts.ndim == 1
-        device = prompts.device if isinstance(prompts, Tensor) else prompts[0].device
-        return torch.tensor(padded[0] if single else padded, dtype=torch.long, device=device)
+        if not self.beyond:
+            longest = min(longest, self.model.max_seq_len)
+        return self._engine(len(rows), longest).generate(rows, self.params, contexts=contexts)
 
     def _engine(self, rows: int, longest: int) -> Engine:
         """Room for these rows; without a seed, draws follow torch's default generator."""
@@ -80,7 +95,55 @@ class BatchGenerator:
             max_sequence_tokens=longest,
             seed=int(torch.randint(2**62, ())) if self.seed is None else self.seed,
         )
-        return Engine(self.model, amateur=self.amateur, eos_ids=self.eos_ids, config=config)
+        amateur = self.amateurs or None
+        return Engine(
+            self.model,
+            amateur=amateur,
+            eos_ids=self.eos_ids,
+            banned_ids=without_embedding(self.model),
+            config=config,
+        )
+
+
+class Uncached(nn.Module):
+    """A model that keeps no keys and values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        return self.model(*args, **inputs)
+
+    def cache_spec(self) -> CacheSpec:
+        return replace(cast(Any, self.model).cache_spec(), refused="cache_kv=False")
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+def without_embedding(model: Any) -> range:
+    """Ids that the model can predict and not read (``logits_dim`` > ``num_tokens``)."""
+    tokens = model.config.num_tokens
+    return range(tokens, model.config.head.dim or tokens)
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "b m"]:
+    """Rows of one length, those that are shorter filled up with ``value``."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
+
+
+def like(prompts: Tensor | Sequence[Tensor], found: Tensor) -> Tensor:
+    """What was ``found`` for ``prompts`` (… b …, b last but one), on their device, and without a
+    batch axis for a single prompt (n,)."""
+    device = prompts.device if isinstance(prompts, Tensor) else prompts[0].device
+    single = isinstance(prompts, Tensor) and prompts.ndim == 1
+    return (found.squeeze(-2) if single else found).to(device)
 
 
 def as_rows(
@@ -101,6 +164,8 @@ def as_rows(
     rows = [tensor.tolist() for tensor in tensors]
     if prompt_lens is None:
         return rows
+    if not isinstance(prompts, Tensor):
+        raise ConfigError("prompt_lens: a list of prompts has lengths of its own; leave it out")
     lengths = prompt_lens.tolist()
     if len(lengths) != len(rows) or not all(
         0 <= n <= len(row) for n, row in zip(lengths, rows, strict=True)

@@ -116,6 +116,22 @@ def answer(
     return result
 
 
+def kept(
+    model: Model, x: Tensor, inputs: Mapping[str, Any], *, scores: bool
+) -> tuple[ModelOutput, Intermediates]:
+    """One pass, and what it computes on the way: ``scores`` and the z-loss where they are wanted,
+    and a cache to go on with where it can have one."""
+    given = cast(ModelInputs, dict(inputs))
+    no_cache = _why_not(model, given, scores=scores)
+    grown = None if no_cache else BatchCache(given.get("context"))
+    out = model.run(x, keep=True, scores=scores, grown=grown, **given)
+    if grown is not None:
+        grown.seen(x.shape[1], out.tokens.shape[1])
+    found = _intermediates(model, out, {"return_attn_z_loss": scores}, kept_scores=scores)
+    found.kv_cache, found.no_cache = grown, no_cache
+    return out, found
+
+
 def _go_on(
     cache: Intermediates, x: Tensor | None, inputs: ModelInputs, *, new_only: bool
 ) -> tuple[Tensor, BatchCache]:

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -78,20 +78,47 @@ def check_predicts_tokens(net: TransformerWrapper, *, name: str) -> None:
         )
 
 
+def check_targets(net: TransformerWrapper, targets: Int[Tensor, "..."]) -> None:
+    """Refuse targets that a network with fewer logits than tokens (``logits_dim``) can't predict.
+
+    Raises:
+        ConfigError: one of them.
+    """
+    count = net.config.head.dim
+    if count is None or count >= net.num_tokens or not targets.numel():
+        return
+    highest = int(targets.max())
+    if highest >= count:
+        raise ConfigError(
+            f"targets: got id {highest}, but the network predicts ids 0 to {count - 1} "
+            f"(logits_dim, head.dim={count}); let ids from there on be inputs only (ignore_index "
+            "where they would be targets), or leave logits_dim out"
+        )
+
+
 def cross_entropies(
     net: TransformerWrapper,
     hidden: Float[Tensor, "m d"],
     targets: Int[Tensor, " m"],
     weights: Float[Tensor, " m"],
+    *,
+    smoothing: float = 0.0,
+    each: Float[Tensor, " m"] | None = None,
 ) -> Float[Tensor, ""]:
     """Σᵢ weightsᵢ · CE(logits of hiddenᵢ, targetsᵢ), fp32; without all logits at once where the
-    head is one matrix."""
+    head is one matrix. ``smoothing``, ``each``: as for ``cross_entropy_of``."""
     if net.config.head.is_linear:
-        return net.apply_head(hidden, cross_entropy_of(targets, weights))
+        function = cross_entropy_of(targets, weights, smoothing=smoothing, each=each)
+        return net.apply_head(hidden, function)
     logits = net.to_logits(hidden).float()
     # A mixture of softmaxes gives log-probabilities already.
     logp = logits if net.config.head.mixture else logits.log_softmax(dim=-1)
-    return (F.nll_loss(logp, targets, reduction="none") * weights).sum()
+    losses = F.nll_loss(logp, targets, reduction="none")
+    if smoothing:
+        losses = (1 - smoothing) * losses - smoothing * logp.mean(dim=-1)
+    if each is not None:
+        each.copy_(losses.detach())
+    return (losses * weights).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +126,9 @@ class Prepared:
     """A batch with all its noise drawn: what the network sees and what is asked of it.
 
     ``weights``: how much each position's cross-entropy counts in the sum; ``counts``: what each row
-    adds to the divisor (tokens). ``mask``: True = real token; None = all are.
+    adds to the divisor (tokens). ``mask``: True = real token; None = all are. ``keys``: False = no
+    token may read it; None = all may be read. ``documents``: numbers, tokens read only tokens of
+    their own; None = each row is one document.
     """
 
     inputs: Int[Tensor, "b n"]
@@ -108,6 +137,8 @@ class Prepared:
     counts: Float[Tensor, " b"]
     sample_ids: Int[Tensor, " b"]
     mask: Bool[Tensor, "b n"] | None = None
+    keys: Bool[Tensor, "b n"] | None = None
+    documents: Int[Tensor, "b n"] | None = None
 
     @property
     def weight(self) -> Float[Tensor, ""]:
@@ -117,23 +148,28 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, rows: slice) -> Prepared:
+    def __getitem__(self, rows: slice) -> Self:
         return self._map(lambda t: t[rows])
 
-    def to(self, device: torch.device | str) -> Prepared:
+    def to(self, device: torch.device | str) -> Self:
         """The batch on ``device``."""
         return self._map(lambda t: t.to(device, non_blocking=True))
 
-    def muted(self) -> Prepared:
+    def only(self, counted: Bool[Tensor, "#b n"]) -> Self:
+        """The same with the ``counted`` targets only."""
+        weights = self.weights * counted
+        return dataclasses.replace(self, weights=weights, counts=weights.sum(dim=1))
+
+    def muted(self) -> Self:
         """The same batch weighing nothing: for a rank without rows that must still take part."""
         return dataclasses.replace(
             self, weights=torch.zeros_like(self.weights), counts=torch.zeros_like(self.counts)
         )
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Prepared:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         mapped: dict[str, Any] = {k: None if t is None else function(t) for k, t in parts.items()}
-        return Prepared(**mapped)
+        return dataclasses.replace(self, **mapped)
 
 
 class Objective(nn.Module, ABC):

@@ -6,15 +6,53 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xtdist.config import PositiveInt, Probability, configclass
+from xtdist.config import (
+    ConfigError,
+    FiniteFloat,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    configclass,
+)
+from xtdist.model.config import ModelConfig
+from xtdist.model.options import resolve
 
 
 @configclass
 class AutoregressiveConfig:
-    """Predict each token from those before it. Targets equal to ``ignore_index`` don't count."""
+    """Predict each token from those before it. Targets equal to ``ignore_index`` don't count.
+
+    separate_documents: tokens read only tokens of their own document, and the first token of a
+        document is no target. Without it, a sequence is one text.
+
+    In training only:
+
+    label_smoothing: so much of a target's probability is spread evenly over the vocabulary
+        (1512.00567).
+    mask_prob: so many of a sequence's tokens are hidden as keys (2210.13432), rounded down;
+        mask_token_prob: so many are replaced by the mask token. Never the first token.
+    add_attn_z_loss: the squared log-partition of the attentions' scores is kept small, with the
+        weight ``model.attn_z_loss_weight``. It needs the tables of scores, so it is slow.
+    next_embed_loss_weight: of the next token's predicted embedding, where the model has
+        ``head.next_embedding``.
+    looped_…: of a model with ``loop.kind`` looped: a token should leave after a pass if the next
+        one lowers its loss by less than ``looped_loss_threshold_exit`` (nats), decided as sharply
+        as ``looped_loss_slope`` says (1/nats); ``looped_exit_loss_weight`` is that of learning it.
+    """
 
     kind: Literal["autoregressive"] = "autoregressive"
     ignore_index: int = -100
+    separate_documents: bool = False
+    label_smoothing: Probability = 0.0
+    mask_prob: Probability = 0.0
+    mask_token_prob: Probability = 0.0
+    add_attn_z_loss: bool = False
+    next_embed_loss_weight: NonNegativeFloat = 0.1
+    looped_loss_threshold_exit: FiniteFloat = 0.05
+    looped_loss_slope: PositiveFloat = 50.0
+    looped_exit_loss_weight: NonNegativeFloat = 1.0
 
 
 @configclass
@@ -26,9 +64,17 @@ class NonAutoregressiveConfig:
         mean loss is an upper bound on the negative log-likelihood per token; none is plain
         cross-entropy of the masked tokens.
     no_replace_prob, random_token_prob: of the masked tokens, the part left as it is, and the part
-        of the rest that becomes a random token (1810.04805); they still count in the loss. The
-        bound only holds without them.
+        of the rest that becomes a random token (1810.04805), each in every second sequence, by
+        chance; they still count in the loss. Only in training: the bound does not hold with them.
+    self_cond: the network also sees what it made of the sequence before (2208.04202): in training,
+        with probability self_cond_train_prob, its own first pass; at generation the step before.
+    token_critic, self_token_critic: a second network, with one logit for each token, or one more
+        output of the same network learns to tell which tokens the first one drew wrong, and says
+        at generation which are drawn again. Its loss counts with critic_loss_weight.
+    separate_documents: tokens read only tokens of their own document. Without it, a sequence is one
+        text.
     steps: denoising steps at generation.
+    can_mask_prev_unmasked: at generation, tokens that were kept may be masked again.
     """
 
     kind: Literal["nonautoregressive"] = "nonautoregressive"
@@ -36,8 +82,24 @@ class NonAutoregressiveConfig:
     weight: Literal["elbo", "none"] = "elbo"
     no_replace_prob: Probability = 0.0
     random_token_prob: Probability = 0.0
+    self_cond: bool = False
+    self_cond_train_prob: Fraction = 0.75
+    token_critic: ModelConfig | None = None
+    self_token_critic: bool = False
+    critic_loss_weight: NonNegativeFloat = 1.0
+    separate_documents: bool = False
     steps: PositiveInt = 18
+    can_mask_prev_unmasked: bool = False
     ignore_index: int = -100
+
+    def __post_init__(self) -> None:
+        if self.token_critic is None:
+            return
+        if self.self_token_critic:
+            raise ConfigError("token_critic, self_token_critic: there is one critic; leave one out")
+        if self.token_critic.causal:
+            raise ConfigError("token_critic.causal: a critic reads all tokens; set it to false")
+        resolve(self.token_critic)
 
 
 ObjectiveConfig = Annotated[

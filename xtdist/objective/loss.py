@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,12 +16,19 @@ CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**24}
 
 
 def cross_entropy_of(
-    targets: Int[Tensor, " m"], weights: Float[Tensor, " m"], *, chunk_rows: int | None = None
+    targets: Int[Tensor, " m"],
+    weights: Float[Tensor, " m"],
+    *,
+    smoothing: float = 0.0,
+    each: Float[Tensor, " m"] | None = None,
+    chunk_rows: int | None = None,
 ) -> HeadFunction:
     """The function (hidden (m, d), weight (v, d)) ↦ Σᵢ weightsᵢ · CE(hiddenᵢ weightᵀ, targetsᵢ).
 
     Give it to ``model.apply_head``. Softmax and sum are fp32; ``chunk_rows`` rows have logits at
-    a time (default: as many as ``CHUNK_LOGITS`` allows).
+    a time (default: as many as ``CHUNK_LOGITS`` allows). ``smoothing`` ε spreads that part of the
+    target's probability evenly over the vocabulary (1512.00567). ``each`` is filled with the
+    cross-entropies (without gradient).
     """
 
     def function(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -29,10 +36,17 @@ def cross_entropy_of(
         rows = chunk_rows or max(1, limit // weight.shape[0])
         if not torch.is_grad_enabled():  # inputs "need" gradients under no_grad too
             hidden, weight = hidden.detach(), weight.detach()
-        total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, rows)
+        options = _Options(rows, smoothing, each)
+        total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, options)
         return total
 
     return function
+
+
+class _Options(NamedTuple):
+    rows: int
+    smoothing: float
+    each: Tensor | None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -42,8 +56,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        options: _Options,
     ) -> Tensor:
+        rows, smoothing, each = options
+        true, other = 1 - smoothing, smoothing / weight.shape[0]  # the target's probabilities
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         wanted = ctx.needs_input_grad
         # fp16 can't hold the small probabilities of a large vocabulary: keep them away from its end
@@ -56,13 +77,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = torch.mm(hidden[part], weight.t()).float()
             target, share = targets[part, None], weights[part, None].float()
             chosen, top = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
+            if smoothing:
+                chosen = chosen * true + logits.mean(dim=-1, keepdim=True) * smoothing
             powers = logits.sub_(top).exp_()  # in place, and for the loss and its gradient alike
             z = powers.sum(dim=-1, keepdim=True)
-            total += ((z.log() + top - chosen) * share).sum()
+            losses = z.log() + top - chosen
+            total += (losses * share).sum()
+            if each is not None:
+                each[part] = losses[:, 0]
             if not any(wanted[:2]):
                 continue
             share = share * lift
-            d_logits = powers.mul_(share / z).scatter_add_(1, target, -share).to(hidden.dtype)
+            d_logits = powers.mul_(share / z).scatter_add_(1, target, -share * true)
+            d_logits = (d_logits.sub_(share * other) if smoothing else d_logits).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[part] = torch.mm(d_logits, weight).to(exact) / lift
             if d_weight is not None and d_logits.dtype == d_weight.dtype:

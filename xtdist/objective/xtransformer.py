@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
-from xtdist.decode.batch import BatchGenerator, unpadded
-from xtdist.decode.keywords import generation_params
 from xtdist.decode.runner import evaluating
 from xtdist.model import Decoder, Encoder, TransformerWrapper
 from xtdist.model.options.base import Row
@@ -111,43 +109,33 @@ class XTransformer(nn.Module):
         mask: Bool[Tensor, "b j"] | None = None,
         attn_mask: Bool[Tensor, "..."] | None = None,
         *,
-        eos_token: int | None = None,
-        prompt_lens: Int[Tensor, " b"] | None = None,
-        amateur_model: nn.Module | None = None,
+        amateur_model: nn.Module | Sequence[nn.Module] | None = None,
         src_prepend_embeds: Float[Tensor, "b p d"] | None = None,
         **keywords: Any,
     ) -> Int[Tensor, "b m"]:
-        """``seq_out_start`` continued by up to ``seq_len`` tokens, which are returned: fewer if
-        every row met ``eos_token`` before; after it a row is ``pad_value``.
-
-        amateur_model: the weaker decoder of contrastive decoding. ``keywords``: the fields of
-        ``GenerationParams`` (``num_beams``, ``top_p``, …) and x-transformers' ``filter_logits_fn``,
-        ``filter_kwargs``, ``contrastive_decode_kwargs``. Without a ``seed``, draws follow torch's
-        default generator.
+        """``seq_out_start`` continued by up to ``seq_len`` tokens, which are returned, given the
+        source ``seq_in``. amateur_model: weaker decoders that read this model's encoder;
+        ``keywords`` and what comes back: as for ``AutoregressiveWrapper.generate``.
 
         Raises:
             TypeError: an unknown keyword, with the nearest one.
             ConfigError: what can't be honoured, like sequences beyond dec_max_seq_len.
         """
-        net = self.decoder.net
         if isinstance(amateur_model, XTransformer):
             raise ConfigError(
                 "amateur_model: an XTransformer would read an encoding of its own; give a decoder "
                 "that reads this model's encoder, or none"
             )
-        if amateur_model is not None and "contrastive" not in keywords:
-            keywords.setdefault("contrastive_decode_kwargs", {})
-        generator = BatchGenerator(
-            net,
-            generation_params(seq_len, keywords, num_tokens=net.num_tokens),
-            eos_token=eos_token,
-            pad_value=self.decoder.pad_value,
-            amateur=getattr(amateur_model, "net", amateur_model),
-        )
         with evaluating(self.encoder):
             encoded, mask = self._encode(seq_in, mask, attn_mask, src_prepend_embeds)
-        contexts = unpadded(encoded, mask)
-        return generator(seq_out_start, prompt_lens=prompt_lens, contexts=contexts)
+        return self.decoder.generate(
+            seq_out_start,
+            seq_len,
+            amateur_model=amateur_model,
+            context=encoded,
+            context_mask=mask,
+            **keywords,
+        )
 
     def _encode(
         self,
