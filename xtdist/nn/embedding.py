@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from xtdist.nn.linear import scaled_normal_
+from xtdist.nn.linear import product, scaled_normal_
 
 HeadFunction = Callable[[Tensor, Tensor], Tensor]
 """(hidden (…, d), weight (v, d)) ↦ anything: logits, or a loss that never holds them all."""
@@ -35,8 +35,11 @@ class Head(nn.Module):
         """Draw the vectors again."""
         scaled_normal_(self.weight, self.weight.shape[1], generator)
 
-    def forward(self, x: Float[Tensor, "... d"], function: HeadFunction = F.linear) -> Tensor:
-        return function(x, self.weight)
+    def forward(self, x: Float[Tensor, "... d"], function: HeadFunction = product) -> Tensor:
+        weight = self.weight
+        if isinstance(weight, Tensor) or function is product:
+            return function(x, weight)
+        return function(x, weight.whole())
 
 
 class TokenEmbedding(Head):
@@ -61,11 +64,12 @@ class TokenEmbedding(Head):
             super().reset_parameters(generator)
 
     def forward(
-        self, x: Int[Tensor, "b n"] | Float[Tensor, "... d"], function: HeadFunction = F.linear
+        self, x: Int[Tensor, "b n"] | Float[Tensor, "... d"], function: HeadFunction = product
     ) -> Tensor:
         if x.is_floating_point():
-            return function(x, self.weight)
-        rows = F.embedding(x, self.weight)
+            return super().forward(x, function)
+        weight = self.weight
+        rows = F.embedding(x, weight) if isinstance(weight, Tensor) else weight.rows(x)
         return unit_vectors(rows) if self.unit else rows
 
 

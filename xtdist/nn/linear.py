@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,13 @@ def scaled_normal_(weight: Tensor, fan_in: int, generator: torch.Generator | Non
     """Normal values of standard deviation (3 fan_in)^-1/2: GPT-2's 0.02 at width 833, and the same
     activations at any other width."""
     nn.init.normal_(weight, std=1 / math.sqrt(3 * fan_in), generator=generator)
+
+
+def product(x: Tensor, weight: Tensor | nn.Module, bias: Tensor | None = None) -> Tensor:
+    """W x + b; a module in the place of a weight knows its own product."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    return cast(Tensor, weight(x, bias))
 
 
 class Linear(nn.Linear):
@@ -51,13 +58,14 @@ class Linear(nn.Linear):
         """W before(x) + b. ``before`` has no parameters and draws nothing: what it returns is not
         kept for the backward pass but computed again there, which costs less than the memory."""
         if before is None:
-            return super().forward(x)
+            return product(x, self.weight, self.bias)
         if (
             torch.compiler.is_compiling()  # the compiler decides for itself what to keep
             or not torch.is_grad_enabled()
             or torch.is_autocast_enabled(x.device.type)
+            or not isinstance(self.weight, Tensor)
         ):
-            return super().forward(before(x))
+            return product(before(x), self.weight, self.bias)
         out: Tensor = _LinearOf.apply(x, self.weight, self.bias, before)
         return out
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xtdist.nn.attention.config import AttentionConfig, CosineConfig
-from xtdist.nn.linear import Linear
+from xtdist.nn.linear import Linear, product
 from xtdist.nn.norm import RMSNorm, RMSNormConfig
 
 
@@ -66,10 +66,10 @@ class JointProjection(Linear):
     ) -> QKV:
         s = self.sizes
         if kv is None:
-            q, k, v = F.linear(x, self.weight).split(s.widths, dim=-1)
+            q, k, v = product(x, self.weight).split(s.widths, dim=-1)
         else:
             parts = zip((x, *kv), self.weight.split(s.widths), strict=True)
-            q, k, v = (F.linear(source, weight) for source, weight in parts)
+            q, k, v = (product(source, weight) for source, weight in parts)
         return QKV(
             rearrange(q, "b n (h d) -> b h n d", h=s.heads),
             rearrange(k, "b n (h d) -> b h n d", h=s.kv_heads),
