@@ -8,7 +8,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -96,6 +96,20 @@ def compare(ours: Step, theirs: Step, *, device: str, pairs: int) -> Timing:
         ratio=statistics.median(w[1] / w[0] for w in walls),
         cpu_ratio=statistics.median(cpus),
     )
+
+
+def in_turn(
+    steps: Mapping[str, Step], *, device: str, repeats: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Wall and processor seconds of every run of each: all in turn, ``repeats`` times, another one
+    first each time."""
+    names = list(steps)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for i in range(repeats):
+        at = i % max(len(names), 1)
+        for name in names[at:] + names[:at]:
+            found[name].append(timed(steps[name], device=device))
+    return found
 
 
 def kept_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:

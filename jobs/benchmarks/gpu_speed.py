@@ -14,6 +14,7 @@ from gpu_checks import Row
 from nano import PlainGPT
 from torch import Tensor, nn
 
+from xtdist.decode import Engine, EngineConfig, GenerationParams
 from xtdist.model import ModelConfig, build_model
 from xtdist.model.presets import PRESETS, preset
 from xtdist.objective import AutoregressiveWrapper
@@ -129,6 +130,50 @@ def throughput(device: str, *, quick: bool) -> Iterator[Row]:
             gc.collect()
             if device.startswith("cuda"):
                 torch.cuda.empty_cache()
+
+
+def measured_bandwidth(device: str) -> float:
+    """Bytes per second of copying a large tensor: read and written."""
+    big = torch.empty(2**30 if device.startswith("cuda") else 2**22, dtype=torch.uint8)
+    big = big.to(device)
+    other = torch.empty_like(big)
+    seconds = min(common.timed(lambda: other.copy_(big), device=device)[0] for _ in range(10))
+    return 2 * big.numel() / seconds
+
+
+def decoding_speed(device: str, *, quick: bool) -> Iterator[Row]:
+    """Greedy decoding by the engine: tokens per second, and the share of what reading the weights
+    and all cached keys and values once for each step would allow. Prompts don't count. Every step
+    is launched kernel by kernel: there is no CUDA graph."""
+    rate = measured_bandwidth(device)
+    yield Row("copying", f"{rate / 1e9:.0f} GB/s")
+    name, prompt, new = ("llama-tiny", 8, 6) if quick else ("llama-125m", 128, 128)
+    longest = prompt + new
+    config = preset(name, num_tokens=PRESETS[name].num_tokens, max_seq_len=longest)
+    model = build_model(config).to(device, torch.bfloat16).eval()
+    weights = sum(p.nbytes for p in model.parameters())
+    if not config.tie_embedding:
+        weights -= model.token_embedding.weight.nbytes
+    sizes = [heads * width for layer in model.cache_spec().layers for heads, width in layer]
+    kept = 2 * sum(sizes)
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 8, 64):
+        ids = torch.randint(0, config.num_tokens, (batch, prompt), generator=generator).tolist()
+        engine = Engine(model, config=EngineConfig(max_sequences=batch))
+
+        def run(tokens: int, engine: Engine = engine, ids: Any = ids) -> None:
+            engine.generate(ids, GenerationParams(max_tokens=tokens, temperature=0.0))
+
+        whole, first = (
+            seconds_of(lambda n=n: run(n), device=device, runs=1 if quick else 5) for n in (new, 1)
+        )
+        step = max(whole - first, 1e-9) / (new - 1)
+        limit = (weights + batch * (prompt + new / 2) * kept) / rate
+        yield Row(
+            f"{name}, bf16, batch {batch}",
+            f"{batch / step:,.0f} tokens/s, {1e3 * step:.2f} ms a step = {limit / step:.1%} of the "
+            "limit",
+        )
 
 
 def _gradients(module: nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tensor) -> Any:

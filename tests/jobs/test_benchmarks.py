@@ -55,6 +55,39 @@ def test_the_comparison_with_x_transformers_writes_its_section_and_keeps_others(
     assert "x-transformers 2." in text
 
 
+def test_the_decoding_script_compares_tokens_and_measures_every_kind_of_row(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    words = ["--quick", "--repeats", "1", "--section", "mine", "--output", str(results)]
+    done = run("decode.py", *words)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(" | ") for line in results.read_text().splitlines() if line[:2] == "| "]
+    rows = {(line[0].strip("| "), line[1]): line for line in lines[2:]}
+    for engine in ("x-transformers", "HF Llama", "CTranslate2"):
+        for name in ("batch 1", "beam 4", "long: 24"):
+            assert rows[name, engine][-1] == "the same |"
+            assert float(rows[name, engine][-2]) > 0
+    assert rows["contrastive", "x-transformers"][-1] == "the same |"
+    assert ("int8, batch 2", "CTranslate2") in rows
+    assert "streaming bandwidth" in results.read_text()
+
+
+def test_decoding_is_not_timed_when_engines_disagree(scripts: SimpleNamespace) -> None:
+    found = {"xtdist": [[1, 2, 3]], "other": [[1, 2, 4]]}
+    with pytest.raises(ValueError, match="other differs in row 0 at token 2"):
+        scripts.decode_peers.agree(found, peers=["xtdist", "other"])
+
+
+def test_the_limit_of_a_step_counts_every_weight_that_it_reads(scripts: SimpleNamespace) -> None:
+    shape = scripts.decode.SMALL
+    model, _ = scripts.common.build_pair(shape.case(), device="cpu", dtype=torch.float32)
+    left = ("token_embedding.weight", "bias")
+    weights = sum(p.numel() for n, p in model.named_parameters() if not n.endswith(left))
+    assert shape.touched == weights
+    kept = sum(h * d for layer in model.cache_spec().layers for h, d in layer)
+    row = scripts.decode.Row(name="x", batch=2, prompt=10, new=4)
+    assert row.limit_ms(shape, 1e3) == pytest.approx(4 * (weights + 2 * 12 * kept))
+
+
 @pytest.mark.slow
 def test_every_section_of_the_gpu_script_runs_on_a_cpu_without_ray(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS_GPU.md"
@@ -62,7 +95,10 @@ def test_every_section_of_the_gpu_script_runs_on_a_cpu_without_ray(tmp_path: Pat
     done = run("gpu.py", *words, prelude=HIDE.replace("'deepspeed', ", ""))
     assert done.returncode == 0, done.stdout + done.stderr
     text = results.read_text()
-    for section in ("parity", "backends", "compiled", "decoding", "throughput", "sharded"):
+    for section in (
+        *("parity", "backends", "compiled", "decoding", "decoding speed"),
+        *("throughput", "sharded"),
+    ):
         assert f"## {section}\n" in text
     assert "FAILED" not in text
     assert "tokens/s" in text

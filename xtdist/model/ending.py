@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from xtdist.model.slots import Slots
 from xtdist.model.stack import StackInputs, StackOutput
 from xtdist.model.upkeep import Upkeep
 from xtdist.nn.embedding import Head, HeadFunction
+from xtdist.nn.linear import product
 
 
 class Ending(Upkeep):
@@ -166,7 +166,7 @@ class Ending(Upkeep):
         """Logits of hidden states: log-probabilities from a mixture of softmaxes, a tuple where
         there are several heads. ``keywords`` are for a head that was given."""
         if self.config.head.is_linear:
-            return self.apply_head(hidden, F.linear)
+            return self.apply_head(hidden, product)
         return self.all_logits(hidden, keywords)
 
     def apply_head(self, hidden: Float[Tensor, "... d"], function: HeadFunction) -> Tensor:
