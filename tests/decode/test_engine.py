@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 import torch
 from decode_models import VOCABULARY, greedy, make_model, next_logits
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from xtdist.config import ConfigError
 from xtdist.decode import (
@@ -14,7 +12,6 @@ from xtdist.decode import (
     Engine,
     EngineConfig,
     GenerationParams,
-    Output,
     QueueFull,
 )
 from xtdist.model import TransformerWrapper
@@ -214,62 +211,6 @@ def test_what_can_not_be_honoured_is_refused_before_it_runs(
 def test_a_model_that_reads_a_condition_is_refused() -> None:
     with pytest.raises(ConfigError, match="condition"):
         Engine(make_model(1, norm=AdaptiveRMSNormConfig(dim_condition=8)))
-
-
-OPERATIONS = st.one_of(
-    st.just("step"),
-    st.tuples(st.just("abort"), st.integers(0, 5)),
-    st.tuples(
-        st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12),
-        st.integers(1, 8),
-        st.sampled_from([{}, {"n": 3}, {"num_beams": 2}, {"num_beams": 3, "n": 2}]),
-    ),
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(OPERATIONS, min_size=4, max_size=25))
-def test_any_order_of_requests_steps_and_aborts_leaks_no_page_and_mixes_nothing_up(
-    operations: list[Any],
-) -> None:
-    model = make_model(1)
-    config = EngineConfig(
-        max_sequences=4, max_step_tokens=7, page_tokens=3, pool_tokens=66, max_waiting=100
-    )
-    engine = Engine(model, config=config)
-    asked: dict[str, tuple[list[int], GenerationParams]] = {}
-    got: dict[str, list[Output]] = {}
-
-    def step() -> None:
-        for output in engine.step():
-            got[output.request_id].append(output)
-        owned = [p for r in engine._requests.values() for s in r.sequences for p in s.table.pages]
-        counts = [owned.count(page) for page in range(engine.pool.num_pages)]
-        assert counts == engine.pool.references
-        assert sorted(engine.pool.free_pages) == [p for p, c in enumerate(counts) if c == 0]
-
-    for operation in operations:
-        if operation == "step":
-            step()
-        elif operation[0] == "abort":
-            names = list(engine._requests)
-            if names:
-                name = names[operation[1] % len(names)]
-                engine.abort(name)
-                del asked[name]
-        else:
-            prompt, count, extra = operation
-            params = GenerationParams(max_tokens=count, seed=len(asked), **extra)
-            name = engine.add(prompt, params)
-            asked[name], got[name] = (prompt, params), []
-    while engine.has_work:
-        step()
-    for name, (prompt, params) in asked.items():
-        alone = Engine(model).generate([prompt], params)[0]
-        parts = got[name]
-        for index, choice in enumerate(alone.choices):
-            mine = [t for o in parts if o.index == index for t in o.token_ids]
-            assert tuple(mine) == choice.token_ids
 
 
 def test_a_bound_on_sequences_sizes_the_pool_and_refuses_longer_ones(
