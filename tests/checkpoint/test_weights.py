@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtdist.checkpoint import WeightsConfig, find_weights, load_weights, save_weights
+from xtdist.checkpoint.layout import hash_file, write_manifest
 from xtdist.config import CheckpointError, from_mapping
 from xtdist.data import byte_tokenizer
 from xtdist.model import ModelConfig, build_model
-from xtdist.objective import AutoregressiveConfig
+from xtdist.nn.quantize import quantize_int8
+from xtdist.objective import AutoregressiveConfig, Objective, build_objective
 
 TREE = {"dim": 16, "depth": 1, "heads": 2, "attention": {"dim_head": 8}, "max_seq_len": 32}
 
@@ -133,3 +136,92 @@ def test_config_json_is_plain_data_that_a_person_can_read(tmp_path: Path) -> Non
     raw = json.loads((tmp_path / "w" / "config.json").read_text())
     assert raw["model"]["dim"] == 16
     assert raw["objective"]["kind"] == "autoregressive"
+
+
+def test_int8_weights_are_those_of_the_fp32_model_quantised(tmp_path: Path) -> None:
+    saved(tmp_path / "a")
+    x = torch.zeros(1, 3, dtype=torch.long)
+    wanted = quantize_int8(load_weights(tmp_path / "a", dtype=torch.float32).model)
+    got = load_weights(tmp_path / "a", dtype=torch.int8).model
+    with torch.no_grad():
+        assert torch.equal(got(x), wanted(x))
+
+
+def saved_objective(folder: Path, objective: dict[str, object]) -> Objective:
+    wanted = from_mapping(
+        WeightsConfig,
+        {
+            "model": {**TREE, "num_tokens": 259, "causal": False},
+            "objective": {"kind": "nonautoregressive", **objective},
+            "meta": {},
+        },
+    )
+    generator = torch.Generator().manual_seed(3)
+    trained = build_objective(
+        wanted.objective,
+        build_model(wanted.model, generator=generator),
+        mask_id=257,
+        pad_id=258,
+        generator=generator,
+    )
+    state = trained.state_dict()
+    net = {n.removeprefix("net."): t for n, t in state.items() if n.startswith("net.")}
+    own = {n: t for n, t in state.items() if not n.startswith("net.")}
+    tokenizer = folder.parent / "source_tokenizer.json"
+    byte_tokenizer().save(tokenizer)
+    save_weights(folder, net, wanted, tokenizer=tokenizer, own=own)
+    return trained
+
+
+CRITIC = {"dim": 24, "depth": 1, "heads": 2, "causal": False, "attention": {"dim_head": 8}}
+
+
+@pytest.mark.parametrize(
+    ("objective", "own"),
+    [
+        ({}, set()),
+        ({"self_cond": True}, {"self_conditioning"}),
+        ({"self_cond": True, "self_token_critic": True}, {"self_conditioning", "critic_head"}),
+        ({"token_critic": CRITIC}, {"token_critic"}),
+    ],
+    ids=["nothing", "conditioned", "self critic", "critic"],
+)
+def test_an_objectives_own_parameters_are_saved_beside_the_network(
+    tmp_path: Path, objective: dict[str, object], own: set[str]
+) -> None:
+    saved_ = saved_objective(tmp_path / "w", objective)
+    assert (tmp_path / "w" / "objective.safetensors").exists() == bool(own)
+    loaded = load_weights(tmp_path / "w")
+    assert not any(part.training for part in loaded.trained.modules())
+    assert loaded.trained.net is loaded.model
+    want, got = saved_.state_dict(), loaded.trained.state_dict()
+    assert want.keys() == got.keys()
+    assert {n.split(".")[0] for n in got} == {"net", *own}
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+    half = load_weights(tmp_path / "w", dtype=torch.bfloat16)
+    assert {p.dtype for p in half.trained.parameters()} == {torch.bfloat16}
+
+
+def test_own_parameters_that_do_not_fit_the_config_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    saved_objective(folder, {"self_cond": True})
+    for name, change, problem in (
+        ("more", {"self_token_critic": True}, "2 tensors missing, 'critic_head.weight' first"),
+        ("less", {"self_cond": False}, "2 tensors unknown, 'self_conditioning.null' first"),
+    ):
+        other = tmp_path / name
+        shutil.copytree(folder, other)
+        tree = json.loads((other / "config.json").read_text())
+        tree["objective"] |= change
+        (other / "config.json").write_text(json.dumps(tree))
+        files = {n: hash_file(other / n) for n in FILES}
+        write_manifest(other, files, {"kind": "weights"})
+        with pytest.raises(CheckpointError, match=problem):
+            load_weights(other)
+    (folder / "objective.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"objective\.safetensors"):
+        load_weights(folder)
+
+
+FILES = ("model.safetensors", "objective.safetensors", "config.json", "tokenizer.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import VOCABULARY, make_net, some_ids
+from nets import VOCABULARY, how_often, make_net, some_ids
 
 from xtdist.config import ConfigError, from_mapping
 from xtdist.model import ModelConfig
@@ -20,10 +21,15 @@ from xtdist.objective import (
     Prepared,
     build_objective,
 )
-from xtdist.objective.nonautoregressive import elbo_weight, masked_count
+from xtdist.objective.masking import Schedule, schedule_of
+from xtdist.objective.nonautoregressive_passes import MaskedTokens
 
 MASK = VOCABULARY - 1
-SCHEDULES = pytest.mark.parametrize("schedule", ["linear", "cosine"])
+SCHEDULES = pytest.mark.parametrize(
+    "schedule",
+    ["linear", "cosine", lambda t: (1 - t) ** 2, lambda t: (3 * t) % 1],
+    ids=["linear", "cosine", "square", "sawtooth"],
+)
 
 
 def make(**options: Any) -> NonAutoregressiveWrapper:
@@ -33,22 +39,6 @@ def make(**options: Any) -> NonAutoregressiveWrapper:
 
 def prepare(wrapper: NonAutoregressiveWrapper, tokens: torch.Tensor, seed: int = 0) -> Prepared:
     return wrapper.prepare(tokens, seed=seed, sample_ids=torch.arange(len(tokens)))
-
-
-@SCHEDULES
-def test_the_counts_of_masked_tokens_follow_the_schedule(schedule: str) -> None:
-    n, draws = 8, 40_000
-    times = (torch.arange(draws) + 0.5) / draws
-    counts = torch.bincount(
-        torch.tensor([masked_count(float(u), n, schedule=schedule) for u in times]), minlength=n + 1
-    )
-    p = 1 - times if schedule == "linear" else torch.cos(times * math.pi / 2)
-    want = torch.histc(p.double(), bins=n, min=0, max=1)
-    assert counts[0] == 0
-    assert (counts[1:] - want).abs().max() <= 2
-    for k in range(1, n + 1):
-        weight = elbo_weight(k, n, schedule=schedule)
-        assert weight == pytest.approx(draws / (k * counts[k].item()), rel=2e-2)
 
 
 def test_the_linear_weight_is_one_over_the_masked_fraction() -> None:
@@ -79,17 +69,6 @@ def test_a_rows_noise_depends_on_seed_and_sample_id_alone() -> None:
     before = torch.get_rng_state()
     prepare(wrapper, tokens)
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_masked_tokens_are_kept_or_swapped_as_often_as_asked() -> None:
-    wrapper = make(no_replace_prob=0.25, random_token_prob=0.5)
-    tokens = torch.zeros(4000, 17, dtype=torch.long)
-    prepared = prepare(wrapper, tokens)
-    noised = prepared.inputs[prepared.weights > 0]
-    share = torch.bincount(noised, minlength=VOCABULARY) / len(noised)
-    assert share[MASK].item() == pytest.approx(0.75 * 0.5, abs=0.02)
-    assert share[0].item() == pytest.approx(0.25 + 0.75 * 0.5 / (VOCABULARY - 1), abs=0.02)
-    assert share[1:MASK].min() > 0.5 * 0.75 * 0.5 / (VOCABULARY - 1)
 
 
 @pytest.mark.parametrize("weight", ["elbo", "none"])
@@ -141,8 +120,9 @@ class Oracle(torch.nn.Module):
 
 @SCHEDULES
 def test_the_expected_loss_of_the_true_model_is_the_entropy_and_of_another_an_upper_bound(
-    schedule: str,
+    schedule: Any,
 ) -> None:
+    """The two networks give exact conditionals, for which the bound is tight."""
     g = torch.Generator().manual_seed(0)
     truth = torch.rand(2, 2, 2, generator=g, dtype=torch.float64) ** 3
     truth /= truth.sum()
@@ -151,21 +131,22 @@ def test_the_expected_loss_of_the_true_model_is_the_entropy_and_of_another_an_up
 
     def expected(net: Oracle) -> float:
         """Exact: every sequence, every set of masked places, weighed by its probability."""
+        weights_of: Schedule = schedule_of(schedule)
         wrapper = NonAutoregressiveWrapper(net, mask_id=2, config=NonAutoregressiveConfig())  # type: ignore[arg-type]
-        total = 0.0
+        total, drawn = 0.0, how_often(weights_of, 3)
         for row in itertools.product(range(2), repeat=3):
             for k in (1, 2, 3):
                 sets = list(itertools.combinations(range(3), k))
                 for chosen in sets:
-                    weight = elbo_weight(k, 3, schedule=schedule)
-                    probability = truth[row] / (k * weight) / len(sets)
+                    weight = weights_of.weight(k, 3)
+                    probability = truth[row] * drawn[k - 1] / len(sets)
                     total += float(probability) * _loss(wrapper, row, chosen, weight)
         return total
 
     entropy = -float((truth * truth.log()).sum())
     cross_entropy = -float((truth * other.log()).sum())
-    assert expected(Oracle(truth)) == pytest.approx(entropy, rel=1e-5)
-    assert expected(Oracle(other)) == pytest.approx(cross_entropy, rel=1e-5)
+    assert expected(Oracle(truth)) == pytest.approx(entropy, rel=1e-4)
+    assert expected(Oracle(other)) == pytest.approx(cross_entropy, rel=1e-4)
     assert cross_entropy > entropy + 0.1
 
 
@@ -178,7 +159,7 @@ def _loss(
     targets, weights = torch.tensor([row]), torch.zeros(1, len(row))
     inputs = targets.clone()
     inputs[0, list(chosen)], weights[0, list(chosen)] = wrapper.mask_id, weight
-    prepared = Prepared(
+    prepared = MaskedTokens(
         inputs=inputs,
         targets=targets,
         weights=weights,
@@ -189,12 +170,13 @@ def _loss(
 
 
 @SCHEDULES
-def test_the_drawn_noise_averages_to_the_entropy(schedule: str) -> None:
+def test_the_drawn_noise_averages_to_the_entropy(schedule: Any) -> None:
     g = torch.Generator().manual_seed(0)
     truth = torch.rand(2, 2, 2, generator=g, dtype=torch.float64) ** 3
     truth /= truth.sum()
-    config = from_mapping(NonAutoregressiveConfig, {"schedule": schedule})
+    config = NonAutoregressiveConfig()
     wrapper = NonAutoregressiveWrapper(Oracle(truth), mask_id=2, config=config)  # type: ignore[arg-type]
+    wrapper.masking = dataclasses.replace(wrapper.masking, schedule=schedule_of(schedule))
     flat = torch.multinomial(truth.flatten(), 3000, replacement=True, generator=g)
     x = torch.stack(torch.unravel_index(flat, (2, 2, 2)), dim=1)
     prepared = prepare(wrapper, torch.cat([x, x[:, :1]], dim=1))
@@ -203,22 +185,49 @@ def test_the_drawn_noise_averages_to_the_entropy(schedule: str) -> None:
     assert out.mean.item() * 3 == pytest.approx(entropy, rel=0.06)
 
 
-@pytest.mark.parametrize("options", [{}, {"weight": "none"}, {"schedule": "cosine"}], ids=str)
-def test_constant_data_is_learned(options: dict[str, Any]) -> None:
+def constant_data_loss(wrapper: Any, logits: Any, x: torch.Tensor) -> float:
+    """Cross-entropy of the truth where all is masked, after a short training on nothing else."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=3e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        wrapper(x.repeat(8, 1)).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        return F.cross_entropy(logits(torch.full_like(x, MASK))[0], x[0]).item()
+
+
+KEYWORDS: list[dict[str, Any]] = [
+    {},
+    {"use_simple_mdlm_loss_weight": False},
+    {"schedule": "cosine"},
+    {"schedule": lambda t: (1 - t) ** 2},
+    {"self_cond": True, "self_token_critic": True},
+]
+
+
+@pytest.mark.parametrize("keywords", KEYWORDS, ids=["default", "plain", "cosine", "square", "all"])
+def test_constant_data_is_learned(keywords: dict[str, Any]) -> None:
     # rotary positions can't tell the places of an all-masked sequence apart: all its values agree
     net = make_net(causal=False, position={"kind": "learned"})
-    config = from_mapping(NonAutoregressiveConfig, options)
-    wrapper = NonAutoregressiveWrapper(net, mask_id=MASK, config=config)
-    x = some_ids(1, 16).repeat(8, 1)
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=3e-3)
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss = wrapper(x, generator=generator).loss
-        loss.backward()
-        optimizer.step()
-    logits = wrapper.net(torch.full((1, 16), MASK))
-    assert F.cross_entropy(logits[0], x[0]).item() < 0.05
+    wrapper = NonAutoregressiveWrapper(net, mask_id=MASK, **keywords)
+
+    def first_step(x: torch.Tensor) -> torch.Tensor:
+        return wrapper.eval().denoise(x, rows=torch.arange(16))[0][None]
+
+    assert constant_data_loss(wrapper, first_step, some_ids(1, 16)) < 0.05
+
+
+def test_constant_data_drives_the_wrapper_of_x_transformers_away_from_the_truth() -> None:
+    """With its defaults; what ours learns in as many steps."""
+    xt = pytest.importorskip("x_transformers")
+    from x_transformers.nonautoregressive_wrapper import NonAutoregressiveWrapper as Theirs
+
+    torch.manual_seed(0)
+    stack = xt.Encoder(dim=32, depth=2, heads=2, attn_dim_head=16, verbose=False)
+    net = xt.TransformerWrapper(num_tokens=VOCABULARY, max_seq_len=16, attn_layers=stack)
+    chance = math.log(VOCABULARY)
+    assert constant_data_loss(Theirs(net, mask_id=MASK), net, some_ids(1, 16)) > chance + 1
 
 
 def test_padding_is_never_masked_counted_or_seen() -> None:
@@ -263,6 +272,64 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
     parts = [wrapper.losses(prepared[i : i + 2]) for i in (0, 2, 4)]
     torch.testing.assert_close(sum(p.sum for p in parts), whole.sum)
     assert sum(p.weight for p in parts) == whole.weight
+
+
+def test_documents_in_one_row_are_as_alone() -> None:
+    """Wherever they come from: given, or by the token that ends each."""
+    net = make_net(causal=False)
+    config = NonAutoregressiveConfig(separate_documents=True, self_cond=True)
+    wrapper = NonAutoregressiveWrapper(net, mask_id=MASK, config=config, document_end=5).eval()
+    one, two = some_ids(1, 6, high=5), some_ids(1, 7, seed=1, high=5)
+    one[:, -1] = 5
+    prepared = wrapper.prepare(
+        torch.cat((one, two, two[:, :1]), 1), seed=4, sample_ids=torch.arange(1)
+    )
+    rows = torch.arange(13)
+    packed = wrapper.losses(prepared).sum
+    total = 0.0
+    for part in (slice(0, 6), slice(6, 13)):
+        cut = {
+            f.name: getattr(prepared, f.name)[:, part]
+            for f in dataclasses.fields(prepared)
+            if f.name in ("inputs", "targets", "weights")
+        }
+        total += wrapper.losses(dataclasses.replace(prepared, documents=None, **cut)).sum
+    torch.testing.assert_close(packed, total)
+    documents = (rows >= 6).long()[None]
+    x = torch.cat((one, two), 1)
+    given = NonAutoregressiveWrapper(net, mask_id=MASK, self_token_critic=True).eval()
+    seeds = [torch.Generator().manual_seed(1) for _ in range(3)]
+    together = given(x, documents=documents, generator=seeds[0])
+    other = torch.cat((one, two.flip(1)), 1)
+    assert together.loss != given(x, generator=seeds[1]).loss
+    assert together.loss != given(other, documents=documents, generator=seeds[2]).loss
+
+
+def test_documents_that_can_not_be_kept_apart_are_refused() -> None:
+    config = NonAutoregressiveConfig(separate_documents=True)
+    with pytest.raises(ConfigError, match="needs the token that ends a document"):
+        NonAutoregressiveWrapper(make_net(causal=False), mask_id=MASK, config=config)
+    net = make_net(causal=False, shift_tokens=1)
+    with pytest.raises(ConfigError, match="can't be kept apart"):
+        NonAutoregressiveWrapper(net, mask_id=MASK, config=config, document_end=5)
+
+
+def test_config_and_keywords_together_are_refused() -> None:
+    config = NonAutoregressiveConfig()
+    with pytest.raises(ConfigError, match="it says all; leave out schedule, steps"):
+        NonAutoregressiveWrapper(
+            make_net(causal=False), mask_id=MASK, config=config, steps=3, schedule="cosine"
+        )
+
+
+def test_left_padding_is_padding() -> None:
+    wrapper, x = make(), some_ids(2, 12)
+    x[:, :4] = 3
+    start = torch.tensor([4, 4])
+    mask = torch.arange(12).expand(2, 12) >= 4
+    by_start = wrapper(x, seq_start_pos=start, generator=torch.Generator().manual_seed(9))
+    by_mask = wrapper(x, mask=mask, generator=torch.Generator().manual_seed(9))
+    torch.testing.assert_close(by_start.loss, by_mask.loss)  # rotary positions are relative
 
 
 def test_x_transformers_keywords_are_taken_and_others_refused() -> None:

@@ -1,6 +1,7 @@
 """Weights folder: what generation, evaluation and serving read.
 
-    model.safetensors   one tensor per parameter
+    model.safetensors   one tensor per parameter of the network
+    objective.safetensors   the same of the objective's own, where it has some (a critic …)
     config.json         the model, the objective, and where they come from
     tokenizer.json      the tokenizer of the training data
     manifest.json       sizes and digests, written last
@@ -35,9 +36,13 @@ from xtdist.config import (
 from xtdist.data import Tokenizer, load_tokenizer
 from xtdist.model.config import ModelConfig
 from xtdist.model.wrapper import TransformerWrapper, build_model
+from xtdist.nn.quantize import quantize_int8
+from xtdist.objective import Objective, build_objective
 from xtdist.objective.config import ObjectiveConfig
 
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+OWN_TENSORS = "objective.safetensors"
+NET_PREFIX = "net."
 
 
 @configclass
@@ -51,10 +56,12 @@ class WeightsConfig:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode and what belongs to it. ``digest`` identifies the weights."""
+    """A model in eval mode and what belongs to it: ``trained`` is the model with what its objective
+    has beside it. ``digest`` identifies the weights."""
 
     model: TransformerWrapper
     objective: ObjectiveConfig
+    trained: Objective
     tokenizer: Tokenizer
     meta: dict[str, Any]
     digest: str
@@ -62,15 +69,24 @@ class LoadedModel:
 
 
 def save_weights(
-    folder: Path, state: Mapping[str, Tensor], config: WeightsConfig, *, tokenizer: Path
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: WeightsConfig,
+    *,
+    tokenizer: Path,
+    own: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a weights folder. ``state`` is the model's state_dict, whole, on any device; tensors
-    that share memory (tied embeddings) are written once."""
+    that share memory (tied embeddings) are written once. ``own``: the same of what the objective
+    has beside the model (the rest of its state_dict)."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_distinct(state), folder / TENSORS)
+    if own:
+        save_file(_distinct(own), folder / OWN_TENSORS)
     (folder / CONFIG).write_text(json.dumps(to_mapping(config), indent=1))
     shutil.copyfile(tokenizer, folder / TOKENIZER)
-    files = {n: hash_file(folder / n) for n in (TENSORS, CONFIG, TOKENIZER)}
+    names = (TENSORS, CONFIG, TOKENIZER, *([OWN_TENSORS] if own else []))
+    files = {n: hash_file(folder / n) for n in names}
     write_manifest(folder, files, {"kind": "weights", **config.meta})
 
 
@@ -80,10 +96,12 @@ def load_weights(
     """Read a weights folder; ``folder`` may also be a checkpoint, or a run (its newest checkpoint).
 
     Args:
-        dtype: cast the parameters; None keeps them as saved.
+        dtype: cast the parameters; None keeps them as saved, torch.int8 quantises the matrices
+            of an fp32 model (``xtdist.nn.quantize``).
 
     Raises:
         CheckpointError: nothing there, a file was changed, or it does not fit its own config.
+        ConfigError: torch.int8 for a model or a device that can't have it.
     """
     path = find_weights(Path(folder))
     manifest = read_manifest(path)
@@ -97,16 +115,29 @@ def load_weights(
     try:
         config = from_mapping(WeightsConfig, json.loads((path / CONFIG).read_text()))
         state = load_file(path / TENSORS, device=device)
+        own = load_file(path / OWN_TENSORS) if OWN_TENSORS in manifest.files else {}
     except (ConfigError, OSError, ValueError, RecursionError, SafetensorError) as e:
         raise CheckpointError(f"{path}: not weights that this version can read: {e}") from None
-    model = build_model(config.model).to(device)
-    load_state(model, state, where=path / TENSORS)
-    if dtype is not None:
-        model = model.to(dtype)
+    tokenizer = load_tokenizer(path / TOKENIZER)
+    trained = build_objective(
+        config.objective,
+        build_model(config.model),
+        mask_id=tokenizer.mask_id,
+        pad_id=tokenizer.pad_id,
+        document_end=tokenizer.eot_id,
+    )
+    trained = trained.to(device).eval()
+    load_state(trained, {**{NET_PREFIX + n: t for n, t in state.items()}, **own}, where=path)
+    model = trained.net
+    if dtype is torch.int8:
+        model = quantize_int8(trained.float().net)
+    elif dtype is not None:
+        trained = trained.to(dtype)
     return LoadedModel(
-        model=model.eval(),
+        model=model,
         objective=config.objective,
-        tokenizer=load_tokenizer(path / TOKENIZER),
+        trained=trained,
+        tokenizer=tokenizer,
         meta=config.meta,
         digest=digest(manifest),
         folder=path,
@@ -128,13 +159,14 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def load_state(model: TransformerWrapper, state: Mapping[str, Tensor], *, where: Path) -> None:
-    """Put ``state`` (from :func:`save_weights`) into ``model``, in the saved dtype.
+def load_state(trained: Objective, state: Mapping[str, Tensor], *, where: Path) -> None:
+    """Put ``state`` (each shared tensor once, or more often) into an objective and its network, in
+    the saved dtype.
 
     Raises:
         CheckpointError: tensors are missing, unknown or of another shape; the first is named.
     """
-    own = model.state_dict()
+    own = trained.state_dict()
     first = {id_: name for name, id_ in reversed([(n, _key(t)) for n, t in own.items()])}
     full = {n: state[n] if n in state else state.get(first[_key(t)]) for n, t in own.items()}
     missing = [n for n, t in full.items() if t is None]
@@ -147,8 +179,8 @@ def load_state(model: TransformerWrapper, state: Mapping[str, Tensor], *, where:
             )
     dtypes = {t.dtype for t in state.values() if t.is_floating_point()}
     if len(dtypes) == 1:
-        model.to(dtypes.pop())
-    model.load_state_dict({n: t for n, t in full.items() if t is not None})
+        trained.to(dtypes.pop())
+    trained.load_state_dict({n: t for n, t in full.items() if t is not None})
 
 
 def _key(tensor: Tensor) -> tuple[int, tuple[int, ...]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xtdist.config import ConfigError
+from xtdist.decode.denoiser import as_denoiser
 from xtdist.decode.engine import Engine
 from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams
@@ -15,13 +16,14 @@ METHODS = ("greedy", "sample", "beam", "contrastive", "mask-predict")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of all methods; each uses those it knows. ``steps``: of mask-predict."""
+    """Of all methods; each uses those it knows. ``steps``: of mask-predict; None: as the model was
+    trained to be asked."""
 
     max_tokens: int = 64
     temperature: float = 0.8
     top_p: float = 0.95
     num_beams: int = 4
-    steps: int = 18
+    steps: int | None = None
     seed: int = 0
 
 
@@ -29,6 +31,8 @@ class TextGenerator:
     """Continues prompts with a model, and with an amateur where there is one.
 
     Args:
+        model: a network, or a ``Denoiser``.
+        filling: how a denoiser wants to be asked, without temperature and seed.
         banned_ids: never generated, the mask token first.
 
     Raises:
@@ -42,13 +46,15 @@ class TextGenerator:
         tokenizer: Any,
         *,
         amateur: Any = None,
+        filling: MaskPredictParams | None = None,
         eos_id: int,
         banned_ids: tuple[int, ...],
     ) -> None:
         self.model, self.tokenizer, self.banned_ids = model, tokenizer, banned_ids
         self.amateur = amateur
         self.eos_id = eos_id
-        if amateur is not None and not model.config.causal:
+        self.denoiser, self.filling = as_denoiser(model), filling or MaskPredictParams()
+        if amateur is not None and self.denoiser is not None:
             raise ConfigError(
                 "amateur: a model that fills masks has no contrastive decoding; leave it out"
             )
@@ -56,7 +62,7 @@ class TextGenerator:
 
     def methods(self) -> tuple[str, ...]:
         """What this model can do."""
-        if not self.model.config.causal:
+        if self.denoiser is not None:
             return ("mask-predict",)
         return ("greedy", "sample", "beam", *(["contrastive"] if self.amateur is not None else []))
 
@@ -66,8 +72,8 @@ class TextGenerator:
         Raises:
             ConfigError: the model can't do ``method``, or the prompt is too long.
         """
-        causal = self.model.config.causal
         if method not in self.methods():
+            causal = self.denoiser is None
             hint = "; give --amateur" if method == "contrastive" and causal else ""
             raise ConfigError(
                 f"method: got {method!r}; this model can do {', '.join(self.methods())}{hint}"
@@ -93,9 +99,17 @@ class TextGenerator:
     def _fill(self, ids: list[int], settings: Settings) -> str:
         if settings.max_tokens < 1:
             raise ConfigError(f"max_tokens: got {settings.max_tokens}; give at least 1")
+        assert self.denoiser is not None
+        total, longest = len(ids) + settings.max_tokens, self.denoiser.max_seq_len
+        if total > longest:
+            raise ConfigError(
+                f"prompt of {len(ids)} tokens + max_tokens {settings.max_tokens} = {total}, more "
+                f"than the model's {longest}; shorten the prompt or lower max_tokens"
+            )
         mask_id = self.banned_ids[0]
-        params = MaskPredictParams(
-            steps=settings.steps,
+        params = replace(
+            self.filling,
+            steps=self.filling.steps if settings.steps is None else settings.steps,
             temperature=settings.temperature,
             mask_id=mask_id,
             seed=settings.seed,

@@ -25,7 +25,6 @@ from xtdist.data import TokenDataset
 from xtdist.evaluate.baselines import fit_bigram, score_bigram, xz_bits_per_byte
 from xtdist.evaluate.perplexity import Score, evaluate_model
 from xtdist.files import write_atomic
-from xtdist.objective import build_objective
 from xtdist.track.console import progress_bar
 
 
@@ -108,12 +107,8 @@ def evaluate(
 
 
 def _score(loaded: LoadedModel, valid: TokenDataset, seq_len: int) -> Score:
-    tokenizer = loaded.tokenizer
-    objective = build_objective(
-        loaded.objective, loaded.model, mask_id=tokenizer.mask_id, pad_id=tokenizer.pad_id
-    )
     with progress_bar(valid.total_tokens - 1, "tokens", label="evaluate") as bar:
-        return evaluate_model(objective, valid, seq_len=seq_len, progress=bar.update)
+        return evaluate_model(loaded.trained, valid, seq_len=seq_len, progress=bar.update)
 
 
 def _make_room(path: Path | None) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from xtdist.model import TransformerWrapper
+from dataclasses import replace
+
+import torch
+
+from xtdist.config import ConfigError
+from xtdist.model import ModelConfig, TransformerWrapper, build_model
+from xtdist.nn.linear import initialize
 from xtdist.objective.autoregressive import AutoregressiveWrapper
 from xtdist.objective.base import Objective
 from xtdist.objective.config import (
@@ -14,15 +20,58 @@ from xtdist.objective.nonautoregressive import NonAutoregressiveWrapper
 
 
 def build_objective(
-    config: ObjectiveConfig, net: TransformerWrapper, *, mask_id: int, pad_id: int
+    config: ObjectiveConfig,
+    net: TransformerWrapper,
+    *,
+    mask_id: int,
+    pad_id: int,
+    document_end: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Objective:
-    """``net`` wrapped for training.
+    """``net`` wrapped for training; the ids are the tokenizer's. ``generator``: where the start
+    values of an objective's own parameters come from (torch's default one without it).
 
     Raises:
         ConfigError: a network of the wrong direction for this objective.
     """
     match config:
         case AutoregressiveConfig():
-            return AutoregressiveWrapper(net, ignore_index=config.ignore_index, pad_value=pad_id)
+            return AutoregressiveWrapper(
+                net, pad_value=pad_id, mask_id=mask_id, document_end=document_end, config=config
+            )
         case NonAutoregressiveConfig():
-            return NonAutoregressiveWrapper(net, mask_id=mask_id, pad_id=pad_id, config=config)
+            built = NonAutoregressiveWrapper(
+                net,
+                mask_id=mask_id,
+                pad_id=pad_id,
+                config=config,
+                token_critic=_build_critic(config.token_critic, net),
+                document_end=document_end,
+            )
+            if generator is not None:
+                for part in built.own_modules:
+                    initialize(part, generator)
+            return built
+
+
+def _build_critic(config: ModelConfig | None, net: TransformerWrapper) -> TransformerWrapper | None:
+    """A network with one logit for each token; vocabulary and longest sequence are those of
+    ``net``.
+
+    Raises:
+        ConfigError: the config is given others.
+    """
+    if config is None:
+        return None
+    given = config.num_tokens, config.max_seq_len, config.head.dim
+    wanted = net.num_tokens, net.max_seq_len, 1
+    names = "num_tokens", "max_seq_len", "head.dim"
+    for name, value, want in zip(names, given, wanted, strict=True):
+        if value not in (0, None, want):
+            raise ConfigError(
+                f"objective.token_critic.{name}: got {value}, but it has to be {want}: leave it out"
+            )
+    head = replace(config.head, dim=1)
+    return build_model(
+        replace(config, num_tokens=net.num_tokens, max_seq_len=net.max_seq_len, head=head)
+    )

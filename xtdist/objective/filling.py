@@ -18,12 +18,88 @@ from torch import Tensor, nn
 from xtdist.config import ConfigError, derive_seed
 from xtdist.decode.fill import mask_predict
 from xtdist.decode.maskpredict import MaskPredictParams
+from xtdist.objective.config import NonAutoregressiveConfig
+from xtdist.objective.masking import Masking, Tabulated
 from xtdist.objective.nonautoregressive_passes import MaskedPasses
 
 OF_ROWS = ("context", "context_mask", "condition")
 """Inputs of the network that ``generate`` takes: one for each row."""
 OF_TOKENS = ("documents",)
 """The same, one for each token."""
+
+
+class FillingPasses(MaskedPasses):
+    """What generation asks the passes for."""
+
+    config: NonAutoregressiveConfig
+    masking: Masking
+
+    @property
+    def filling(self) -> MaskPredictParams:
+        """How its masks are filled, as its config says."""
+        schedule = self.masking.schedule
+        return MaskPredictParams(
+            steps=self.config.steps,
+            schedule=(
+                schedule.fraction if isinstance(schedule, Tabulated) else self.config.schedule
+            ),
+            order="critic" if self.has_critic else "confidence",
+            remask=self.config.can_mask_prev_unmasked,
+        )
+
+    def generate(
+        self,
+        batch_size: int | None = None,
+        start_temperature: float = 1.0,
+        filter_thres: float | None = 0.7,
+        noise_level_scale: float = 1.0,
+        *,
+        prompt: Int[Tensor, "b n"] | Int[Tensor, " n"] | None = None,
+        seq_len: int | None = None,
+        mask: Bool[Tensor, "b n"] | None = None,
+        steps: int | None = None,
+        seed: int | None = None,
+        **inputs: Any,
+    ) -> Int[Tensor, "b n"] | Int[Tensor, " n"]:
+        """Sequences without masks, (b, n); (n,) without a batch size and rows of a prompt.
+
+        Every step draws all masked tokens and masks again those that the critic, or without one
+        the network itself, finds least likely (``xtdist.decode.maskpredict``).
+
+        Args:
+            start_temperature: of the draw; falls linearly towards 0.
+            filter_thres: the part of the vocabulary that can't be drawn, the least likely tokens.
+            noise_level_scale: of the noise on the critic's scores, which falls towards 0 too.
+            prompt: ids that stay; ``mask_id`` among them marks places to fill. Masks follow it up
+                to ``seq_len`` (default: the prompt's own length; without a prompt max_seq_len).
+            mask: True = real position, False = padding.
+            steps: default: as the wrapper was built.
+            seed: of the draws; None: torch's default generator.
+            inputs: of the network: context, context_mask, condition (one for each row), documents.
+
+        Raises:
+            TypeError: an input that can't be given.
+            ConfigError: values that can't be.
+        """
+        tokens = to_fill(
+            prompt,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            mask_id=self.mask_id,
+            longest=self.max_seq_len,
+            device=self.device,
+        )
+        params = replace(
+            self.filling,
+            steps=self.config.steps if steps is None else steps,
+            temperature=start_temperature,
+            top_k=top_count(filter_thres, self.num_tokens),
+            noise=noise_level_scale if self.has_critic else 0.0,
+            seed=seed,
+        )
+        filled = fill(self, tokens, params, mask=mask, inputs=inputs)
+        single = batch_size is None and (prompt is None or prompt.ndim == 1)
+        return rearrange(filled, "1 n -> n") if single else filled
 
 
 def to_fill(

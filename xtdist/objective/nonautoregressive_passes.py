@@ -178,7 +178,7 @@ class MaskedPasses(Objective):
         n = ids.shape[1]
         critic = self.token_critic
         if critic is not None:
-            names = ("mask", *ALSO_OF_CRITICS)
+            names: tuple[str, ...] = ("mask", *ALSO_OF_CRITICS)
             if critic.config.cross_attention is not None:
                 names += OF_CROSS_ATTENTION
             out = critic.run(ids, **{name: given[name] for name in names if name in given})

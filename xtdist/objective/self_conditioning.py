@@ -36,7 +36,7 @@ class SelfConditioning(nn.Module):
         """What is added to the embeddings of ``shape`` (b, n) tokens. ``known``: rows that see
         their ``previous`` states; None: all."""
         b, n = shape
-        vectors = repeat(self.null, "d -> b n d", b=b, n=n)
+        vectors: Tensor = repeat(self.null, "d -> b n d", b=b, n=n)
         if previous is not None:
             use = torch.ones(b, 1, 1, dtype=torch.bool, device=vectors.device)
             use = use if known is None else rearrange(known, "b -> b 1 1")

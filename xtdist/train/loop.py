@@ -219,7 +219,12 @@ def start(job: WorkerJob) -> Iterator[Run]:
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
     net = build_model(spec.model, generator=generator)
     objective = build_objective(
-        spec.objective, net, mask_id=data.tokenizer.mask_id, pad_id=data.tokenizer.pad_id
+        spec.objective,
+        net,
+        mask_id=data.tokenizer.mask_id,
+        pad_id=data.tokenizer.pad_id,
+        document_end=data.tokenizer.eot_id,
+        generator=generator,
     )
     module = TrainModule(objective)
     engine, *_ = deepspeed.initialize(

@@ -11,8 +11,9 @@ from xtdist.config import derive_seed
 from xtdist.data import Tokenizer
 from xtdist.decode.text import Settings, TextGenerator
 from xtdist.model.wrapper import build_model
+from xtdist.objective import NonAutoregressiveWrapper, build_objective
 from xtdist.train.spec import RunSpec
-from xtdist.train.state import net_state
+from xtdist.train.state import objective_state
 
 
 def draw_samples(engine: Any, spec: RunSpec, tokenizer: Tokenizer, folder: Path, step: int) -> None:
@@ -21,14 +22,23 @@ def draw_samples(engine: Any, spec: RunSpec, tokenizer: Tokenizer, folder: Path,
     Rank 0 generates from a copy of the weights, so that it works the same under every ZeRO stage;
     gathering them is collective.
     """
-    weights = net_state(engine)
+    weights = objective_state(engine)
     if weights is None:
         return
-    model = build_model(spec.model)
-    load_state(model, weights, where=folder)
+    trained = build_objective(
+        spec.objective,
+        build_model(spec.model),
+        mask_id=tokenizer.mask_id,
+        pad_id=tokenizer.pad_id,
+        document_end=tokenizer.eot_id,
+    )
+    load_state(trained, weights, where=folder)
+    trained.eval()
+    filler = trained if isinstance(trained, NonAutoregressiveWrapper) else None
     generate = TextGenerator(
-        model.eval(),
+        filler or trained.net,
         tokenizer,
+        filling=filler.filling if filler else None,
         eos_id=tokenizer.eot_id,
         banned_ids=(tokenizer.mask_id, tokenizer.pad_id),
     )

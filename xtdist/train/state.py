@@ -18,12 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xtdist.checkpoint import CheckpointStore, PendingCommit, WeightsConfig, read_manifest
-from xtdist.checkpoint.weights import save_weights
+from xtdist.checkpoint.weights import NET_PREFIX, save_weights
 from xtdist.config import CheckpointError, ResourceError, to_mapping
 from xtdist.data import TokenDataset
 from xtdist.train.spec import RunSpec
 
-NET_PREFIX = "objective.net."
+PREFIX = "objective."
 TAG = "zero"
 # bytes per parameter in a checkpoint: weights to serve, the engine's own, fp32 masters, two moments
 BYTES_PER_PARAMETER = 4 + 4 + 4 + 8
@@ -126,8 +126,9 @@ def restore(engine: Any, path: Path) -> Position:
     return Position(step=int(meta["step"]), tokens=int(meta["tokens"]))
 
 
-def net_state(engine: Any) -> dict[str, Tensor] | None:
-    """The network's whole state_dict on rank 0 (None elsewhere). Collective under ZeRO-3."""
+def objective_state(engine: Any) -> dict[str, Tensor] | None:
+    """The whole state_dict of the objective and its network on rank 0 (None elsewhere). Collective
+    under ZeRO-3."""
     if engine.zero_optimization_stage() == 3:
         state = engine._zero3_consolidated_16bit_state_dict()
     else:
@@ -135,9 +136,9 @@ def net_state(engine: Any) -> dict[str, Tensor] | None:
     if dist.get_rank() != 0:
         return None
     return {
-        name.removeprefix(NET_PREFIX): tensor
+        name.removeprefix(PREFIX): tensor
         for name, tensor in state.items()
-        if name.startswith(NET_PREFIX)
+        if name.startswith(PREFIX)
     }
 
 
@@ -154,7 +155,7 @@ def save(
     engine.save_checkpoint(
         str(folder), tag=TAG, client_state={"step": position.step}, save_latest=False
     )
-    state = net_state(engine)
+    state = objective_state(engine)
     meta = {
         "kind": "checkpoint",
         "step": position.step,
@@ -165,7 +166,9 @@ def save(
     }
     if state is not None:
         config = record.weights(step=position.step)
-        save_weights(folder / "weights", state, config, tokenizer=record.tokenizer)
+        net = {n.removeprefix(NET_PREFIX): t for n, t in state.items() if n.startswith(NET_PREFIX)}
+        own = {n: t for n, t in state.items() if not n.startswith(NET_PREFIX)}
+        save_weights(folder / "weights", net, config, tokenizer=record.tokenizer, own=own)
     dist.barrier()
     return PendingCommit(
         store, folder, rank=dist.get_rank(), world=dist.get_world_size(), meta=meta
