@@ -127,7 +127,6 @@ class Admission:
         self, prompt: tuple[int, ...], params: GenerationParams, *, context: Any, pool: KVPool
     ) -> None:
         """Raises ConfigError for what this engine can't honour."""
-        _refuse_unbuilt(params)
         if not prompt:
             raise ConfigError(
                 "prompt: it is empty; give at least one token, e.g. the end-of-text id"
@@ -198,19 +197,4 @@ class Admission:
             raise ConfigError(
                 f"the request may need {needed} KV pages, the pool has {pool.num_pages}; "
                 "lower max_tokens or the number of sequences, or raise pool_tokens"
-            )
-
-
-def _refuse_unbuilt(params: GenerationParams) -> None:
-    """Parameters that are checked already, of methods that this engine does not have yet."""
-    given = {
-        "stochastic_beams": params.stochastic_beams,
-        "grammar": params.grammar is not None,
-        "best_of": params.best_of not in (None, params.n),
-    }
-    for name, is_given in given.items():
-        if is_given:
-            raise ConfigError(
-                f"{name}: got {getattr(params, name)!r:.80}; the engine can't do this yet: "
-                "leave it out"
             )

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xtdist.config import ConfigError
 from xtdist.decode.admission import Admission
 from xtdist.decode.beam import BeamSearch
 from xtdist.decode.beam_group import BeamGroup
 from xtdist.decode.continuation import Continuation
 from xtdist.decode.contrastive_search import Search
 from xtdist.decode.dola import exit_layers
+from xtdist.decode.grammar import Grammars
 from xtdist.decode.lockstep import Lockstep, Ready
 from xtdist.decode.outputs import Output
 from xtdist.decode.params import EngineConfig, GenerationParams
+from xtdist.decode.processors import LogitsProcessor
 from xtdist.decode.request import Request
 from xtdist.decode.request import Sequence as Continuing
 from xtdist.decode.runner import make_runner
@@ -25,6 +28,7 @@ from xtdist.decode.search_group import SearchGroup
 from xtdist.decode.sizing import make_pool, shared_window
 from xtdist.decode.speculative import DraftCount, Drafter
 from xtdist.decode.step_cache import Context
+from xtdist.decode.stochastic_beam import StochasticBeams
 from xtdist.decode.stopping import TextStream, Tokenizer
 
 
@@ -62,6 +66,7 @@ class Autoregression:
         )
         banned = sorted({*banned_ids, *self.admission.unused_ids})
         ids: Tensor | None = torch.tensor(banned, device=device) if banned else None
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, frozenset(eos_ids))
         self.drafts = DraftCount()
         expert, *weaker = (
             make_runner(m, limit, store)
@@ -81,22 +86,21 @@ class Autoregression:
         *,
         seed: int,
         context: Any,
+        processor: LogitsProcessor | None = None,
     ) -> Request:
         """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
         self.admission.check(prompt, params, context=context, pool=self.pool)
         eos = () if params.ignore_eos else self.eos_ids
         ends = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
-        stream = TextStream(self.tokenizer, params.stop)
+        stream = TextStream(self.tokenizer, params.stop, params.min_tokens)
         request = Request(name, prompt, params, seed, ends)
         request.sequences = [Continuing(tokens=list(prompt), stream=stream)]
+        if params.grammar is not None:
+            request.processors += (self._grammar().processor(params, ends=ends),)
+        if processor is not None:
+            request.processors += (processor,)
         if params.uses_beams:
-            request.beams = BeamSearch(
-                width=params.num_beams,
-                max_tokens=params.max_tokens,
-                length_penalty=params.length_penalty,
-                early_stopping=params.early_stopping or False,
-                end_ids=len(ends),
-            )
+            request.beams = _beams(params, seed=seed, ends=ends)
         if params.penalty_alpha > 0:
             request.search = Search(params.penalty_alpha)
         if params.dola is not None:
@@ -104,6 +108,20 @@ class Autoregression:
         if context is not None:
             request.context = Context(context.detach().to(self._reference))
         return request
+
+    def compile(self, params: GenerationParams) -> None:
+        """Compile its grammar, if it has one, before the request comes; in any thread.
+
+        Raises:
+            ConfigError: a grammar that can't be used.
+        """
+        if params.grammar is not None:
+            self._grammar().compile(params.grammar)
+
+    def _grammar(self) -> Grammars:
+        if self._grammars is None:
+            raise ConfigError("grammar: it needs a tokenizer; give the engine one")
+        return self._grammars
 
     def advance(self, work: list[Work]) -> list[Output]:
         """Run the work through the models and take every sequence further that can go on."""
@@ -123,3 +141,17 @@ class Autoregression:
             if w.drafted:
                 self.pool.trim(w.sequence.table)
         return outputs
+
+
+def _beams(
+    params: GenerationParams, *, seed: int, ends: tuple[int, ...]
+) -> BeamSearch | StochasticBeams:
+    if params.stochastic_beams:
+        return StochasticBeams(params.num_beams, params.max_tokens, seed)
+    return BeamSearch(
+        width=params.num_beams,
+        max_tokens=params.max_tokens,
+        length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping or False,
+        end_ids=len(ends),
+    )

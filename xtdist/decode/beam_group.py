@@ -14,6 +14,7 @@ from xtdist.decode.lockstep import Ready, StepLogits
 from xtdist.decode.outputs import Output
 from xtdist.decode.penalties import adjust
 from xtdist.decode.request import Request, Sequence
+from xtdist.decode.sampling import Sampler
 from xtdist.decode.stopping import Release, TextStream, Tokenizer
 
 
@@ -58,7 +59,14 @@ class BeamGroup:
         return [self._output(request, i, finished) for i, finished in enumerate(best)]
 
     def _scores(self, group: Seq[Ready], logits: StepLogits) -> Float[Tensor, "r v"]:
-        """Log-probabilities after bans, penalties and contrast; not normalised again."""
+        """Log-probabilities after bans, penalties and contrast, not normalised again; of stochastic
+        beams those of the distribution that plain sampling draws from."""
+        params = group[0].request.params
+        if params.stochastic_beams:
+            scores = logits.experts(group)
+            adjust(scores, [r.state for r in group], self.banned)
+            logits.contrast(scores, group)
+            return Sampler([params] * len(group), scores.device).filtered(scores).log_softmax(-1)
         scores = logits.experts(group).log_softmax(-1)
         adjust(scores, [r.state for r in group], self.banned)
         logits.contrast(scores, group, logprobs=True)
@@ -80,7 +88,8 @@ class BeamGroup:
 
     def _spell(self, request: Request, tokens: Seq[int]) -> tuple[Release, bool]:
         """Tokens and text of a hypothesis, cut before a stop string, and whether there was one."""
-        stream = TextStream(self.tokenizer, request.params.stop)
+        params = request.params
+        stream = TextStream(self.tokenizer, params.stop, params.min_tokens)
         release = Release()
         for token in tokens:
             release = release + stream.push(token, visible=token not in request.ends)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.lockstep import Ready, StepLogits
-from xtdist.decode.outputs import FinishReason, Output, TokenLogprob
+from xtdist.decode.outputs import FinishReason, Output, TokenLogprob, best_of
 from xtdist.decode.penalties import adjust
 from xtdist.decode.request import Request, Sequence
 from xtdist.decode.sampling import NOTHING, Sampler, record_logprob
@@ -34,7 +34,7 @@ class Continuation:
         ready = self._branch(ready)
         rows = [r.state for r in ready]
         scores = logits.experts(ready)
-        logprobs = any(row.params.logprobs is not None for row in rows)
+        logprobs = any(row.params.recorded is not None for row in rows)
         raw = scores.clone() if logprobs else scores
         adjust(scores, rows, self.banned)
         logits.contrast(scores, ready)
@@ -46,14 +46,14 @@ class Continuation:
         for i, (r, token) in enumerate(zip(ready, tokens, strict=True)):
             if r.sequence is behind:
                 continue
-            top = r.request.params.logprobs
+            top = r.request.params.recorded
             logprob = None
             if top is not None and token != NOTHING:
                 logprob = record_logprob(raw[i], token, top=top)
             outputs.append(self._accept(r, token, logprob))
             if token != r.draft or outputs[-1].finish_reason is not None:
                 behind = r.sequence
-        return outputs
+        return outputs if all(r.request.params.streams for r in ready) else _ranked(ready, outputs)
 
     def _branch(self, ready: Seq[Ready]) -> list[Ready]:
         """After its prompt, a request goes on as ``width`` sequences over the same pages."""
@@ -63,12 +63,13 @@ class Continuation:
             if r.request.branched:
                 continue
             r.request.branched = True
-            for index in range(1, r.request.params.width):
+            params = r.request.params
+            for index in range(1, params.width):
                 sequence = Sequence(
                     tokens=list(r.sequence.tokens),
                     index=index,
                     table=self.pool.fork(r.sequence.table),
-                    stream=TextStream(self.tokenizer, r.request.params.stop),
+                    stream=TextStream(self.tokenizer, params.stop, params.min_tokens),
                 )
                 r.request.sequences.append(sequence)
                 branches.append(dataclasses.replace(r, sequence=sequence))
@@ -95,18 +96,19 @@ def announce(
     logprob: TokenLogprob | None = None,
     dry: bool = False,
 ) -> Output:
-    """What the newest token of a sequence shows; ``dry``: it has none, because none may come.
+    """What the newest token of a sequence shows; ``dry``: it has none, because none may come, and
+    is cut short like one that is too long.
 
     If that was the end, its pages are freed and it leaves its request.
     """
     token = sequence.tokens[-1]
-    ended = dry or token in request.ends
+    ended = not dry and token in request.ends
     release = Release()
     if not dry:
         release = sequence.stream.push(token, extra=logprob, visible=not ended)
     full = len(sequence.tokens) - len(request.prompt) >= request.params.max_tokens
     reason: FinishReason | None = None
-    if ended or full or sequence.stream.stopped:
+    if dry or ended or full or sequence.stream.stopped:
         release = release + sequence.stream.finish()
         reason = "stop" if ended or sequence.stream.stopped else "length"
         pool.release(sequence.table)
@@ -119,3 +121,17 @@ def announce(
         logprobs=tuple(x for x in release.extras if x is not None),
         finish_reason=reason,
     )
+
+
+def _ranked(ready: Seq[Ready], outputs: Seq[Output]) -> list[Output]:
+    """``outputs`` but for those of requests that rank: these come once all sequences have ended."""
+    requests = {r.request.id: r.request for r in ready}
+    shown: list[Output] = []
+    for output in outputs:
+        request = requests[output.request_id]
+        (shown if request.params.streams else request.held).append(output)
+    for request in requests.values():
+        if request.held and not request.sequences:
+            params = request.params
+            shown += best_of(request.held, params.n, logprobs=params.logprobs is not None)
+    return shown

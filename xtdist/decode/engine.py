@@ -24,6 +24,7 @@ from xtdist.decode.fill_request import FillAdmission, FillRequest, NoPages
 from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.outputs import Completion, Output, QueueFull, collect
 from xtdist.decode.params import EngineConfig, GenerationParams
+from xtdist.decode.processors import LogitsProcessor
 from xtdist.decode.request import Request
 from xtdist.decode.scheduler import Scheduler
 from xtdist.decode.speculative import DraftCount
@@ -123,8 +124,10 @@ class Engine:
         *,
         request_id: str | None = None,
         context: Float[Tensor, "j d"] | None = None,
+        processor: LogitsProcessor | None = None,
     ) -> str:
-        """Queue a request; returns its id. ``context``: what cross attention reads.
+        """Queue a request; returns its id. ``context``: what cross attention reads; ``processor``
+        changes the scores before a token is chosen.
         To fill masks, ``prompt_ids`` are the sequence with the mask where a token is wanted.
 
         Raises:
@@ -140,7 +143,7 @@ class Engine:
         name = request_id if request_id is not None else f"request-{self._added}"
         if name in self._requests:
             raise ConfigError(f"request_id: {name!r} is in use; give every request its own")
-        request = self._request(name, prompt, params, context=context)
+        request = self._request(name, prompt, params, context=context, processor=processor)
         self._added += 1
         self._requests[name] = request
         self.scheduler.waiting.append(request)
@@ -173,6 +176,7 @@ class Engine:
         params: GenerationParams | MaskPredictParams,
         *,
         context: Float[Tensor, "j d"] | None = None,
+        processor: LogitsProcessor | None = None,
     ) -> OutputStream:
         """The outputs of a new request as they come; leaving the loop aborts it. Raises as ``add``.
 
@@ -180,7 +184,8 @@ class Engine:
             >>> for output in engine.stream(prompt, GenerationParams(max_tokens=64)):
             ...     print(output.text, end="")
         """
-        return OutputStream(self, self.add(prompt_ids, params, context=context), self._mail)
+        name = self.add(prompt_ids, params, context=context, processor=processor)
+        return OutputStream(self, name, self._mail)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request and free its pages; False if it is not (or no longer) known."""
@@ -189,6 +194,16 @@ class Engine:
             self._forget(request)
             self._mail.drop(request_id)
         return request is not None
+
+    def compile(self, params: GenerationParams | MaskPredictParams) -> None:
+        """Compile the grammar of a request to come, so that ``add`` need not. The one method that
+        any thread may call.
+
+        Raises:
+            ConfigError: a grammar that can't be used.
+        """
+        if isinstance(params, GenerationParams) and self._denoising is None:
+            self._text.compile(params)
 
     def knows(self, request_id: str) -> bool:
         """Whether a request is waiting or running here."""
@@ -200,9 +215,10 @@ class Engine:
         params: GenerationParams | MaskPredictParams,
         *,
         contexts: Sequence[Float[Tensor, "j d"] | None] | None = None,
+        processor: LogitsProcessor | None = None,
     ) -> list[Completion]:
         """Run all prompts to their end, many at a time; completions in the order of the prompts.
-        ``contexts``: one for each prompt."""
+        ``contexts``: one for each prompt; ``processor``: one for all."""
         if contexts is not None and len(contexts) != len(prompts):
             raise ConfigError(
                 f"contexts: got {len(contexts)} for {len(prompts)} prompts; give one for each"
@@ -214,7 +230,7 @@ class Engine:
             while left or any(name in self._requests for name in outputs):
                 while left and len(self.scheduler.waiting) < self.config.max_waiting:
                     prompt, context = left[-1]
-                    name = self.add(prompt, params, context=context)
+                    name = self.add(prompt, params, context=context, processor=processor)
                     outputs[name] = self._mail.open(name)
                     left.pop()
                 self.pump()
@@ -231,6 +247,7 @@ class Engine:
         params: GenerationParams | MaskPredictParams,
         *,
         context: Any,
+        processor: LogitsProcessor | None,
     ) -> Request:
         """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
         seed = params.seed if params.seed is not None else derive_seed(self._seed, self._added)
@@ -239,11 +256,15 @@ class Engine:
                 raise ConfigError(
                     "params: got MaskPredictParams, but the model is causal; give GenerationParams"
                 )
-            return self._text.request(name, prompt, params, seed=seed, context=context)
+            return self._text.request(
+                name, prompt, params, seed=seed, context=context, processor=processor
+            )
         if not isinstance(params, MaskPredictParams):
             raise ConfigError(
                 "params: got GenerationParams, but the model fills masks; give MaskPredictParams"
             )
+        if processor is not None:
+            raise ConfigError("processor: a model that fills masks has none; leave it out")
         if context is not None:
             raise ConfigError("context: the model has no cross attention to read it; leave it out")
         return self._fill_admission.request(name, prompt, params, seed=seed)

@@ -1,4 +1,5 @@
-"""Structured output: only tokens that a grammar allows next, an end exactly where it accepts.
+"""Structured output: only tokens that a grammar allows next, an end exactly where it accepts. Text
+that the grammar leaves no choice about comes in the tokenizer's own spelling.
 
 Grammars are compiled by llguidance (extra ``structured``) for one tokenizer, before a request is
 queued. A step then costs a few microseconds of parsing.
@@ -6,10 +7,11 @@ queued. A step then costs a few microseconds of parsing.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,8 @@ from xtdist.decode.params import GenerationParams, GrammarParams
 from xtdist.decode.stopping import Tokenizer
 
 MOST_COMPILED = 64
+FIRST_FUEL, STEP_FUEL, MOST_STATES = 300_000, 50_000, 50_000
+"""llguidance's units: no grammar may hold a step up for more than some 50 ms."""
 
 
 @dataclass(eq=False)
@@ -46,39 +50,49 @@ class Grammars:
             ConfigError: no valid grammar, one that matches nothing, or llguidance is missing.
         """
         with self._lock:
-            if params not in self._known:
-                self._known[params] = self._compile(params)
+            known = self._known.get(params)
+        if known is None:
+            known = self._compile(params)  # not under the lock: others need not wait for it
+        with self._lock:
+            self._known[params] = known
             self._known.move_to_end(params)
             while len(self._known) > MOST_COMPILED:
                 self._known.popitem(last=False)
-            return self._known[params]
+        return known
 
-    def processor(self, params: GenerationParams, *, ends: Iterable[int]) -> GrammarProcessor:
-        """The hook of one request, that ends with one of ``ends``."""
+    def processor(self, params: GenerationParams, *, ends: tuple[int, ...]) -> GrammarProcessor:
+        """The hook of one request, that ends with one of ``ends``. Raises as ``compile``."""
         assert params.grammar is not None
+        if not ends:
+            raise ConfigError(
+                "grammar: nothing can end the text; give the engine eos_ids or set stop_token_ids"
+            )
         root = self.compile(params.grammar)
         states = (params.draft_tokens + 2) * params.width + 8
-        return GrammarProcessor(root, tuple(ends), self.tokenizer.vocab_size, states)
+        return GrammarProcessor(root, ends, self.tokenizer.vocab_size, states)
 
     def _compile(self, params: GrammarParams) -> Any:
         library = _llguidance()
-        if self._vocabulary is None:
-            self._vocabulary = _vocabulary(library, self.tokenizer, self.end_ids)
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = _vocabulary(library, self.tokenizer, self.end_ids)
+        limits = library.LLParserLimits(
+            initial_lexer_fuel=FIRST_FUEL, step_lexer_fuel=STEP_FUEL, max_lexer_states=MOST_STATES
+        )
         what = f"grammar: this {params.kind} can't be used"
         try:
             source = getattr(library.LLMatcher, f"grammar_from_{params.kind}")(params.value)
             wrong, messages = library.LLMatcher.validate_grammar_with_warnings(
-                source, self._vocabulary
+                source, self._vocabulary, limits=limits
             )
         except ValueError as e:
             wrong, messages = True, [str(e)]
         if wrong:
-            raise ConfigError(f"{what}: {messages[0].strip():.200}")
-        matcher = library.LLMatcher(self._vocabulary, source, log_level=0)
+            raise ConfigError(f"{what}: {' '.join(messages[0].split()):.200}")
+        matcher = library.LLMatcher(self._vocabulary, source, log_level=0, limits=limits)
         root = _State(matcher, self.tokenizer.vocab_size)
         if not (root.accepts or root.allowed.any()):
-            reason = matcher.get_error() or "no text that this tokenizer can write matches it"
-            raise ConfigError(f"{what}: {reason.strip():.200}")
+            raise ConfigError(f"{what}: no text that this tokenizer can write matches it")
         return matcher
 
 
@@ -133,18 +147,44 @@ def _vocabulary(library: Any, tokenizer: Tokenizer, end_ids: frozenset[int]) -> 
     """The tokenizer as llguidance wants it. The id behind the last one plays the end, so that which
     ids may end a text stays our own matter."""
     last = tokenizer.vocab_size
+    pieces = [b"" if i in end_ids else tokenizer.token_bytes(i) for i in range(last)]
 
     class Wrapped:
         eos_token_id, bos_token_id = last, None
         special_token_ids = (last,)
-        tokens = [b"" if i in end_ids else tokenizer.token_bytes(i) for i in range(last)] + [b""]
-
-        def __call__(self, text: bytes) -> list[int]:
-            raise NotImplementedError("grammars read ids, they never encode text")
+        tokens = (*pieces, b"")
+        __call__ = staticmethod(_Spelling(tokenizer, pieces))
 
     return library.LLTokenizer(
         library.TokenizerWrapper(Wrapped()), n_vocab=last + 1, eos_token=last
     )
+
+
+class _Spelling:
+    """The ids of a text that a grammar leaves no choice about: as the tokenizer encodes it, or, if
+    it can't, by the longest piece at every place."""
+
+    def __init__(self, tokenizer: Tokenizer, pieces: Sequence[bytes]) -> None:
+        self.encode = getattr(tokenizer, "encode", None)
+        self.pieces = pieces
+        self.ids = {piece: i for i, piece in reversed(list(enumerate(pieces))) if piece}
+        self.longest = max(map(len, pieces))
+
+    def __call__(self, text: bytes) -> list[int]:
+        if self.encode is not None:
+            with contextlib.suppress(UnicodeDecodeError):
+                ids = [int(i) for i in self.encode(text.decode())]
+                if b"".join(self.pieces[i] for i in ids) == text:
+                    return ids
+        ids, place = [], 0
+        while place < len(text):
+            ends = range(min(len(text), place + self.longest), place, -1)
+            stop = next((e for e in ends if text[place:e] in self.ids), None)
+            if stop is None:
+                return []  # no piece has this byte
+            ids.append(self.ids[text[place:stop]])
+            place = stop
+        return ids
 
 
 def _llguidance() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,3 +81,26 @@ def _join(parts: list[Output]) -> Choice:
         logprobs=tuple(x for p in parts for x in p.logprobs),
         score=last.score,
     )
+
+
+def best_of(outputs: list[Output], n: int, *, logprobs: bool) -> list[Output]:
+    """Of a request whose choices have all ended: the ``n`` with the highest mean log-probability,
+    best first, each as one output. ``logprobs``: whether they shall still be in it."""
+    choices = collect(outputs).choices
+    ranked = sorted(choices, key=lambda c: -_mean([x.logprob for x in c.logprobs]))
+    return [
+        Output(
+            outputs[0].request_id,
+            index,
+            token_ids=c.token_ids,
+            text=c.text,
+            logprobs=c.logprobs if logprobs else (),
+            finish_reason=c.finish_reason,
+        )
+        for index, c in enumerate(ranked[:n])
+    ]
+
+
+def _mean(values: list[float]) -> float:
+    """Of no values: the lowest there is."""
+    return sum(values) / len(values) if values else -math.inf

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -18,6 +17,7 @@ from xtdist.config import (
     Probability,
     configclass,
 )
+from xtdist.decode.conflicts import check_conflicts
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Width = Annotated[int, Field(ge=1, le=1024)]
@@ -34,8 +34,6 @@ AmateurTemperature = Annotated[float, Field(ge=1e-3, le=100, allow_inf_nan=False
 BadWord = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1, max_length=256)]
 Layers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 GREEDY_BELOW = 1e-5
-FILTERS = ("top_k", "top_p", "min_p", "top_a", "typical_p", "temperature_last")
-BEAM_FIELDS = ("stochastic_beams", "length_penalty", "early_stopping")
 
 
 @configclass
@@ -136,72 +134,7 @@ class GenerationParams:
                 f"min_tokens: got {self.min_tokens}, more than max_tokens {self.max_tokens}; "
                 "lower it or raise max_tokens"
             )
-        if self.best_of is not None and self.best_of < self.n:
-            raise ConfigError(
-                f"best_of: got {self.best_of}, fewer than n {self.n}; raise best_of or lower n"
-            )
-        self._check_pairs()
-        if self.uses_beams:
-            self._check_beams()
-        else:
-            self._only_default(BEAM_FIELDS, "without beams; set num_beams, or leave it out")
-        if self.penalty_alpha > 0:
-            self._check_search()
-
-    def _check_pairs(self) -> None:
-        """What excludes each other whatever the method."""
-        if self.grammar is not None and self.ignore_eos:
-            raise ConfigError("ignore_eos: got true with a grammar, which must be able to end")
-        if self.dola is not None and self.contrastive is not None:
-            raise ConfigError("dola: got it together with contrastive; choose one contrast")
-
-    def _check_beams(self) -> None:
-        if self.n > self.num_beams:
-            raise ConfigError(
-                f"n: got {self.n}, but only num_beams {self.num_beams} beams are kept; "
-                "raise num_beams or lower n"
-            )
-        self._only_default(
-            ("logprobs", "best_of", "draft_tokens", "penalty_alpha"),
-            f"with num_beams {self.num_beams}: leave it out, or set num_beams to 1",
-        )
-        if not self.stochastic_beams:
-            self._check_draws_nothing(f"num_beams {self.num_beams}; beam search")
-            return
-        if self.greedy:
-            raise ConfigError(
-                f"temperature: got {self.temperature} with stochastic_beams, which draw; raise it"
-            )
-        self._only_default(
-            ("length_penalty", "early_stopping"),
-            "with stochastic_beams, which are drawn, not ranked by length: leave it out",
-        )
-
-    def _check_search(self) -> None:
-        """Contrastive search."""
-        if self.top_k < 2:
-            raise ConfigError(
-                f"penalty_alpha: got {self.penalty_alpha} with top_k {self.top_k}; contrastive "
-                "search chooses among the top_k best tokens: set top_k to 2 or more"
-            )
-        self._check_draws_nothing("penalty_alpha; contrastive search", but=("top_k",))
-        self._only_default(
-            ("n", "best_of", "contrastive", "dola", "draft_tokens"),
-            "with penalty_alpha: leave it out, or set penalty_alpha to 0",
-        )
-
-    def _check_draws_nothing(self, method: str, but: tuple[str, ...] = ()) -> None:
-        reason = f"with {method} ranks by the model's own probabilities and draws nothing"
-        if self.temperature not in (0.0, 1.0):
-            raise ConfigError(f"temperature: got {self.temperature} {reason}: leave it out")
-        self._only_default([f for f in FILTERS if f not in but], f"{reason}: leave it out")
-
-    def _only_default(self, names: Iterable[str], why: str) -> None:
-        """Raises ConfigError for the first of the fields that is set."""
-        for name in names:
-            value = getattr(self, name)
-            if value != getattr(type(self), name):
-                raise ConfigError(f"{name}: got {value!r:.80} {why}")
+        check_conflicts(self)
 
     @property
     def uses_beams(self) -> bool:
@@ -254,6 +187,11 @@ class GenerationParams:
     def amateurs(self) -> int:
         """How many amateurs it reads; the first one drafts."""
         return max(len(self.contrasts), int(self.draft_tokens > 0))
+
+    @property
+    def recorded(self) -> int | None:
+        """``logprobs``; or 0, the chosen token's alone, where they are needed to rank."""
+        return self.logprobs if self.streams or self.logprobs is not None else 0
 
     @property
     def streams(self) -> bool:

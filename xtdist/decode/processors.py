@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,14 +34,13 @@ def processed(
     Raises:
         ValueError: a processor gives a row of another shape.
     """
-    forbidden = scores.isneginf()
     for processor in processors:
-        shape = scores.shape
-        scores = processor(tokens, scores.clone())
-        if scores.shape != shape:
+        made = processor(tokens, scores.clone())
+        if made.shape != scores.shape:
             raise ValueError(
-                f"processor: it made {tuple(scores.shape)} of scores {tuple(shape)}; "
+                f"processor: it made {tuple(made.shape)} of scores {tuple(scores.shape)}; "
                 "it must keep the shape"
             )
-    scores = scores.float().clamp(max=LARGEST_SCORE)
-    return torch.where(forbidden | scores.isnan(), -math.inf, scores)
+        forbidden = scores.isneginf() | made.isnan()
+        scores = made.float().clamp(max=LARGEST_SCORE).masked_fill(forbidden, -math.inf)
+    return scores

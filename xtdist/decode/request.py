@@ -9,9 +9,12 @@ from xtdist.config import derive_seed
 from xtdist.decode.beam import BeamSearch
 from xtdist.decode.contrastive_search import Search
 from xtdist.decode.kv_cache import PageTable
+from xtdist.decode.outputs import Output
 from xtdist.decode.params import GenerationParams
+from xtdist.decode.processors import LogitsProcessor
 from xtdist.decode.sampling import Row
 from xtdist.decode.step_cache import Context
+from xtdist.decode.stochastic_beam import StochasticBeams
 from xtdist.decode.stopping import TextStream
 
 
@@ -35,7 +38,8 @@ class Request:
     """A prompt with its parameters and the sequences that continue it; all read ``context``.
 
     It starts as one sequence; after the prompt it becomes ``n`` of them, the beams, or the
-    candidates of contrastive search. ``exits``: the layers that DoLa leaves after.
+    candidates of contrastive search. ``exits``: the layers that DoLa leaves after. ``held``: what
+    is only given out once all sequences have ended and the best of them are known.
     """
 
     id: str
@@ -44,9 +48,11 @@ class Request:
     seed: int
     ends: tuple[int, ...]
     sequences: list[Sequence] = field(default_factory=list)
-    beams: BeamSearch | None = None
+    beams: BeamSearch | StochasticBeams | None = None
     search: Search | None = None
     exits: tuple[int, ...] = ()
+    processors: tuple[LogitsProcessor, ...] = ()
+    held: list[Output] = field(default_factory=list)
     branched: bool = False
     context: Context | None = None
 
@@ -99,6 +105,7 @@ class Request:
             tokens=[*sequence.tokens, *ahead] if ahead else sequence.tokens,
             prompt_tokens=len(self.prompt),
             ends=self.ends,
+            processors=self.processors,
         )
 
     def generated(self, sequence: Sequence) -> tuple[int, ...]:
