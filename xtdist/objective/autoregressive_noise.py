@@ -27,28 +27,30 @@ def with_hidden(
     if config.mask_token_prob:
         assert mask_id is not None
         share = config.mask_token_prob
-        places = hidden_places(may, share, seed=seed, name="replaced", sample_ids=ids)
+        places = hidden_places(real, share, may=may, seed=seed, name="replaced", sample_ids=ids)
         prepared = replace(prepared, inputs=prepared.inputs.masked_fill(places, mask_id))
     if config.mask_prob:
         share = config.mask_prob
-        places = hidden_places(may, share, seed=seed, name="dropped", sample_ids=ids)
+        places = hidden_places(real, share, may=may, seed=seed, name="dropped", sample_ids=ids)
         prepared = replace(prepared, keys=~places)
     return prepared
 
 
 def hidden_places(
-    may: Bool[Tensor, "b n"],
+    real: Bool[Tensor, "b n"],
     probability: float,
     *,
+    may: Bool[Tensor, "b n"],
     seed: int,
     name: str,
     sample_ids: Int[Tensor, " b"],
 ) -> Bool[Tensor, "b n"]:
-    """⌊n · ``probability``⌋ random places of each row among those that ``may`` be hidden (all of
-    them if they are fewer), drawn from (``seed``, ``name``, sample id) alone."""
-    count = int(may.shape[1] * probability)
+    """⌊n · ``probability``⌋ random places of each row of n ``real`` tokens, among those that
+    ``may`` be hidden (all of them if they are fewer), drawn from (``seed``, ``name``, sample id)
+    alone."""
     rows = []
-    for allowed, i in zip(may.cpu(), sample_ids.tolist(), strict=True):
+    counts = (real.sum(dim=1).double() * probability).long().tolist()
+    for allowed, count, i in zip(may.cpu(), counts, sample_ids.tolist(), strict=True):
         generator = torch.Generator().manual_seed(derive_seed(seed, name, int(i)))
         order = torch.rand(len(allowed), generator=generator).masked_fill(~allowed, 2.0)
         chosen = torch.zeros_like(allowed)
