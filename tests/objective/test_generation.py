@@ -221,6 +221,53 @@ def test_a_filter_that_keeps_one_token_is_greedy(name: str, kwargs: dict[str, fl
     assert torch.equal(found, want)
 
 
+@pytest.mark.parametrize(("name", "kwargs"), [("top_k", {"k": 2}), ("top_p", {"thres": 0.3})])
+def test_drawn_beams_are_of_what_the_filter_keeps(name: str, kwargs: dict[str, float]) -> None:
+    """S6"""
+    from x_transformers import autoregressive_wrapper
+
+    ours, _ = both()
+    torch.manual_seed(0)
+    prompt = some_ids(1, 4)
+    found = ours.beam_search(
+        prompt,
+        6,
+        beams=5,
+        stochastic=True,
+        return_beams_and_scores=True,
+        filter_logits_fn=name,
+        filter_kwargs=kwargs,
+    )[0][:, 0]
+    assert len(found.unique(dim=0)) > 1
+    keep = getattr(autoregressive_wrapper, name)
+    whole = torch.cat((prompt.expand(len(found), 4), found), dim=1)
+    logits = ours.net.eval()(whole[:, :-1])[:, 3:].flatten(0, 1)
+    kept = keep(logits, **kwargs).gather(1, found.flatten()[:, None])
+    assert kept.isfinite().all()
+
+
+def test_a_function_filters_too() -> None:
+    ours, _ = both()
+    prompts = some_ids(2, 4)
+
+    def without(logits: Tensor, *, ids: list[int]) -> Tensor:
+        return logits.index_fill(-1, torch.tensor(ids), -torch.inf)
+
+    likely = ours.generate(prompts, 9, temperature=0.0).unique().tolist()[:3]
+    kwargs: dict[str, Any] = {"filter_logits_fn": without, "filter_kwargs": {"ids": likely}}
+    drawn = ours.generate(prompts, 30, **kwargs)
+    assert not set(likely) & set(drawn.flatten().tolist())
+    assert len(drawn.unique()) > 10
+    greedy = ours.generate(prompts, 9, temperature=0.0, **kwargs)
+    one_by_one = prompts
+    for _ in range(9):
+        logits = without(ours.net.eval()(one_by_one)[:, -1], ids=likely)
+        one_by_one = torch.cat((one_by_one, logits.argmax(dim=-1, keepdim=True)), dim=1)
+    assert torch.equal(greedy, one_by_one[:, 4:])
+    beams = ours.beam_search(prompts, 9, beams=3, **kwargs)
+    assert not set(likely) & set(beams.flatten().tolist())
+
+
 def test_modes_are_as_before_also_after_an_error() -> None:
     """G14"""
     ours, _ = both()

@@ -14,6 +14,7 @@ from xtdist.config import ConfigError
 from xtdist.decode.engine import Engine
 from xtdist.decode.outputs import Completion
 from xtdist.decode.params import EngineConfig, GenerationParams
+from xtdist.decode.processors import LogitsProcessor
 from xtdist.nn.attention.cache import CacheSpec
 
 MOST_AT_ONCE = 64
@@ -55,10 +56,12 @@ class BatchGenerator:
         *,
         prompt_lens: Int[Tensor, " b"] | None = None,
         contexts: Sequence[Float[Tensor, "j d"]] | None = None,
+        processor: LogitsProcessor | None = None,
     ) -> Int[Tensor, "b m"]:
         """The new tokens of each row, m <= ``max_tokens``; (m,) for a single prompt (n,).
 
         prompt_lens: real tokens of each row of a padded batch; the rest is at the end.
+        contexts: what cross attention reads, one for each row. processor: as for ``Engine.add``.
 
         Raises:
             ConfigError: what the engine can't honour, or several continuations of one row.
@@ -68,7 +71,9 @@ class BatchGenerator:
                 f"n: got {self.params.n}; a batch has one continuation for each row: repeat the "
                 "rows, or use xtdist.decode.generate"
             )
-        completions = self.complete(prompts, prompt_lens=prompt_lens, contexts=contexts)
+        completions = self.complete(
+            prompts, prompt_lens=prompt_lens, contexts=contexts, processor=processor
+        )
         found = padded([c.choices[0].token_ids for c in completions], self.pad_value)
         return like(prompts, found)
 
@@ -78,13 +83,15 @@ class BatchGenerator:
         *,
         prompt_lens: Int[Tensor, " b"] | None = None,
         contexts: Sequence[Float[Tensor, "j d"]] | None = None,
+        processor: LogitsProcessor | None = None,
     ) -> list[Completion]:
         """The same as completions: ``n`` choices for each row."""
         rows = as_rows(prompts, prompt_lens)
         longest = max(map(len, rows)) + self.params.max_tokens
         if not self.beyond:
             longest = min(longest, self.model.max_seq_len)
-        return self._engine(len(rows), longest).generate(rows, self.params, contexts=contexts)
+        engine = self._engine(len(rows), longest)
+        return engine.generate(rows, self.params, contexts=contexts, processor=processor)
 
     def _engine(self, rows: int, longest: int) -> Engine:
         """Room for these rows; without a seed, draws follow torch's default generator."""

@@ -6,10 +6,15 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
 from xtdist.config import ConfigError
 from xtdist.decode.params import ContrastiveParams, GenerationParams
+from xtdist.decode.processors import LogitsProcessor
 from xtdist.model.outputs import ModelInputs
 
 OURS = {f.name for f in dataclasses.fields(GenerationParams)} - {"max_tokens"}
@@ -35,7 +40,8 @@ def generation_params(
     seq_len: int, keywords: Mapping[str, Any], *, num_tokens: int, amateurs: int = 0
 ) -> GenerationParams:
     """``keywords`` are fields of ``GenerationParams``, or x-transformers' ``filter_logits_fn`` with
-    ``filter_kwargs``, and ``contrastive_decode_kwargs`` (one for all ``amateurs``, or a tuple).
+    ``filter_kwargs``, and ``contrastive_decode_kwargs`` (one for all ``amateurs``, or a tuple). A
+    function as ``filter_logits_fn`` is no parameter: ``processor_of``.
 
     As there, the best 10 % of the vocabulary are kept if nothing else is said: where tokens are
     drawn, no filter of ours is named and there is no contrast; and their filters come before the
@@ -69,6 +75,20 @@ def generation_params(
         if chosen != "top_k" and ours.get("temperature", 1.0) > 0:
             ours.setdefault("temperature_last", True)
     return GenerationParams(max_tokens=seq_len, **ours)
+
+
+def processor_of(keywords: Mapping[str, Any]) -> LogitsProcessor | None:
+    """The function that was given as ``filter_logits_fn``, as the engine calls it: before
+    penalties, contrast and temperature, greedy or not."""
+    function = keywords.get("filter_logits_fn")
+    if not callable(function):
+        return None
+    arguments = dict(keywords.get("filter_kwargs") or {})
+
+    def filtered(tokens: Sequence[int], scores: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+        return cast(Tensor, function(rearrange(scores, "v -> 1 v"), **arguments))[0]
+
+    return filtered
 
 
 def check_names(keywords: Mapping[str, Any]) -> None:

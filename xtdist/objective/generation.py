@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xtdist.config import ConfigError
 from xtdist.decode.batch import BatchGenerator, as_rows, like, padded, unpadded
-from xtdist.decode.keywords import generation_params
+from xtdist.decode.keywords import generation_params, processor_of
 from xtdist.decode.outputs import Choice
 from xtdist.decode.params import GenerationParams
 from xtdist.model import TransformerWrapper
@@ -63,8 +63,8 @@ class Generation(nn.Module):
         context, context_mask: what cross attention reads. cache_kv: without, the same tokens,
         slowly. ``keywords``: ``temperature`` (0: the likeliest token) and the other fields of
         ``GenerationParams``, and x-transformers' ``filter_logits_fn`` ("top_k", "top_p", "top_a",
-        "min_p"; default "top_k", the best 10 %), ``filter_kwargs``, ``contrastive_decode_kwargs``.
-        Without a ``seed``, draws follow torch's default generator.
+        "min_p", a function (1, v) ↦ (1, v); default "top_k", the best 10 %), ``filter_kwargs``,
+        ``contrastive_decode_kwargs``. Without a ``seed``, draws follow torch's default generator.
 
         Raises:
             TypeError: an unknown keyword, with the nearest one.
@@ -85,7 +85,9 @@ class Generation(nn.Module):
             beyond=not restrict_to_max_seq_len,
         )
         contexts = None if context is None else unpadded(context, context_mask)
-        return generator(prompts, prompt_lens=prompt_lens, contexts=contexts)
+        return generator(
+            prompts, prompt_lens=prompt_lens, contexts=contexts, processor=processor_of(keywords)
+        )
 
     @torch.no_grad()
     def beam_search(
@@ -135,7 +137,9 @@ class Generation(nn.Module):
             beyond=not restrict_to_max_seq_len,
         )
         contexts = None if context is None else unpadded(context, context_mask)
-        found = generator.complete(prompts, prompt_lens=prompt_lens, contexts=contexts)
+        found = generator.complete(
+            prompts, prompt_lens=prompt_lens, contexts=contexts, processor=processor_of(keywords)
+        )
         best = [choice for k in range(beams) for choice in (c.choices[k] for c in found)]
         flat = padded([choice.token_ids for choice in best], self.pad_value)
         tokens = like(prompts, rearrange(flat, "(k b) m -> k b m", k=beams))
