@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from nets import VOCABULARY, make_net, some_ids
 
-from xtdist.config import ConfigError
-from xtdist.objective import NonAutoregressiveWrapper
+from xtdist.config import ConfigError, from_mapping
+from xtdist.objective import (
+    NonAutoregressiveConfig,
+    NonAutoregressiveWrapper,
+    build_objective,
+)
 from xtdist.objective.critic import drawn_tokens
 from xtdist.objective.nonautoregressive_passes import MaskedTokens
 
@@ -252,3 +256,50 @@ def test_moving_a_batch_keeps_all_of_its_noise() -> None:
     for field in dataclasses.fields(prepared):
         value, part = getattr(prepared, field.name), getattr(moved, field.name)
         assert part is None if value is None else torch.equal(part, value[1:]), field.name
+
+
+def test_the_config_builds_critic_and_conditioning_from_the_generator() -> None:
+    tree = {"dim": 24, "depth": 1, "heads": 2, "causal": False, "attention": {"dim_head": 8}}
+    config = from_mapping(NonAutoregressiveConfig, {"token_critic": tree, "self_cond": True})
+    built = [
+        build_objective(
+            config,
+            make_net(causal=False),
+            mask_id=MASK,
+            pad_id=0,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in (1, 1, 2)
+    ]
+    first, same, other = (wrapper.state_dict() for wrapper in built)
+    assert isinstance(built[0], NonAutoregressiveWrapper)
+    critic = built[0].token_critic
+    assert critic is not None
+    assert (critic.num_tokens, critic.max_seq_len, critic.config.dim) == (VOCABULARY, 16, 24)
+    for name, tensor in first.items():
+        assert torch.equal(same[name], tensor), name
+    for name in ("self_conditioning.null", "self_conditioning.proj.weight"):
+        assert not torch.equal(other[name], first[name]), name
+    assert not torch.equal(
+        other["token_critic.token_embedding.weight"], first["token_critic.token_embedding.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"causal": True}, "token_critic.causal"),
+        ({"num_tokens": 7}, "objective.token_critic.num_tokens: got 7, but it has to be 20"),
+        ({"head": {"dim": 2}}, "objective.token_critic.head.dim: got 2"),
+    ],
+    ids=str,
+)
+def test_a_critics_config_that_can_not_be_is_refused(changes: dict[str, Any], problem: str) -> None:
+    tree = {"dim": 24, "depth": 1, "heads": 2, "causal": False, **changes}
+
+    def build() -> None:
+        config = from_mapping(NonAutoregressiveConfig, {"token_critic": tree})
+        build_objective(config, make_net(causal=False), mask_id=MASK, pad_id=0)
+
+    with pytest.raises(ConfigError, match=problem):
+        build()
