@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
 
 import pytest
 import torch
+from decode_models import next_logits
 
+from xtdist.decode import Engine, EngineConfig, GenerationParams
 from xtdist.decode.beam import Candidate
+from xtdist.decode.penalties import adjust
+from xtdist.decode.sampling import Row, Sampler
 from xtdist.decode.stochastic_beam import StochasticBeams, with_maximum
+from xtdist.model import TransformerWrapper
 
 VOCABULARY, LENGTH, END = 4, 3, 0
 
@@ -95,3 +101,46 @@ def test_conditioned_noise_has_the_maximum_and_keeps_the_order() -> None:
     in_order = moved.gather(-1, sums.argsort(-1))[rows]
     assert (in_order[:, 2:].diff(dim=-1) >= 0).all()  # the very first may be -inf
     assert torch.allclose(moved[rows].amax(-1, keepdim=True), maximum[rows])
+
+
+def test_the_engine_draws_from_what_plain_sampling_draws_from(
+    expert: TransformerWrapper,
+) -> None:
+    """One step: with temperature and filters, no token twice and none that a filter cut."""
+    shape = {"temperature": 1.4, "top_k": 6, "top_p": 0.95, "bad_words": ((7,),)}
+    prompt, engine = [1, 2, 3], Engine(expert, config=EngineConfig(max_sequences=40))
+    row = [Row(GenerationParams(**shape), 0, prompt, 3)]
+    scores = next_logits(expert, prompt)[None]
+    adjust(scores, row, None)
+    exact = Sampler([row[0].params], scores.device).filtered(scores)[0].log_softmax(-1)
+    possible = exact.isfinite().nonzero().flatten().tolist()
+    params = GenerationParams(
+        max_tokens=1, num_beams=40, n=40, stochastic_beams=True, seed=1, **shape
+    )
+    choices = engine.generate([prompt], params)[0].choices
+    drawn = list(dict.fromkeys(c.token_ids[0] for c in choices))  # the best one fills up
+    assert sorted(drawn) == possible
+    assert [c.score for c in choices[: len(drawn)]] == pytest.approx(
+        [float(exact[token]) for token in drawn], abs=1e-4
+    )
+    first = Counter(
+        engine.generate(
+            [prompt], dataclasses.replace(params, num_beams=2, n=1, seed=seed)
+        )[0].choices[0].token_ids[0]
+        for seed in range(300)
+    )  # fmt: skip
+    expected = exact.exp() * 300
+    chi_square = sum((first[t] - float(expected[t])) ** 2 / float(expected[t]) for t in possible)
+    assert chi_square < len(possible) + 4 * (2 * len(possible)) ** 0.5
+
+
+def test_drawn_beams_do_not_depend_on_company_and_preemption(expert: TransformerWrapper) -> None:
+    params = GenerationParams(max_tokens=12, num_beams=3, n=3, stochastic_beams=True, seed=5)
+    prompts = [[5], [6, 7], [8, 9, 10]]
+    alone = [Engine(expert, eos_ids=(3, 17)).generate([p], params)[0] for p in prompts]
+    tight = EngineConfig(max_sequences=9, max_step_tokens=10, page_tokens=2, pool_tokens=60)
+    engine = Engine(expert, eos_ids=(3, 17), config=tight)
+    for a, b in zip(alone, engine.generate(prompts, params), strict=True):
+        assert [c.token_ids for c in a.choices] == [c.token_ids for c in b.choices]
+        assert len({c.token_ids for c in a.choices}) == 3
+    assert len(engine.pool.free_pages) == engine.pool.num_pages
