@@ -143,5 +143,5 @@ def test_it_shares_a_batch_with_others_and_an_abort_leaves_nothing(
 
 
 def test_more_candidates_than_sequences_may_run_are_refused(model: TransformerWrapper) -> None:
-    with pytest.raises(ConfigError, match="top_k.*max_sequences"):
+    with pytest.raises(ConfigError, match=r"top_k.*max_sequences"):
         Engine(model).add([1], dataclasses.replace(SEARCH, top_k=9))

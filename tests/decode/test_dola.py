@@ -66,7 +66,9 @@ def test_a_forbidden_token_stays_forbidden() -> None:
 
 @pytest.mark.parametrize("dola", ["low", "high", (1, 4), (5,)])
 def test_greedy_equals_models_that_end_early(model: TransformerWrapper, dola: Any) -> None:
-    layers = {"low": (2,), "high": (3, 5)}.get(dola, dola) if isinstance(dola, str) else dola
+    layers: tuple[int, ...] = (
+        {"low": (2,), "high": (3, 5)}[dola] if dola in ("low", "high") else dola
+    )
     exits = [cut(model, n) for n in layers]
     engine = Engine(model)
     params = GenerationParams(max_tokens=8, temperature=0.0, dola=dola)

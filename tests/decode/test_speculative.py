@@ -83,7 +83,12 @@ def test_preempted_drafts_come_to_the_same_end() -> None:
     engine = Engine(expert, amateur=amateur, config=config)
     preempted = []
     original = engine.scheduler._preempt
-    engine.scheduler._preempt = lambda r: (preempted.append(r.id), original(r))[1]  # type: ignore[method-assign]
+
+    def watched(request: Any) -> None:
+        preempted.append(request.id)
+        original(request)
+
+    engine.scheduler._preempt = watched  # type: ignore[method-assign]
     assert everything(engine, drafted) == everything(Engine(expert), SAMPLED)
     assert preempted
     assert engine.drafts.accepted
@@ -194,7 +199,7 @@ def test_the_tokens_follow_the_exact_distribution() -> None:
     draws = 6_000
     ids = [[3, 4, 5]] * draws
     for seed in range(0, draws, 2_000):
-        names = {}
+        names: dict[str, tuple[int, ...]] = {}
         for i in range(seed, seed + 2_000):
             if len(engine.scheduler.waiting) >= engine.config.max_waiting:
                 for output in engine.step():
