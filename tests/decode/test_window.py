@@ -42,14 +42,13 @@ def tokens_of(completions: list[Completion]) -> list[list[tuple[int, ...]]]:
 def run_watched(engine: Engine, prompts: Any, params: GenerationParams) -> tuple[Any, int]:
     """The tokens, and the most pages that were in use after any step."""
     used = []
-    step = engine.step
+    pump = engine.pump
 
-    def watched() -> Any:
-        outputs = step()
+    def watched() -> None:
+        pump()
         used.append(engine.pool.num_pages - len(engine.pool.free_pages))
-        return outputs
 
-    engine.step = watched  # type: ignore[method-assign]
+    engine.pump = watched  # type: ignore[method-assign]
     found = tokens_of(engine.generate(list(prompts), params))
     assert used[-1] == 0
     assert not any(engine.pool.references)

@@ -13,6 +13,7 @@ from xtdist.config import ConfigError
 from xtdist.decode.contrastive import check_amateur
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.params import EngineConfig, GenerationParams
+from xtdist.decode.predicts import check_predicts
 from xtdist.decode.stopping import Tokenizer
 from xtdist.nn.attention.cache import CacheSpec
 from xtdist.nn.position.config import LearnedConfig
@@ -41,19 +42,15 @@ class Limits:
 
     @classmethod
     def of(cls, model: Any, name: str) -> Limits:
-        """Raises ConfigError for a model that is not causal, or reads a condition."""
+        """Raises ConfigError for a model that is not causal, predicts no tokens or reads a
+        condition."""
         if not model.config.causal:
             raise ConfigError(
                 f"{name}: it is not causal, so it can't continue text token by token; "
                 "use mask_predict for non-autoregressive models"
             )
+        check_predicts(model, name)
         config = model.config
-        scale = config.branch_scale
-        if config.norm.needs_condition or (scale is not None and scale.needs_condition):
-            raise ConfigError(
-                f"{name}: its adaptive norms read a condition, which a request can't carry; sample "
-                "from it by its own forward pass"
-            )
         return cls(
             num_tokens=config.num_tokens,
             max_seq_len=model.max_seq_len,

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
+from xtdist.decode.predicts import check_predicts
 
 
 @runtime_checkable
@@ -103,9 +104,6 @@ def check_fills(net: Any) -> None:
             "model: it is causal, so it can't see what comes after a mask; use GenerationParams to "
             "continue text with it, or train a non-autoregressive model"
         )
-    scale = getattr(config, "branch_scale", None)
-    conditioned = getattr(getattr(config, "norm", None), "needs_condition", False)
-    if conditioned or (scale is not None and scale.needs_condition):
-        raise ConfigError("model: its adaptive norms read a condition, which a request can't carry")
-    if getattr(config, "cross_attention", None):
+    check_predicts(net, "model")
+    if config.cross_attention:
         raise ConfigError("model: it reads a context, which a request to fill masks can't carry")
