@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -174,6 +175,25 @@ def test_stop_strings_cut_accepted_drafts() -> None:
             drafted = dataclasses.replace(params, draft_tokens=6)
             assert engine.generate([PROMPTS[0]], drafted) == plain
             assert len(engine.pool.free_pages) == engine.pool.num_pages
+
+
+def test_processors_see_the_drafts_before_them() -> None:
+    expert, amateur = pair()
+    asked: list[tuple[int, ...]] = []
+
+    def never_twice(tokens: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+        asked.append(tuple(tokens))
+        scores[list(set(tokens))] = -torch.inf
+        return scores
+
+    params = dataclasses.replace(SAMPLED, max_tokens=20)
+    plain = Engine(expert).generate(list(PROMPTS), params, processor=never_twice)
+    assert all(len(set(c.choices[0].token_ids)) == 20 for c in plain)
+    engine = Engine(expert, amateur=amateur)
+    drafted = dataclasses.replace(params, draft_tokens=3)
+    assert engine.generate(list(PROMPTS), drafted, processor=never_twice) == plain
+    assert engine.drafts.accepted
+    assert all(len(set(tokens)) == len(tokens) for tokens in asked)
 
 
 def test_a_first_amateur_drafts_and_a_second_one_is_contrasted_with() -> None:

@@ -74,7 +74,7 @@ def load_served(spec: ServedModel, config: AppConfig) -> Served:
         thread=EngineThread(engine, name=spec.name),
         tokenizer=tokenizer,
         digest=expert.digest,
-        max_seq_len=expert.model.max_seq_len,
+        max_seq_len=engine.longest,
         contrastive=amateur is not None,
     )
 

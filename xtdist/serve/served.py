@@ -35,7 +35,7 @@ class Served:
 
     Args:
         digest: of the weights; every answer names it.
-        max_seq_len: positions of the model.
+        max_seq_len: tokens that a sequence may have here, prompt included.
     """
 
     name: str
