@@ -246,11 +246,14 @@ class Engines:
 
 def build(shape: Shape, folder: Path) -> Engines:
     """All of them that are installed, ours first, with the same weights."""
+    from xtdist.nn.layout import by_columns
     from xtdist.nn.quantize import quantize_int8
 
     ours, theirs = pair(shape)
     weak, weak_theirs = pair(shape, shape.depth // 2)
     small = quantize_int8(copy.deepcopy(ours))
+    by_columns(ours)  # as loading weights does
+    by_columns(weak)
     plain: dict[str, Peer] = {"xtdist": Ours(ours), "x-transformers": XTransformers(theirs)}
     int8: dict[str, Peer] = {"xtdist": Ours(small)}
     if has("transformers"):

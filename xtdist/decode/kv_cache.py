@@ -45,6 +45,22 @@ class Place:
     stop: int
 
 
+class Slots:
+    """Where the next tokens of a step go: for each its page, and its place in that."""
+
+    def __init__(self, pages: Int[Tensor, " n"], offsets: Int[Tensor, " n"]) -> None:
+        self.pages, self.offsets = pages, offsets
+        self._of: dict[tuple[int, int], Tensor] = {}
+
+    def of(self, heads: int, size: int) -> Int[Tensor, " m"]:
+        """The places of all heads of all tokens in a store seen as (pages h page, d). Layers share
+        them."""
+        if (heads, size) not in self._of:
+            head = self.pages[:, None] * heads + torch.arange(heads, device=self.pages.device)
+            self._of[heads, size] = (head * size + self.offsets[:, None]).flatten()
+        return self._of[heads, size]
+
+
 class KVStore:
     """What the layers of one model keep, per layer and kind a tensor ``pages h page d``.
 
@@ -57,18 +73,13 @@ class KVStore:
         self.page_tokens = page_tokens
         self.layers: dict[int, tuple[Tensor, ...]] = {}
 
-    def write(
-        self,
-        layer: int,
-        slots: tuple[Int[Tensor, " n"], Int[Tensor, " n"]],
-        rows: tuple[Float[Tensor, "n _h _d"], ...],
-    ) -> None:
-        """Put one row per token at ``slots`` = (page, offset)."""
+    def write(self, layer: int, slots: Slots, rows: tuple[Float[Tensor, "n _h _d"], ...]) -> None:
+        """Put one row per token at its slot."""
         if layer not in self.layers:
             self.layers[layer] = tuple(self._allocate(row) for row in rows)
-        pages, offsets = slots
         for stored, new in zip(self.layers[layer], rows, strict=True):
-            stored[pages, :, offsets] = new
+            _, heads, size, dim = stored.shape
+            stored.view(-1, dim).index_copy_(0, slots.of(heads, size), new.reshape(-1, dim))
 
     def read(self, layer: int, place: Place) -> Kept:
         """A view if the tokens lie in one page, else a copy."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xtdist.decode.kv_cache import KVStore, PageTable, Place
+from xtdist.decode.kv_cache import KVStore, PageTable, Place, Slots
 from xtdist.nn.attention.cache import Kept, Read
 
 
@@ -67,7 +67,7 @@ class StepCache:
             for p in range(s.table.length, s.cached)
         ]
         pages, offsets = zip(*slots, strict=True)
-        self.slots = (torch.tensor(pages, device=device), torch.tensor(offsets, device=device))
+        self.slots = Slots(torch.tensor(pages, device=device), torch.tensor(offsets, device=device))
         self.firsts = [0 if back is None else max(0, s.table.length - back) for s in segments]
         self.places = [self._place(s, f) for s, f in zip(segments, self.firsts, strict=True)]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -92,11 +91,6 @@ class Attention(nn.Module):
         gain = 0.0 if config.zero_init_out else geometry.init_gain
         self.to_out = Linear(heads * sizes.value_dim, out, init_gain=gain)
 
-    @property
-    def _past(self) -> Attend:
-        """How a token with a cache reads: everything up to itself."""
-        return Attend(scale=self.scale, visible=PAST, mods=self.score_mods)
-
     def forward(
         self, x: Float[Tensor, "b n d"], shared: AttentionInputs, own: LayerInputs = NOTHING
     ) -> AttentionOutput:
@@ -106,7 +100,7 @@ class Attention(nn.Module):
         else:
             reading, values = self._self(x, shared, own)
         out = reading.out if self.value_mods is None else self.value_mods(reading.out, x)
-        out = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        out = self.to_out(out.transpose(1, 2).flatten(2))
         out = F.glu(out, dim=-1) if self.config.glu_out else out
         if self.training and self.config.dropout_out:
             out = F.dropout(out, self.config.dropout_out)
@@ -225,7 +219,7 @@ class Attention(nn.Module):
                 bias = extra if how.bias is None else how.bias + extra
                 how = replace(how, bias=bias, memo=None)
             return self._read(queries, kept, how, own)
-        outs, how = [], self._past
+        outs, how = [], Attend(scale=self.scale, visible=PAST, mods=self.score_mods)
         if self.sink is not None:
             how = replace(how, sink=self.sink())
         for number, read in enumerate(shared.cache.update(own.layer, kept)):

@@ -111,14 +111,14 @@ def rotate(x: Float[Tensor, "b h n d"], table: RotaryTable) -> Float[Tensor, "b 
 def _turn_neighbours(x: Float[Tensor, "b h n d"], table: RotaryTable) -> Float[Tensor, "b h n d"]:
     """(x₀ + i x₁) · phase: one complex product, 4 to 17 times faster on CPU than its four real
     ones, which a compiler fuses better (and does not fuse when complex)."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x if x.dtype == torch.float64 else x.float()
     if torch.compiler.is_compiling():
         even, odd = rearrange(wide, "... (r two) -> two ... r", two=2)
         turned = torch.stack(_product(even, odd, table), dim=-1)
     else:
-        pairs = torch.view_as_complex(rearrange(_aligned(wide), "... (r two) -> ... r two", two=2))
+        pairs = torch.view_as_complex(_aligned(wide).unflatten(-1, (-1, 2)))
         turned = torch.view_as_real(pairs * torch.view_as_complex(table.phase))
-    return rearrange(turned, "... r two -> ... (r two)").to(x.dtype)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def _turn_halves(x: Float[Tensor, "b h n d"], table: RotaryTable) -> Float[Tensor, "b h n d"]:
@@ -134,8 +134,9 @@ def _product(real: Tensor, imaginary: Tensor, table: RotaryTable) -> tuple[Tenso
 
 def _aligned(x: Tensor) -> Tensor:
     """``x`` such that neighbouring channels can be seen as one complex number without a copy."""
-    odd = x.storage_offset() % 2 or any(stride % 2 for stride in x.stride()[:-1])
-    return x.contiguous() if odd or x.stride(-1) != 1 else x
+    *strides, last = x.stride()
+    odd = x.storage_offset() % 2 or any(stride % 2 for stride in strides)
+    return x.contiguous() if odd or last != 1 else x
 
 
 def _frequency(dim: int, theta: float, device: torch.device) -> Float[Tensor, " r"]:
