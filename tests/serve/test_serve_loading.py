@@ -201,3 +201,18 @@ def test_weights_copied_alone_serve(config, weights, tmp_path):
     reply = Http(replica.__serve_build_asgi_app__()).complete(prompt="x")
     assert json.loads(reply.content)["model"] == "tiny"
     replica.__del__()
+
+
+def test_int8_weights_are_served_from_a_cpu_and_refused_elsewhere(weights):
+    models = (ServedModel(name="tiny", weights=str(weights)),)
+    found = []
+    for dtype in ("float32", "int8"):
+        replica = Replica(AppConfig(models=models, dtype=dtype))
+        http = Http(replica.__serve_build_asgi_app__())
+        reply = http.complete(prompt="x", seed=1, max_tokens=1, logprobs=1, temperature=0).json()
+        found.append(reply["choices"][0]["logprobs"]["token_logprobs"][0])
+        replica.__del__()
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+    assert found[0] != found[1]
+    with pytest.raises(ConfigError, match="int8 with gpus 1"):
+        AppConfig(models=models, dtype="int8", gpus=1)

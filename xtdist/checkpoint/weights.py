@@ -36,6 +36,7 @@ from xtdist.config import (
 from xtdist.data import Tokenizer, load_tokenizer
 from xtdist.model.config import ModelConfig
 from xtdist.model.wrapper import TransformerWrapper, build_model
+from xtdist.nn.layout import by_columns
 from xtdist.nn.quantize import quantize_int8
 from xtdist.objective import Objective, build_objective
 from xtdist.objective.config import ObjectiveConfig
@@ -133,6 +134,8 @@ def load_weights(
         model = quantize_int8(trained.float().net)
     elif dtype is not None:
         trained = trained.to(dtype)
+    if torch.device(device).type == "cpu":
+        by_columns(model)
     return LoadedModel(
         model=model,
         objective=config.objective,

@@ -72,7 +72,8 @@ class AppConfig:
         replicas: copies of the application.
         cpus: of one replica; also its torch threads.
         gpus: of one replica; above 0 the models run on the first one.
-        dtype: of the weights in memory; ``saved`` keeps what the folder has.
+        dtype: of the weights in memory; ``saved`` keeps what the folder has, ``int8`` keeps a byte
+            for each weight of a matrix (on CPU only).
     """
 
     models: tuple[ServedModel, ...]
@@ -82,7 +83,7 @@ class AppConfig:
     replicas: PositiveInt = 1
     cpus: PositiveInt = 1
     gpus: NonNegativeFloat = 0.0
-    dtype: Literal["saved", "float32", "bfloat16"] = "float32"
+    dtype: Literal["saved", "float32", "bfloat16", "int8"] = "float32"
 
     def __post_init__(self) -> None:
         names = [m.name for m in self.models]
@@ -90,6 +91,11 @@ class AppConfig:
             raise ConfigError("models: empty; name at least one model and its weights")
         if len(set(names)) != len(names):
             raise ConfigError(f"models: names should differ, got {', '.join(names)}")
+        if self.dtype == "int8" and self.gpus:
+            raise ConfigError(
+                f"dtype: got int8 with gpus {self.gpus}; int8 weights are for the CPU: set gpus to "
+                "0, or dtype to bfloat16"
+            )
         if self.limits.max_prompts > self.engine.max_waiting:
             raise ConfigError(
                 f"limits.max_prompts: got {self.limits.max_prompts}, but engine.max_waiting "
