@@ -115,7 +115,7 @@ class EngineMachine(RuleBasedStateMachine):
         for store in pool.stores:
 
             def write(layer: int, slots: Any, rows: Any, *, plain: Any = store.write) -> None:
-                assert {pool.references[page] for page in slots[0].tolist()} <= {1}
+                assert {pool.references[page] for page in slots.pages.tolist()} <= {1}
                 plain(layer, slots, rows)
 
             store.write = write  # type: ignore[method-assign]
