@@ -54,6 +54,7 @@ class Request:
     processors: tuple[LogitsProcessor, ...] = ()
     held: list[Output] = field(default_factory=list)
     branched: bool = False
+    _seeds: dict[int, int] = field(default_factory=dict)
     context: Context | None = None
 
     @property
@@ -101,12 +102,18 @@ class Request:
         """What the sampler must know of ``sequence``, after the drafts ``ahead``."""
         return Row(
             params=self.params,
-            seed=derive_seed(self.seed, sequence.index),
+            seed=self._seed_of(sequence.index),
             tokens=[*sequence.tokens, *ahead] if ahead else sequence.tokens,
             prompt_tokens=len(self.prompt),
             ends=self.ends,
             processors=self.processors,
         )
+
+    def _seed_of(self, index: int) -> int:
+        """The root of the draws of one choice, derived once."""
+        if index not in self._seeds:
+            self._seeds[index] = derive_seed(self.seed, index)
+        return self._seeds[index]
 
     def generated(self, sequence: Sequence) -> tuple[int, ...]:
         return tuple(sequence.tokens[len(self.prompt) :])

@@ -25,7 +25,7 @@ PREFILTER = 256
 NOTHING = -1
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # made for every sequence in every step
 class Row:
     """What the sampler must know of one sequence. ``ends`` are the ids that end it, ``processors``
     the hooks of its request."""
@@ -51,12 +51,6 @@ class Row:
             or len(self.tokens) < p.min_tokens + self.prompt_tokens
         )
 
-    @property
-    def may_run_dry(self) -> bool:
-        """Whether everything may be forbidden to it."""
-        p = self.params
-        return bool(self.processors or p.bad_words or p.min_tokens)
-
 
 class Sampler:
     """The stages after the penalties for a fixed list of parameters (one step's rows, in order).
@@ -71,6 +65,7 @@ class Sampler:
         cut = [i for i in drawn if params[i].top_k > 0 or params[i].top_p < 1.0]
         plain = sorted(set(drawn) - set(cut))
         self.any_drawn = bool(drawn)
+        self.may_run_dry = any(p.bad_words or p.min_tokens for p in params)
         self.stages = [_Stage(rows, self.params, device) for rows in (plain, cut) if rows]
 
     def fits(self, rows: Sequence[Row]) -> bool:
@@ -81,7 +76,7 @@ class Sampler:
     def draw(self, logits: Float[Tensor, "r v"], rows: Sequence[Row]) -> list[int]:
         """One token id per row; ``NOTHING`` where the penalties left no candidate."""
         tokens = self._draw(logits, rows)
-        if any(row.may_run_dry for row in rows):
+        if self.may_run_dry or any(row.processors for row in rows):
             dry = logits.amax(dim=-1).isneginf().tolist()
             return [NOTHING if d else token for d, token in zip(dry, tokens, strict=True)]
         return tokens
