@@ -154,6 +154,13 @@ def test_beams_carry_their_score_best_first(http):
     assert "score" not in http.complete(prompt="x").json()["choices"][0]
 
 
+def test_the_best_of_several_are_given_and_all_that_were_drawn_is_not(http):
+    reply = http.complete(prompt="x", n=2, best_of=4, seed=1, top_a=0.01, typical_p=0.9).json()
+    assert [c["index"] for c in reply["choices"]] == [0, 1]
+    everything = http.complete(prompt="x", n=4, seed=1, top_a=0.01, typical_p=0.9).json()
+    assert {c["text"] for c in reply["choices"]} <= {c["text"] for c in everything["choices"]}
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -161,7 +168,8 @@ def test_beams_carry_their_score_best_first(http):
         ({"prompt": "x", "max_tokens": MAX_SEQ_LEN}, "context_length_exceeded"),
         ({"prompt": "x", "n": 5}, "invalid_value"),
         ({"prompt": "x", "temperatur": 1}, "unknown_parameter"),
-        ({"prompt": "x", "best_of": 3}, "unsupported_parameter"),
+        ({"prompt": "x", "suffix": "y"}, "unsupported_parameter"),
+        ({"prompt": "x", "best_of": 3, "stream": True}, "invalid_value"),
         ({}, "missing_parameter"),
     ],
 )

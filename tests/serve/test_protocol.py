@@ -44,12 +44,16 @@ def test_every_decoding_key_reaches_the_engine_under_its_own_name():
         "ignore_eos": True,
         "min_tokens": 2,
         "logprobs": 4,
-        "length_penalty": 0.6,
-        "early_stopping": "never",
+        "best_of": 3,
+        "top_a": 0.2,
+        "typical_p": 0.8,
+        "temperature_last": True,
     }
-    params = to_params(parse_request({**BASE, **body}))
-    for key, value in body.items():
-        assert getattr(params, key) == value != getattr(GenerationParams(), key), key
+    beams = {"num_beams": 3, "n": 2, "length_penalty": 0.6, "early_stopping": "never"}
+    for given in (body, beams):
+        params = to_params(parse_request({**BASE, **given}))
+        for key, value in given.items():
+            assert getattr(params, key) == value != getattr(GenerationParams(), key), key
 
 
 def test_stop_bias_and_contrast_are_translated():
@@ -168,7 +172,10 @@ def test_an_unknown_key_inside_an_object_is_named():
         ("stream", 1),
         ("stream_options", {"include_usage": True}),
         ("suffix", "tail"),
-        ("best_of", 2),
+        ("best_of", 0),
+        ("best_of", 10**6),
+        ("top_a", 1.5),
+        ("typical_p", 0),
         ("user", "u" * 257),
         ("contrastive", True),
     ],
@@ -183,6 +190,10 @@ def test_a_wrong_value_names_its_key(key, value):
     "body",
     [
         {"num_beams": 2, "stream": True},
+        {"best_of": 2, "stream": True},
+        {"best_of": 2, "n": 3},
+        {"best_of": 4, "num_beams": 4},
+        {"early_stopping": True},
         {"num_beams": 2, "n": 3},
         {"num_beams": 2, "temperature": 0.7},
         {"num_beams": 2, "top_k": 5},

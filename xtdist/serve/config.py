@@ -38,7 +38,7 @@ class LimitsConfig:
         max_json_depth: nesting of the body.
         max_prompts: prompts in one request.
         max_tokens: generated tokens of one choice.
-        max_sequences: prompts x max(n, num_beams), all of one request.
+        max_sequences: prompts x max(n, best_of, num_beams), all of one request.
         max_stops, max_stop_chars: stop strings, and the length of each.
         max_logit_bias: entries of logit_bias.
         max_logprobs: top log-probabilities per token.

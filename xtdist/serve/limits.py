@@ -67,11 +67,11 @@ def check_request(request: CompletionRequest, limits: LimitsConfig) -> None:
     for key, given, allowed, unit in bounds:
         if given > allowed:
             raise invalid(f"{key}: at most {allowed} {unit} here", param=key, code="over_limit")
-    sequences = len(request.prompt) * max(request.n, request.beams)
-    if sequences > limits.max_sequences:
-        key = "num_beams" if request.beams > request.n else "n"
+    widths = {"n": request.n, "best_of": request.best_of or 1, "num_beams": request.beams}
+    key = max(widths, key=lambda k: widths[k])
+    if len(request.prompt) * widths[key] > limits.max_sequences:
         raise invalid(
-            f"{key}: prompts x max(n, num_beams) is at most {limits.max_sequences} here",
+            f"{key}: prompts x max(n, best_of, num_beams) is at most {limits.max_sequences} here",
             param=key,
             code="over_limit",
         )

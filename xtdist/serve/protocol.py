@@ -22,7 +22,6 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 _INT64 = 2**63
 _NOT_YET = {
     "suffix": "infilling needs a non-autoregressive model and is not offered here",
-    "best_of": "use n, or num_beams for the most likely text",
 }
 
 
@@ -78,6 +77,7 @@ class CompletionRequest(Wire):
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1)
+    best_of: int | None = Field(None, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: int | None = Field(None, ge=0)
@@ -92,6 +92,9 @@ class CompletionRequest(Wire):
     use_beam_search: bool = False
     top_k: int = Field(0, ge=-1, lt=2**31)
     min_p: float = Field(0.0, ge=0, lt=1)
+    top_a: float = Field(0.0, ge=0, le=1)
+    typical_p: float = Field(1.0, gt=0, le=1)
+    temperature_last: bool = False
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     length_penalty: float = Field(1.0, ge=-100, le=100)
     stop_token_ids: list[int] = Field(default_factory=list)
@@ -129,6 +132,9 @@ def parse_request(tree: dict[str, Any]) -> CompletionRequest:
 def _check_conflicts(r: CompletionRequest) -> None:
     if r.stream_options is not None and not r.stream:
         raise invalid("stream_options: only with stream=true", param="stream_options")
+    if r.best_of not in (None, r.n) and r.stream:
+        problem = "stream: the best choices are not known before all end"
+        raise invalid(problem, param="stream", code="invalid_value")
     if r.beams > 1 and r.stream:
         raise invalid("stream: a beam search has no text before it ends", param="stream")
     if r.echo and r.logprobs is not None:
@@ -167,12 +173,16 @@ def to_params(request: CompletionRequest) -> GenerationParams:
             top_k=max(r.top_k, 0),
             top_p=r.top_p,
             min_p=r.min_p,
+            top_a=r.top_a,
+            typical_p=r.typical_p,
+            temperature_last=r.temperature_last,
             repetition_penalty=r.repetition_penalty,
             presence_penalty=r.presence_penalty,
             frequency_penalty=r.frequency_penalty,
             logit_bias={int(k): v for k, v in r.logit_bias.items()},
             seed=r.seed,
             n=r.n,
+            best_of=r.best_of,
             stop=tuple(r.stop),
             stop_token_ids=tuple(r.stop_token_ids),
             ignore_eos=r.ignore_eos,
