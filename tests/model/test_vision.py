@@ -153,6 +153,11 @@ def test_what_can_not_be_is_refused() -> None:
     net = ViTransformerWrapper(attn_layers=stack, **SIZES)
     with pytest.raises(ValueError, match=r"give \(batch, 3, 12, 12\)"):
         net(noise(2, 3, 12, 8))
+    for wrong in (noise(2, 3, 12, 12).to(torch.uint8), noise(2, 3, 12, 12).double()):
+        with pytest.raises(ValueError, match=r"img: got .*give torch.float32, the type of the"):
+            net(wrong)
+    with pytest.raises(ValueError, match="img: got a list"):
+        net([1.0])
     with pytest.raises(ValueError, match="choose one"):
         net(noise(2, 3, 12, 12), return_embeddings=True, return_logits_and_embeddings=True)
     cross = ViTransformerWrapper(attn_layers=CrossAttender(**STACK), **SIZES)
@@ -167,3 +172,13 @@ def test_in_bf16_the_logits_are_nearly_those_of_fp32() -> None:
     got = net.bfloat16()(img.bfloat16())
     assert got.dtype == torch.bfloat16
     assert (got - want).norm() < 0.05 * want.norm()
+
+
+def test_autocast_casts_the_pixels() -> None:
+    net = ours_of("registers").eval()
+    img = image("registers")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = net(img.bfloat16())
+        with pytest.raises(ValueError, match=r"img: got torch.float64"):
+            net(img.double())
+    assert (half - net(img)).norm() < 0.05 * net(img).norm()

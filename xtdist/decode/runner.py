@@ -159,7 +159,10 @@ def _with_states(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the while; exactly the modules that were training train afterwards."""
-    training = [m for m in model.modules() if m.training] if model.training else []
+    modules = [model]
+    for module in modules:  # every step comes by: much less time than modules() takes
+        modules.extend(m for m in module._modules.values() if m is not None)
+    training = [m for m in modules if m.training]
     for module in training:
         module.training = False
     try:

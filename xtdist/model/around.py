@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -66,19 +67,9 @@ class Around(Upkeep):
     def position_vectors(
         self, x: Tensor, inputs: ModelInputs, after: int
     ) -> Float[Tensor, "b n e"]:
-        """Those of the model's absolute positions; left padding does not count, and each packed
-        document starts anew."""
+        """Those of the model's absolute positions."""
         assert self.position_embedding is not None
-        pos, start = inputs.get("pos"), inputs.get("seq_start_pos")
-        documents = inputs.get("documents")
-        if pos is None and documents is not None:
-            pos = within_documents(documents)
-        if pos is None:
-            pos = torch.arange(after, after + x.shape[1], device=x.device)
-        pos = pos if pos.ndim == 2 else pos[None]
-        if start is not None:
-            pos = (pos - start[:, None]).clamp(min=0)
-        vectors = self.position_embedding(pos)
+        vectors = self.position_embedding(absolute_positions(x, inputs, after=after))
         unit = self.config.embedding.unit and self.config.position.kind == "learned"
         return unit_vectors(vectors) if unit else cast(Tensor, vectors)
 
@@ -120,12 +111,31 @@ class Around(Upkeep):
         )
 
 
-def within_documents(documents: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
-    """0, 1, 2 … along each run of one number."""
+def absolute_positions(
+    x: Tensor, inputs: Mapping[str, Any], *, after: int = 0
+) -> Int[Tensor, "#b n"]:
+    """Positions of ``x`` (b, n, …) behind ``after`` others by ``pos``, ``seq_start_pos`` and
+    ``documents``: left padding does not count, and each packed document starts anew."""
+    pos, start = inputs.get("pos"), inputs.get("seq_start_pos")
+    documents = inputs.get("documents")
+    if pos is None and documents is not None:
+        return within_documents(documents, start)
+    if pos is None:
+        pos = torch.arange(after, after + x.shape[1], device=x.device)
+    pos = (pos if pos.ndim == 2 else pos[None]).long()  # narrower ones can't index
+    return pos if start is None else (pos - start[:, None]).clamp(min=0)
+
+
+def within_documents(
+    documents: Int[Tensor, "b n"], start: Int[Tensor, " b"] | None
+) -> Int[Tensor, "b n"]:
+    """0, 1, 2 … along each run of one number, from ``start`` on; 0 before."""
     place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     same = documents[:, 1:] == documents[:, :-1]
-    starts = place.masked_fill(torch.nn.functional.pad(same, (1, 0)), 0)
-    return place - starts.cummax(dim=1).values
+    first = place.masked_fill(torch.nn.functional.pad(same, (1, 0)), 0).cummax(dim=1).values
+    if start is not None:
+        first = torch.maximum(first, start[:, None])
+    return (place - first).clamp(min=0)
 
 
 def given_modules(

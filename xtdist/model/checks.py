@@ -37,10 +37,7 @@ def check_embedding(x: Tensor, inputs: ModelInputs, config: ModelConfig, *, afte
         ValueError: a shape, a type, a name or a position that can't be.
     """
     (b, n), dim = x.shape[:2], config.emb_dim
-    embeds = inputs.get("sum_embeds")
-    if embeds is not None:
-        check_shape(embeds, name="sum_embeds", kind="float", shapes=[(b, n, dim)])
-    _check_prepended(x, inputs, config)
+    check_beside(x, inputs, dim=dim)
     given: Any = inputs.get("embed_ids") or {}
     if not isinstance(given, Mapping):
         raise ValueError(f"embed_ids: got {seen(given)}; give a mapping of names to ids (b, n)")
@@ -61,25 +58,39 @@ def check_embedding(x: Tensor, inputs: ModelInputs, config: ModelConfig, *, afte
                 f"vectors {(b, n, dim)} instead of the model's own"
             )
     elif isinstance(config.position, LearnedConfig):
-        if pos is not None:
-            check_ids(pos, config.max_seq_len, name="pos", what="learned positions")
-        elif after + n > config.max_seq_len:
-            raise ValueError(
-                f"x: {after + n} tokens; learned positions end at max_seq_len={config.max_seq_len}"
-            )
+        check_learned(pos, after + n, limit=config.max_seq_len, what="tokens")
 
 
-def _check_prepended(x: Tensor, inputs: ModelInputs, config: ModelConfig) -> None:
+def check_learned(pos: Tensor | None, length: int, *, limit: int, what: str) -> None:
+    """Learned positions, or without them a ``length`` in ``what``, that stay below ``limit``.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if pos is not None:
+        check_ids(pos, limit, name="pos", what="learned positions")
+    elif length > limit:
+        raise ValueError(f"x: {length} {what}; learned positions end at max_seq_len={limit}")
+
+
+def check_beside(x: Tensor, inputs: Mapping[str, Any], *, dim: int) -> None:
+    """Vectors of ``dim`` that are added to those of ``x`` (b, n, …) or stand before them.
+
+    Raises:
+        ValueError: a type or a shape that can't be.
+    """
+    summed = inputs.get("sum_embeds")
+    if summed is not None:
+        check_shape(summed, name="sum_embeds", kind="float", shapes=[(*x.shape[:2], dim)])
     embeds, mask = inputs.get("prepend_embeds"), inputs.get("prepend_mask")
     if embeds is None:
         if mask is not None:
             raise ValueError("prepend_mask: given without prepend_embeds")
         return
-    shape = (len(x), embeds.shape[1] if embeds.ndim > 1 else 0, config.emb_dim)
+    shape = (len(x), embeds.shape[1] if embeds.ndim > 1 else 0, dim)
     if embeds.shape != shape or not embeds.is_floating_point():
         raise ValueError(
-            f"prepend_embeds: got {seen(embeds)}; give float (b, p, {config.emb_dim}) with "
-            f"b={len(x)}"
+            f"prepend_embeds: got {seen(embeds)}; give float (b, p, {dim}) with b={len(x)}"
         )
     if mask is not None and (mask.dtype != torch.bool or mask.shape != shape[:2]):
         raise ValueError(

@@ -13,13 +13,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError, NonNegativeInt, PositiveInt, Probability, configclass
+from xtdist.model.around import absolute_positions
 from xtdist.model.caching import cache_spec
+from xtdist.model.checks import check_beside, check_learned
 from xtdist.model.config import LayersConfig
 from xtdist.model.inputs import StackKeywords, stack_inputs
 from xtdist.model.keywords import config_of
 from xtdist.model.layers import Layers
 from xtdist.model.slots import Slots
 from xtdist.model.stack import StackOutput
+from xtdist.model.stack_checks import check_tensors
+from xtdist.model.tensors import check_ids, check_shape, check_tensor, check_type, seen
 from xtdist.nn.attention.cache import CacheSpec
 from xtdist.nn.linear import Linear
 from xtdist.nn.memory import LearnedTokens
@@ -72,7 +76,7 @@ class ContinuousInputs(StackKeywords, total=False):
     prepend_mask: Bool[Tensor, "b p"] | None
 
 
-AROUND = ("sum_embeds", "prepend_embeds", "prepend_mask")
+AROUND = ("lens", "sum_embeds", "prepend_embeds", "prepend_mask")
 """Inputs that the stack does not know."""
 
 
@@ -165,19 +169,18 @@ class ContinuousTransformerWrapper(nn.Module):
     ) -> tuple[StackOutput, Bool[Tensor, "b p+n"] | None]:
         """Everything below the projection out, without the memory tokens, and which of it is real;
         raises as ``forward``."""
-        given: dict[str, Any] = dict(inputs)
-        self._check(x, given)
-        around = {name: given.pop(name, None) for name in AROUND}
-        mask = real_vectors(x, given)
-        start = given.pop("seq_start_pos", None)
+        self._check(x, inputs)
+        mask = real_vectors(x, inputs)
+        given: dict[str, Any] = {k: v for k, v in inputs.items() if k not in AROUND}
+        given["mask"] = mask
         stack = stack_inputs(x, self.layers.config, cast(StackKeywords, given), keep=keep)
-        h = self._embed(x, stack.pos, start, around["sum_embeds"])
-        prepended = around["prepend_embeds"]
+        h = self._embed(x, inputs)
+        prepended = inputs.get("prepend_embeds")
         if prepended is not None:
-            if mask is not None or around["prepend_mask"] is not None:
-                before = _or_ones(around["prepend_mask"], prepended)
-                mask = torch.cat((before, _or_ones(mask, x)), dim=1)
-            h = torch.cat((prepended, h), dim=1)
+            before = inputs.get("prepend_mask")
+            if mask is not None or before is not None:
+                mask = torch.cat((_or_ones(before, prepended), _or_ones(mask, x)), dim=1)
+            h = torch.cat((prepended.to(h.dtype), h), dim=1)
         slots = Slots(
             x.shape[1],
             prepended=h.shape[1] - x.shape[1],
@@ -186,17 +189,17 @@ class ContinuousTransformerWrapper(nn.Module):
         )
         memory = None if self.memory_tokens is None else self.memory_tokens(len(x))
         h = F.dropout(slots.join(h, None, memory), self.config.emb_dropout, self.training)
-        stack = slots.inputs(stack, mask) if slots.lead else replace(stack, mask=mask)
+        if slots.lead:
+            stack = slots.inputs(stack, mask, causal=self.layers.config.causal)
         return _without_memories(self.layers.run(h, stack), slots), mask
 
-    def _embed(
-        self, x: Tensor, pos: Tensor | None, start: Tensor | None, summed: Tensor | None
-    ) -> Float[Tensor, "b n d"]:
+    def _embed(self, x: Tensor, inputs: ContinuousInputs) -> Float[Tensor, "b n d"]:
         """The vectors projected in, with their positions."""
         h = cast(Tensor, self.project_in(x))
         if self.position_embedding is not None:
-            h = h + self.position_embedding(_absolute(x, pos, start))
-        h = h if summed is None else h + summed
+            h = h + self.position_embedding(absolute_positions(x, inputs))
+        summed = inputs.get("sum_embeds")
+        h = h if summed is None else h + summed.to(h.dtype)
         return h if self.post_emb_norm is None else self.post_emb_norm(h)
 
     def to_output(self, hidden: Float[Tensor, "... d"]) -> Tensor:
@@ -216,33 +219,27 @@ class ContinuousTransformerWrapper(nn.Module):
         why = "memory tokens: they stand before the sequence, where a cache has no place"
         return replace(spec, refused="; ".join(filter(None, (spec.refused, why))))
 
-    def _check(self, x: Tensor, inputs: Mapping[str, Any]) -> None:
+    def _check(self, x: Tensor, inputs: ContinuousInputs) -> None:
+        check_tensors(check_tensor(x, name="x"), inputs)
         width = self.config.dim_in
         if width is None and isinstance(self.project_in, nn.Identity):
             width = self.dim
         if x.ndim != 3 or not x.is_floating_point() or x.shape[-1] != (width or x.shape[-1]):
-            raise ValueError(
-                f"x: got {x.dtype} {tuple(x.shape)}; give vectors (b, n, {width or 'channels'})"
-            )
-        learned = isinstance(self.position_embedding, LearnedPosition)
-        limit = self.max_seq_len
-        if learned and inputs.get("pos") is None and limit and x.shape[1] > limit:
-            raise ValueError(f"x: {x.shape[1]} vectors; positions end at max_seq_len={limit}")
-        for name in ("prepend_embeds", "sum_embeds"):
-            extra = inputs.get(name)
-            fits = extra is None or (len(extra), extra.shape[-1]) == (len(x), self.dim)
-            if extra is not None and not (fits and extra.ndim == 3):
-                raise ValueError(
-                    f"{name}: got {tuple(extra.shape)}; give ({len(x)}, n, {self.dim})"
-                )
-        if inputs.get("prepend_mask") is not None and inputs.get("prepend_embeds") is None:
-            raise ValueError("prepend_mask: given without prepend_embeds; leave it out")
+            raise ValueError(f"x: got {seen(x)}; give vectors (b, n, {width or 'channels'})")
+        if isinstance(self.project_in, nn.Identity):
+            check_type(x, self.layers, name="x")
+        elif isinstance(self.project_in, Linear):
+            check_type(x, self.project_in, name="x")
+        if isinstance(self.position_embedding, LearnedPosition):
+            limit = len(self.position_embedding.weight)
+            check_learned(inputs.get("pos"), x.shape[1], limit=limit, what="vectors")
+        check_beside(x, inputs, dim=self.dim)
         if inputs.get("cache") is None:
             return
-        if self.memory_tokens is not None or inputs.get("prepend_embeds") is not None:
-            raise ValueError("cache: can't be combined with memory tokens or prepend_embeds")
+        if self.memory_tokens is not None:
+            raise ValueError("cache: can't be combined with memory tokens")
         for name in ("mask", "lens", "seq_start_pos"):
-            if inputs.get(name) is not None:
+            if cast(Mapping[str, Any], inputs).get(name) is not None:
                 raise ValueError(f"cache: can't be combined with {name}; leave padding out instead")
 
     def _memories(
@@ -294,36 +291,30 @@ def _positions(
     return LearnedConfig().build(config.max_seq_len, layers.dim)
 
 
-def real_vectors(x: Tensor, given: dict[str, Any]) -> Bool[Tensor, "b n"] | None:
-    """Which vectors of ``x`` are real, by ``mask``, ``lens`` and ``seq_start_pos``; the first two
-    are taken out of ``given``. None: all.
+def real_vectors(x: Tensor, given: Mapping[str, Any]) -> Bool[Tensor, "b n"] | None:
+    """Which vectors of ``x`` are real, by ``mask``, ``lens`` and ``seq_start_pos``. None: all.
 
     Raises:
-        ValueError: a mask of another shape or type, or both mask and lens.
+        ValueError: another shape, type or number than can be, or both mask and lens.
     """
-    mask, lens, start = given.pop("mask", None), given.pop("lens", None), given.get("seq_start_pos")
+    (b, n), mask, lens = x.shape[:2], given.get("mask"), given.get("lens")
+    start = given.get("seq_start_pos")
     if mask is not None and lens is not None:
         raise ValueError("mask, lens: both say which vectors are real; give one")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
-        raise ValueError(
-            f"mask: got {mask.dtype} {tuple(mask.shape)}; give bool {tuple(x.shape[:2])}, True = a "
-            "real vector"
-        )
-    place = torch.arange(x.shape[1], device=x.device)
+    if mask is not None:
+        what = ", True = a real vector"
+        check_shape(mask, name="mask", kind="bool", shapes=[(b, n)], what=what)
+    for name, numbers in (("lens", lens), ("seq_start_pos", start)):
+        if numbers is not None:
+            check_shape(numbers, name=name, kind="integer", shapes=[(b,)])
+            check_ids(numbers, n + 1, name=name, what="numbers of vectors")
+    place = torch.arange(n, device=x.device)
     if lens is not None:
         mask = place < rearrange(lens, "b -> b 1")
     if start is not None:
         behind = place >= rearrange(start, "b -> b 1")
         mask = behind if mask is None else mask & behind
     return mask
-
-
-def _absolute(x: Tensor, pos: Tensor | None, start: Tensor | None) -> Int[Tensor, "b n"]:
-    """Positions for the embedding: padding on the left doesn't count."""
-    if pos is None:
-        pos = torch.arange(x.shape[1], device=x.device)
-    pos = pos if pos.ndim == 2 else pos[None]
-    return pos if start is None else (pos - rearrange(start, "b -> b 1")).clamp(min=0)
 
 
 def _or_ones(mask: Tensor | None, x: Tensor) -> Bool[Tensor, "b n"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 INDEX_TYPES = (torch.int64, torch.int32)
 
@@ -51,6 +51,28 @@ def check_shape(
     if not right or not any(tuple(value.shape) == shape for shape in shapes):
         allowed = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
         raise ValueError(f"{name}: got {seen(value)}; give {kind} {allowed}{what}")
+    return value
+
+
+def check_type(value: Any, module: nn.Module, *, name: str) -> Tensor:
+    """A tensor of the floating point type of ``module``'s weights; with autocast any that it casts.
+
+    Raises:
+        ValueError: another type.
+    """
+    value = check_tensor(value, name=name)
+    # sharded weights (of a type of their own) may be cast when they are gathered: they say nothing
+    weights = (w for w in module.parameters() if type(w) is nn.Parameter and w.is_floating_point())
+    wanted = next((w.dtype for w in weights), value.dtype)
+    cast = torch.is_autocast_enabled(value.device.type) and torch.float64 not in (
+        value.dtype,
+        wanted,
+    )
+    if not value.is_floating_point() or (value.dtype != wanted and not cast):
+        raise ValueError(
+            f"{name}: got {seen(value)}; give {wanted}, the type of the weights: "
+            f"{name}.to({wanted})"
+        )
     return value
 
 

@@ -17,6 +17,7 @@ from xtdist.model.keywords import config_of
 from xtdist.model.layers import Layers
 from xtdist.model.outputs import LogitsAndEmbeddings
 from xtdist.model.stack import StackOutput
+from xtdist.model.tensors import check_tensor, check_type, seen
 from xtdist.nn.linear import Linear
 from xtdist.nn.memory import LearnedTokens
 from xtdist.nn.norm import LayerNormConfig
@@ -127,7 +128,7 @@ class ViTransformerWrapper(nn.Module):
         condition, context, context_mask: for layers with adaptive norms or cross attention.
 
         Raises:
-            ValueError: images of another size, or both kinds of return asked for.
+            ValueError: images of another size or type, or both kinds of return asked for.
         """
         if return_embeddings and return_logits_and_embeddings:
             raise ValueError("return_embeddings, return_logits_and_embeddings: choose one")
@@ -167,9 +168,8 @@ class ViTransformerWrapper(nn.Module):
         return replace(out, hidden=out.hidden[:, : self.config.patches])
 
     def _check(self, img: Tensor) -> None:
-        config = self.config
+        config, img = self.config, check_tensor(img, name="img")
         want = (config.channels, config.image_size, config.image_size)
         if img.ndim != 4 or img.shape[1:] != want:
-            raise ValueError(
-                f"img: got {tuple(img.shape)}; give (batch, {', '.join(map(str, want))})"
-            )
+            raise ValueError(f"img: got {seen(img)}; give (batch, {', '.join(map(str, want))})")
+        check_type(img, self.patch_embedding, name="img")

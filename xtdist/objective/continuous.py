@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
@@ -12,13 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
+from xtdist.decode.runner import evaluating
 from xtdist.model.batch_cache import BatchCache
 from xtdist.model.continuous import (
     ContinuousInputs,
     ContinuousTransformerWrapper,
     real_vectors,
 )
+from xtdist.model.stack_checks import check_tensors
+from xtdist.model.tensors import check_shape, check_tensor, seen
 from xtdist.nn.aux import AuxLoss
+from xtdist.objective.autoregressive_inputs import without_last
 from xtdist.objective.base import LossOutput, with_aux
 
 CACHED = {"context", "condition", "in_attn_cond", "layers_execute_order", "repeat_blocks"}
@@ -93,12 +97,14 @@ class ContinuousAutoregressiveWrapper(nn.Module):
         """Mean loss of x[:, 1:]; 0 where nothing is real.
 
         ``mask`` (b, n) or ``lens`` say which vectors are real; only those that a real one precedes
-        count. Other ``inputs`` go to the net and are n − 1 long. ``rollout_steps`` > 1: from a
-        random place in each sequence the net continues so many steps by its own predictions, which
-        are compared with the truth; sequences that are too short don't count.
+        count, one of the same of the ``documents`` (b, n). Other ``inputs`` go to the net, as long
+        as ``x`` or without the last vector. ``rollout_steps`` > 1: from a random place in each
+        sequence the net continues so many steps by its own predictions, which are compared with
+        the truth; sequences that are too short don't count.
 
         Raises:
-            ValueError: shapes that don't fit.
+            ValueError: types, shapes or numbers that don't fit, or a rollout with padding at the
+                left, documents or prepended vectors.
         """
         return self.losses(x, rollout_steps=rollout_steps, **inputs).mean
 
@@ -111,32 +117,37 @@ class ContinuousAutoregressiveWrapper(nn.Module):
     ) -> LossOutput:
         """The same as a sum and a weight: the number of predicted vectors, or of sequences with
         ``equal_loss_weight_batch``."""
-        if x.ndim != 3 or x.shape[1] <= rollout_steps or rollout_steps < 1:
+        check_tensors(check_tensor(x, name="x"), inputs)
+        steps = _whole(rollout_steps, name="rollout_steps", least=1)
+        if x.ndim != 3 or x.shape[1] <= steps:
             raise ValueError(
-                f"x: got {tuple(x.shape)}; give (b, n, channels) with n > rollout_steps="
-                f"{rollout_steps}"
+                f"x: got {seen(x)}; give (b, n, channels) with n > rollout_steps={steps}"
             )
-        if rollout_steps > 1:
-            return self._rollout(x, rollout_steps, dict(inputs))
-        given: dict[str, Any] = dict(inputs)
-        real = real_vectors(x, given)
+        real = real_vectors(x, inputs)
+        given = without_last({k: v for k, v in inputs.items() if k != "lens"}, x.shape[1])
+        if steps > 1:
+            return self._rollout(x, steps, given, inputs.get("lens"))
         if real is not None:
             given["mask"] = real[:, :-1]
+        if "seq_start_pos" in given:  # of a row without a real vector it may be n
+            given["seq_start_pos"] = given["seq_start_pos"].clamp(max=x.shape[1] - 1)
         target = x[:, 1:]
+        counted = None if real is None else real[:, 1:] & real[:, :-1]
+        documents = inputs.get("documents")
+        if documents is not None:
+            check_shape(documents, name="documents", kind="integer", shapes=[tuple(x.shape[:2])])
+            same = documents[:, 1:] == documents[:, :-1]
+            counted = same if counted is None else counted & same
+            given["documents"] = documents[:, :-1]
         out, _ = self.net.run(x[:, :-1], **given)
         prediction = self.net.to_output(out.hidden[:, -target.shape[1] :])
-        counted = None if real is None else real[:, 1:] & real[:, :-1]
         return self._weighted(prediction, target, counted, out.aux)
 
     def _weighted(
         self, prediction: Tensor, target: Tensor, counted: Tensor | None, aux: tuple[AuxLoss, ...]
     ) -> LossOutput:
         """The loss of the ``counted`` vectors."""
-        if prediction.shape[-3:] != target.shape:
-            raise ValueError(
-                f"x: vectors of {target.shape[-1]} channels, but the net predicts "
-                f"{prediction.shape[-1]}; they must be the same"
-            )
+        _check_channels(prediction, target, name="x")
         loss = self.loss_fn(prediction, target)
         if loss.shape[:2] != target.shape[:2]:
             raise ValueError(
@@ -152,12 +163,13 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             weights, weight = weights / of_row.clamp(min=1), (of_row > 0).float().sum()
         return with_aux((loss * weights).sum(), weight, aux if self.training else ())
 
-    def _rollout(self, x: Tensor, steps: int, given: dict[str, Any]) -> LossOutput:
+    def _rollout(
+        self, x: Tensor, steps: int, given: dict[str, Any], lens: Tensor | None
+    ) -> LossOutput:
         """Each sequence up to a random place, then ``steps`` predictions; gradients flow through
         all of them."""
-        lens = given.pop("lens", None)
-        for name in ("mask", "seq_start_pos", "prepend_embeds"):
-            if given.get(name) is not None:
+        for name in ("mask", "seq_start_pos", "documents", "prepend_embeds"):
+            if name in given:
                 raise ValueError(f"rollout_steps: can't be combined with {name}; give lens")
         b, n = x.shape[:2]
         lens = torch.full((b,), n, device=x.device) if lens is None else lens
@@ -173,6 +185,7 @@ class ContinuousAutoregressiveWrapper(nn.Module):
             aux = (*aux, *out.aux)
             last = out.hidden.gather(1, (at - 1).expand(b, 1, out.hidden.shape[-1]))
             predictions.append(self.net.to_output(last))
+            _check_channels(predictions[-1], x, name="x")
             seen = torch.where(
                 rearrange(place, "n -> n 1") == at, self._draw(predictions[-1]), seen
             )
@@ -211,30 +224,74 @@ class ContinuousAutoregressiveWrapper(nn.Module):
         each step. ``inputs`` are those that stay the same, such as ``context``.
 
         Raises:
-            ValueError: a wrong shape, or an input that new vectors would need too.
+            TypeError: an unknown keyword.
+            ValueError: a wrong type, shape or number, an input that new vectors would need too, or
+                a temperature for a net that draws nothing.
         """
-        single = start_tokens.ndim == 2
+        seq_len = _whole(seq_len, name="seq_len", least=0)
+        self._check_temperature(temperature)
+        single = check_tensor(start_tokens, name="start_tokens").ndim == 2
         start = rearrange(start_tokens, "n c -> 1 n c") if single else start_tokens
         if start.ndim != 3 or not start.shape[1]:
             raise ValueError(
-                f"start_tokens: got {tuple(start_tokens.shape)}; give (b, n, c) or (n, c), n >= 1"
+                f"start_tokens: got {seen(start_tokens)}; give (b, n, c) or (n, c), n >= 1"
             )
-        given = {name: value for name, value in inputs.items() if value is not None}
-        for name in set(given) - CONSTANT:
-            raise ValueError(
-                f"{name}: new vectors have none, so generate can't take it; rows of another length "
-                "are generated apart"
-            )
+        given = _constant(inputs)
         cached = cache_kv and given.keys() <= CACHED and not self.net.cache_spec().refused
         known = start.shape[1]
         filled = torch.cat((start, start.new_zeros(len(start), seq_len, start.shape[2])), dim=1)
-        with _evaluating(self.net):
+        with evaluating(self.net):
             steps = _Steps(self.net, given, cached=cached)
             for n in range(known, known + seq_len):
                 prediction = steps.next(filled[:, :n])
+                _check_channels(prediction, start, name="start_tokens")
                 filled[:, n : n + 1] = self._draw(prediction, temperature, generator)
         new = filled[:, known:]
         return rearrange(new, "1 m c -> m c") if single else new
+
+    def _check_temperature(self, temperature: Any) -> None:
+        number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+        if not number or not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature: got {temperature!r}; give a finite number from 0 on")
+        if temperature != 1 and not self.probabilistic:
+            raise ValueError(
+                f"temperature: got {temperature}, but the net predicts vectors and draws none; "
+                "leave it out, or build the net with probabilistic=True"
+            )
+
+
+def _whole(value: Any, *, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: got {value!r}; give a whole number from {least} on")
+    return value
+
+
+def _check_channels(prediction: Tensor, x: Tensor, *, name: str) -> None:
+    """What is predicted can be put behind ``x``."""
+    if prediction.shape[-1] != x.shape[-1]:
+        raise ValueError(
+            f"{name}: vectors of {x.shape[-1]} channels, but the net predicts "
+            f"{prediction.shape[-1]}; they must be the same"
+        )
+
+
+def _constant(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a generation: they stay the same for each new vector."""
+    for name in sorted(inputs.keys() - ContinuousInputs.__annotations__.keys()):
+        raise TypeError(f"generate: unknown keyword {name!r}; known: {', '.join(sorted(CONSTANT))}")
+    given = {name: value for name, value in inputs.items() if value is not None}
+    check_tensors(None, given)
+    refused = sorted(given.keys() - CONSTANT)
+    for name in ("condition", "in_attn_cond"):
+        for_all = name not in given or given[name].ndim < 3
+        if not for_all and not (name == "condition" and given[name].shape[1] == 1):
+            refused.append(name)
+    for name in refused:
+        raise ValueError(
+            f"{name}: new vectors have none, so generate can't take it; rows of another length "
+            "are generated apart"
+        )
+    return given
 
 
 class _Steps:
@@ -260,15 +317,3 @@ class _Steps:
             out, _ = self.net.run(new, pos=pos, cache=self.cache, **given)
             self.cache.seen(new.shape[1], new.shape[1])
         return self.net.to_output(out.hidden[:, -1:])
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards in the mode that it was in."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
