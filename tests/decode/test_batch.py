@@ -107,6 +107,20 @@ def test_without_a_cache_the_tokens_are_the_same(expert: TransformerWrapper) -> 
     assert torch.equal(*both)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("root", [True, False])
+def test_modules_of_either_mode_stay_in_it(cached: bool, root: bool) -> None:
+    model = make_model(1, emb_dropout=0.5).eval()
+    model.training = root
+    model.layers.sublayers[0].train()
+    modes = [m.training for m in model.modules()]
+    params = GenerationParams(max_tokens=3, temperature=0.0)
+    prompts = torch.tensor([[1, 2, 3]])
+    found = BatchGenerator(model, params, cached=cached)(prompts)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(found, BatchGenerator(model.eval(), params)(prompts))
+
+
 def test_a_sequence_may_be_as_long_as_the_model_allows(expert: TransformerWrapper) -> None:
     params = GenerationParams(max_tokens=60, temperature=0.0)
     assert BatchGenerator(expert, params)(torch.tensor([1, 2, 3, 4])).shape == (60,)

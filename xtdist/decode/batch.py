@@ -118,7 +118,6 @@ class Uncached(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.train(model.training)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         return self.model(*args, **inputs)
