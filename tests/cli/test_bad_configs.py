@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from xtdist.cli.config import WIDEST
 from xtdist.cli.main import VERBS, main
 
 
@@ -133,21 +136,64 @@ def test_every_verb_helps(capsys, verb):
     assert capsys.readouterr().out.startswith(f"usage: xtdist {verb} ")
 
 
+def shown(out: str) -> dict[str, list[str]]:
+    """The values and sources that ``xtdist config`` prints."""
+    rows = dict(line.split(": ", 1) for line in out.splitlines() if not line.startswith("#"))
+    return {key: [part.strip() for part in row.split("  # ")] for key, row in rows.items()}
+
+
 def test_config_shows_every_value_with_its_source(xtdist, make_config):
     config = make_config()
     lines = config.read_text().splitlines()
-    ended = xtdist("config", config, "loop.steps=9", "engine={zero_stage: 3}")
+    ended = xtdist("config", config, "loop.steps=9", "engine={zero_stage: 3}", "--all")
     assert ended.code == 0
-    rows = dict(line.split(": ", 1) for line in ended.out.splitlines())
-    shown = {key: [part.strip() for part in row.split("  # ")] for key, row in rows.items()}
+    rows = shown(ended.out)
     dim, precision = lines.index("  dim: 16") + 1, lines.index("  precision: fp32") + 1
-    assert shown["model.dim"] == ["16", f"{config}:{dim}"]
-    assert shown["loop.steps"] == ["9", "override 'loop.steps=9'"]
-    assert shown["engine.zero_stage"] == ["3", "override 'engine={zero_stage: 3}'"]
-    assert shown["engine.precision"] == ["'fp32'", f"{config}:{precision}"]
-    assert shown["loop.keep"] == ["3", "default"]
-    assert shown["model.attention.dim_head"][0] == "8"
-    assert shown["model.attention.dim_head"][1].startswith(f"{config}:")
-    assert shown["objective.kind"] == ["'autoregressive'", "default"]
-    assert shown["optim.schedule.warmup_steps"][0] == "1"
-    assert "model.norm.kind" in shown
+    assert rows["model.dim"] == ["16", f"{config}:{dim}"]
+    assert rows["loop.steps"] == ["9", "override 'loop.steps=9'"]
+    assert rows["engine.zero_stage"] == ["3", "override 'engine={zero_stage: 3}'"]
+    assert rows["engine.precision"] == ["'fp32'", f"{config}:{precision}"]
+    assert rows["loop.keep"] == ["3", "default"]
+    assert rows["model.attention.dim_head"][0] == "8"
+    assert rows["model.attention.dim_head"][1].startswith(f"{config}:")
+    assert rows["objective.kind"] == ["'autoregressive'", "default"]
+    assert rows["optim.schedule.warmup_steps"][0] == "1"
+    assert "model.norm.kind" in rows
+    short = [line for line in ended.out.splitlines() if len(line.split()[1]) <= WIDEST]
+    assert len({line.index("  # ") for line in short}) == 1, "sources stand in one column"
+
+
+def test_config_leaves_out_what_nobody_set(xtdist, make_config):
+    rows = shown(xtdist("config", make_config(), "model.norm.kind=layernorm", "seed=0").out)
+    assert rows["model.norm.kind"][0] == "'layernorm'"
+    assert rows["model.norm.eps"][1] == "default"  # of another kind: new to the reader
+    assert rows["seed"][1] == "override 'seed=0'"  # written, though it is the default
+    assert not {"loop.keep", "model.residual.kind", "objective.kind"} & rows.keys()
+    everything = shown(xtdist("config", make_config(), "--all").out)
+    ended = xtdist("config", make_config())
+    left_out = len(everything) - len(shown(ended.out))
+    assert f"# {left_out} more values are at their defaults: --all shows them" in ended.out
+
+
+@pytest.mark.parametrize("verb", ["config", "train"])
+def test_a_preset_that_drops_the_files_model_is_noted(xtdist, make_config, verb, monkeypatch):
+    monkeypatch.setattr("xtdist.cli.train.run_training", lambda spec: stopped())
+    config = make_config()
+    line = config.read_text().splitlines().index("model:") + 1
+    ended = xtdist(verb, config, "model.preset=llama-tiny")
+    note = (
+        f"override 'model.preset=llama-tiny' replaces all of model in {config}:{line}: model.dim, "
+        "model.depth, model.heads, model.attention.dim_head\n"
+    )
+    assert note in ended.out + ended.err
+    assert "replaces" not in xtdist(verb, config, "model.depth=2").out
+
+
+def stopped():
+    return SimpleNamespace(finished=True, step=1, steps=1, folder="x")
+
+
+def test_dashes_before_an_override_are_told(capsys, make_config):
+    with pytest.raises(SystemExit):
+        main(["config", str(make_config()), "--model.depth=3"])
+    assert "overrides have no dashes: model.depth=3" in capsys.readouterr().err

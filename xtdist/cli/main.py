@@ -42,6 +42,10 @@ def _is_override(word: str) -> bool:
     return "=" in word and not word.startswith("-")
 
 
+def _is_dashed(word: str) -> bool:
+    return word.startswith("--") and _is_override(word.lstrip("-"))
+
+
 def _run(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="xtdist", description="Distributed training and serving of transformers on Ray."
@@ -55,6 +59,9 @@ def _run(words: Sequence[str]) -> int:
     args, more = parser.parse_known_args(words)
     if more and hasattr(args, "overrides") and all(_is_override(word) for word in more):
         args.overrides += more  # those that stand behind a flag
+    elif more and hasattr(args, "overrides") and all(map(_is_dashed, more)):
+        plain = " ".join(word.lstrip("-") for word in more)
+        parser.error(f"unrecognized arguments: {' '.join(more)}; overrides have no dashes: {plain}")
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     code: int = importlib.import_module(f"xtdist.cli.{args.verb}").run(args)

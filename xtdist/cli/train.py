@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    spec = load(RunSpec, args.config, args.overrides).config
+    loaded = load(RunSpec, args.config, args.overrides)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    spec = loaded.config
     if args.submit:
         return _submit(args, spec)
     try:

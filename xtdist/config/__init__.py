@@ -12,6 +12,7 @@ from xtdist.config.base import (
     digest,
     from_mapping,
     to_mapping,
+    within,
 )
 from xtdist.config.errors import (
     CheckpointError,
@@ -43,4 +44,5 @@ __all__ = [
     "from_mapping",
     "load",
     "to_mapping",
+    "within",
 ]

@@ -10,18 +10,19 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
+import functools
 import hashlib
 import json
-import math
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from xtdist.config.errors import ConfigError
+from xtdist.config.fields import hints_of, parts_of
+from xtdist.config.messages import WANTED, describe, joined, of_unknown_key, placed, shown
 
 T = TypeVar("T")
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # building one takes milliseconds
@@ -37,9 +38,73 @@ Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def configclass(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen keyword-only dataclass, checked strictly when read from outside."""
+    """Make ``cls`` a frozen keyword-only dataclass that is checked strictly, read from outside or
+    made in Python: ``Optim(lr=0)`` raises the ConfigError that the same YAML raises. A part may be
+    given as a mapping: ``Model(optim={"lr": 0.1})``."""
     cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
-    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    assign = made.__init__  # pydantic, which has checked everything, doesn't come by here
+
+    @functools.wraps(assign)
+    def init(self: Any, **given: Any) -> None:
+        assign(self, **_checked(made, given))
+
+    made.__init__ = init  # type: ignore[method-assign]
+    return made
+
+
+def _checked(cls: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The values of a config that is made in Python, parts that are mappings as configs."""
+    problems: list[str] = []
+    hints = hints_of(cls)
+    values = {k: _value(cls, k, v, problems) for k, v in given.items() if k in hints}
+    for key in given.keys() - hints.keys():
+        problems.append(f"{key}: unknown key; {of_unknown_key(cls, (), key, sorted(hints))}")
+    for field in dataclasses.fields(cls):
+        no_default = field.default is field.default_factory is dataclasses.MISSING
+        if no_default and field.name not in given:
+            problems.append(f"{field.name}: required key is missing")
+    if problems:
+        raise ConfigError(joined(problems))
+    return values
+
+
+def _value(cls: Any, key: str, value: Any, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(value):
+        members = parts_of(hints_of(cls)[key])
+        if isinstance(value, tuple(members)):
+            return value  # it was checked when it was made
+        names = [member.__name__ for member in members]
+        wanted = " or ".join(names) if names else "plain data"
+        problems.append(f"{key}: got {shown(value)}{WANTED}a {wanted}")
+        return value
+    adapter = _field_adapter(cls, key)
+    try:
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as e:
+        errors = e
+    try:
+        return adapter.validate_json(json.dumps(value, default=_plain), strict=True)
+    except ValidationError as e:
+        errors = e
+    except (TypeError, ValueError, RecursionError):
+        pass  # no plain data: what is wrong with it as an object
+    for err in errors.errors(include_url=False):
+        err["loc"] = (key, *err["loc"])
+        problems.append(describe(cls, err))
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """A config within plain data."""
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(type(value).__name__)
+    return to_mapping(value)
+
+
+@functools.cache
+def _field_adapter(cls: Any, key: str) -> TypeAdapter[Any]:
+    return TypeAdapter(hints_of(cls)[key])
 
 
 def _adapter(cls: Any) -> TypeAdapter[Any]:
@@ -57,27 +122,38 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = "") -
     try:
         text = json.dumps(mapping)
     except (TypeError, ValueError, RecursionError) as e:
-        raise ConfigError(f"{where or cls.__name__}: not plain data ({e})") from None
+        odd = _odd(mapping)
+        said = f"{odd}; give plain data: numbers, texts, lists, mappings" if odd else str(e)
+        raise ConfigError(f"{where or cls.__name__}: not plain data: {said}") from None
     try:
         config: T = _adapter(cls).validate_json(text)
     except ValidationError as e:
         problems = [describe(cls, err, where) for err in e.errors(include_url=False)]
-        raise ConfigError("\n".join(_joined(problems))) from None
+        raise ConfigError(joined(problems)) from None
     return config
 
 
-def _joined(problems: list[str]) -> list[str]:
-    """What each member of a union wants of the same value, as one sentence."""
-    found: dict[str, list[str]] = {}
-    for problem in problems:
-        given, _, wanted = problem.partition(WANTED)
-        found.setdefault(given, [])
-        if wanted and wanted not in found[given]:
-            found[given].append(wanted)
-    return [given + (WANTED + ", or ".join(w) if w else "") for given, w in found.items()]
+def _odd(mapping: Any) -> str:
+    """The first entry that is no plain data, and what it is."""
+    for key, value in mapping.items() if isinstance(mapping, Mapping) else ():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            inner = _odd(value)
+            kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+            return f"{key}.{inner}" if inner else f"{key}={value!r:.60} is a {kind}"
+        except RecursionError:
+            return ""
+    return ""
 
 
-WANTED = "; it should be "
+@contextlib.contextmanager
+def within(cls: Any, *path: str) -> Iterator[None]:
+    """What is wrong with the part at ``path`` of a ``cls`` is said with that place."""
+    try:
+        yield
+    except ConfigError as e:
+        raise ConfigError(placed(cls, path, e)) from None
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -89,113 +165,3 @@ def digest(config: Any) -> str:
     """sha256 of the config's canonical JSON: equal configs have equal digests."""
     text = json.dumps(to_mapping(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def key_path(cls: Any, loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """pydantic's location without the tags of tagged unions: the path as written in YAML."""
-    return _walk(cls, loc)[0]
-
-
-MEMBERS = ("constrained-", "tuple[", "list[")
-
-
-def _walk(
-    cls: Any, loc: tuple[str | int, ...]
-) -> tuple[tuple[str | int, ...], list[str], tuple[str, dict[str, Any]] | None]:
-    """The path of pydantic's ``loc``, the keys that may stand below it, and, if it ends in the tag
-    of a union, that kind and the fields of the whole union."""
-    path: list[str | int] = []
-    fields = _field_types(cls)
-    union = None
-    for part in loc:
-        if isinstance(part, int):
-            path.append(part)
-            continue
-        if fields is None and part.startswith(MEMBERS):
-            continue  # pydantic's name of a member of a union
-        if isinstance(part, str) and fields is not None and part not in fields:
-            tagged = _by_kind(fields, part)
-            if tagged is not None:
-                union, fields = (part, fields), tagged
-                continue
-        union = None
-        path.append(part)
-        inner = fields.get(part) if isinstance(part, str) and fields is not None else None
-        fields = _field_types(inner)
-    return tuple(path), _names(fields), union
-
-
-def describe(cls: Any, err: ErrorDetails, where: str = "") -> str:
-    """One sentence for one pydantic error: where, what was given, what is allowed, how to fix."""
-    loc = key_path(cls, err["loc"])
-    path = ".".join(str(p) for p in loc) or "(top level)"
-    prefix = f"{where}: " if where else ""
-    given = err.get("input")
-    if err["type"] == "unexpected_keyword_argument":
-        return f"{prefix}{path}: unknown key; {_unknown_hint(cls, err['loc'])}"
-    if err["type"] in ("missing", "missing_argument"):
-        return f"{prefix}{path}: required key is missing"
-    if err["type"] == "value_error":
-        return f"{prefix}{path}: {err['ctx']['error']}" if loc else f"{prefix}{err['ctx']['error']}"
-    message = err["msg"][0].lower() + err["msg"][1:]
-    shown = (
-        json.dumps(given) if not isinstance(given, float) or math.isfinite(given) else str(given)
-    )
-    return f"{prefix}{path}: got {shown[:80]}; {message.replace('input should', 'it should')}"
-
-
-def allowed_keys(cls: Any, loc: tuple[str | int, ...]) -> list[str]:
-    """Keys that may stand at ``loc`` (a path as written in YAML); of every kind for a union."""
-    fields = _field_types(cls)
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        fields = _field_types(fields.get(part)) if fields is not None else None
-    return _names(fields)
-
-
-def _unknown_hint(cls: Any, loc: tuple[str | int, ...]) -> str:
-    """What to write instead of the key that ``loc`` ends in; of the chosen kind for a union."""
-    key = str(loc[-1])
-    _, allowed, union = _walk(cls, loc[:-1])
-    if union and key in union[1]:
-        members = {k.removeprefix("kind="): m for k, m in union[1].items() if k.startswith("kind=")}
-        having = [repr(k) for k, m in members.items() if key in (_field_types(m) or {})]
-        have = "has" if len(having) == 1 else "have"
-        return f"not a key of kind {union[0]!r}; kind {', '.join(having)} {have} it"
-    near = difflib.get_close_matches(key, allowed, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}"
-
-
-def _names(fields: dict[str, Any] | None) -> list[str]:
-    return sorted(k for k in fields or {} if not k.startswith("kind="))
-
-
-def _field_types(tp: Any) -> dict[str, Any] | None:
-    """Fields of a dataclass type; of a union of dataclasses, all of them, plus ``kind=<tag>``
-    entries that hold each member's own fields."""
-    members = [m for m in _flatten(tp) if dataclasses.is_dataclass(m)]
-    if not members:
-        return None
-    fields: dict[str, Any] = {}
-    for member in members:
-        hints = get_type_hints(member, include_extras=True)
-        own = {f.name: hints[f.name] for f in dataclasses.fields(member)}
-        fields.update(own)
-        tag = getattr(member, "kind", None)
-        if isinstance(tag, str):
-            fields[f"kind={tag}"] = member
-    return fields
-
-
-def _by_kind(fields: dict[str, Any], tag: str) -> dict[str, Any] | None:
-    member = fields.get(f"kind={tag}")
-    return _field_types(member) if member is not None else None
-
-
-def _flatten(tp: Any) -> list[Any]:
-    """The leaf types of unions, annotations and containers."""
-    args = getattr(tp, "__args__", None)
-    if dataclasses.is_dataclass(tp) or not args:
-        return [tp]
-    return [leaf for a in args for leaf in _flatten(a)]

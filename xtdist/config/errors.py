@@ -9,7 +9,14 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A config file, override or keyword that does not describe anything we can build."""
+    """A config file, override or keyword that does not describe anything we can build.
+
+    place: where in the config that was checked, if the message does not start with it (``a.b: ``).
+    """
+
+    def __init__(self, message: str = "", *, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class DataError(UserError):

@@ -17,21 +17,24 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
-from xtdist.config.base import allowed_keys, from_mapping
+from xtdist.config.base import from_mapping
 from xtdist.config.errors import ConfigError
+from xtdist.config.fields import PRESET, allowed_keys
+from xtdist.config.messages import of_unknown_key
 
 T = TypeVar("T")
 MAX_BYTES = 1_000_000
-PRESET = "preset"
 Expand = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded(Generic[T]):
-    """A config and where each of its values came from (``a.b`` → ``file:line`` or the override)."""
+    """A config and where each of its values came from (``a.b`` → ``file:line`` or the override).
+    ``notes``: what was done with the file that a user may not expect, one sentence each."""
 
     config: T
     sources: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,8 +71,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[T]:
     """Read ``path``, apply ``a.b=value`` overrides, fill in presets, check everything.
 
-    A preset that an override names replaces the whole part of the file; the other overrides change
-    it, in whatever order they are given.
+    A preset that an override names replaces the whole part of the file, which is noted; the other
+    overrides change it, in whatever order they are given. A mapping changes single values of a
+    part; with another ``kind`` than the part has it replaces it.
 
     Raises:
         ConfigError: unreadable file, bad YAML, unknown key (with the nearest name), wrong type or
@@ -77,12 +81,13 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> Loade
     """
     tree, sources = read_yaml(Path(path))
     named = {f"{part}.{PRESET}" for part in _presets(cls)}
+    notes: list[str] = []
     for text in sorted(overrides, key=lambda text: text.partition("=")[0] not in named):
-        _apply(cls, tree, sources, text)
+        _apply(cls, tree, sources, text, notes)
     for part, expand in _presets(cls).items():
         _fill_in(cls, part, expand, tree, sources)
     try:
-        return Loaded(config=from_mapping(cls, tree), sources=sources)
+        return Loaded(config=from_mapping(cls, tree), sources=sources, notes=tuple(notes))
     except ConfigError as e:
         lines = [f"{_place(line, sources, str(path))}: {line}" for line in str(e).splitlines()]
         raise ConfigError("\n".join(lines)) from None
@@ -171,23 +176,48 @@ def leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     return [leaf for k, v in tree.items() for leaf in leaves(v, f"{path}.{k}" if path else k)]
 
 
-def _apply(cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str) -> None:
-    path, eq, value_text = text.partition("=")
+def _apply(
+    cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str, notes: list[str]
+) -> None:
+    path, eq, _ = text.partition("=")
     keys = path.split(".")
     if not eq or not all(keys):
         raise ConfigError(f"override {text!r}: write it as key.path=value, as in optim.lr=3e-4")
-    node = tree
+    source, node = f"override {text!r}", tree
     for i, key in enumerate(keys):
         allowed = _keys(cls, tuple(keys[:i]))
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed) or '-'}"
+            hint = of_unknown_key(cls, tuple(keys[:i]), key, allowed)
             raise ConfigError(f"override {text!r}: unknown key {key!r}; {hint}")
         if i < len(keys) - 1:
             child = node.get(key)
             if not isinstance(child, dict):
                 child = node[key] = {}
+                sources[".".join(keys[: i + 1])] = source
             node = child
+    value = _override_value(text)
+    old = node.get(keys[-1])
+    if keys[-1] == PRESET and len(keys) == 2:
+        notes += _dropped(keys[0], old=tree.get(keys[0]), sources=sources, source=source)
+        tree[keys[0]] = {PRESET: value}
+        _set_source(keys[0], tree[keys[0]], source, sources)
+    elif isinstance(value, dict) and isinstance(old, dict) and changes_part(old, value):
+        node[keys[-1]] = {**old, **value}
+        sources[path] = source
+        for key, part in value.items():
+            _set_source(f"{path}.{key}", part, source, sources)
+    else:
+        node[keys[-1]] = value
+        _set_source(path, value, source, sources)
+
+
+def changes_part(old: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    """Whether ``value`` changes single values of ``old``; otherwise it takes its place."""
+    return PRESET not in value and value.get("kind", old.get("kind")) == old.get("kind")
+
+
+def _override_value(text: str) -> Any:
+    path, _, value_text = text.partition("=")
     try:
         value = parse_value(value_text)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -197,19 +227,16 @@ def _apply(cls: Any, tree: dict[str, Any], sources: dict[str, str], text: str) -
             f"override {text!r}: YAML takes what follows '#' for a comment; quote the value, as in "
             f"{path}='\"a #b\"'"
         )
-    old = node.get(keys[-1])
-    source = f"override {text!r}"
-    if keys[-1] == PRESET and len(keys) == 2:
-        tree[keys[0]] = {PRESET: value}
-        _set_source(keys[0], tree[keys[0]], source, sources)
-    elif isinstance(value, dict) and isinstance(old, dict) and not {"kind", PRESET} & value.keys():
-        node[keys[-1]] = {**old, **value}
-        sources[path] = source
-        for key, part in value.items():
-            _set_source(f"{path}.{key}", part, source, sources)
-    else:
-        node[keys[-1]] = value
-        _set_source(path, value, source, sources)
+    return value
+
+
+def _dropped(part: str, *, old: Any, sources: dict[str, str], source: str) -> list[str]:
+    """That a preset took the place of what the file says of ``part``."""
+    gone = [key for key, _ in leaves(old, part) if key in sources]
+    if not isinstance(old, dict) or not gone:
+        return []
+    several = f"{', '.join(gone[:8])}{' …' if len(gone) > 8 else ''}"
+    return [f"{source} replaces all of {part} in {sources[part]}: {several}"]
 
 
 def _set_source(path: str, value: Any, source: str, sources: dict[str, str]) -> None:
@@ -223,10 +250,19 @@ def _set_source(path: str, value: Any, source: str, sources: dict[str, str]) -> 
 
 
 def _place(line: str, sources: dict[str, str], default: str) -> str:
-    """Where the key that an error line starts with was set."""
-    keys = line.split(": ", 1)[0].split(".")
-    while keys:
-        if ".".join(keys) in sources:
-            return sources[".".join(keys)]
-        keys.pop()
-    return default
+    """Where the key that an error line starts with was set, or an override that brought one of the
+    other values that it names."""
+    keys, found = line.split(": ", 1)[0].split("."), default
+    if "required key is missing" in line and ".".join([*keys[:-1], "kind"]) in sources:
+        keys = [*keys[:-1], "kind"]
+    for size in range(len(keys), 0, -1):
+        if ".".join(keys[:size]) in sources:
+            found = sources[".".join(keys[:size])]
+            break
+    named = [f"{lead}{name}" for name in _NAMED.findall(line) for lead in ("", f"{keys[0]}.")]
+    overrides = [sources[n] for n in named if sources.get(n, "").startswith("override ")]
+    return overrides[0] if overrides and not found.startswith("override ") else found
+
+
+_NAMED = re.compile(r"[a-z_]+(?:\.[a-z_0-9]+)*(?==)")
+"""Further places in a message: ``place=value``."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xtdist.config import ConfigError, NonNegativeInt, PositiveInt, configclass
 from xtdist.decode.noise import gumbel, mix, noise_key
-from xtdist.decode.params import Seed, Temperature, TopCount, check_fields
+from xtdist.decode.params import Seed, Temperature, TopCount
 
 NoiseScale = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
 
@@ -53,9 +53,6 @@ class MaskPredictParams:
     remask: bool = False
     mask_id: NonNegativeInt | None = None
     seed: Seed | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def masked_fraction(self, t: float) -> float:
         """Share of the masks that is left at time ``t`` in [0, 1].

@@ -8,11 +8,12 @@ biases in the feed-forward layers, embedding and head one matrix.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from xtdist.config import ConfigError, from_mapping, to_mapping
+from xtdist.config.fields import nearest
+from xtdist.config.load import changes_part
 from xtdist.model.config import ModelConfig
 from xtdist.nn.attention.config import AttentionConfig
 from xtdist.nn.feedforward import GLUConfig, MLPConfig
@@ -101,7 +102,7 @@ PRESETS: Mapping[str, Preset] = {
 
 def preset(name: str, **changes: Any) -> ModelConfig:
     """The config called ``name``, with ``changes`` to its fields. A mapping changes single fields
-    of a part; with a ``kind`` of its own it replaces the part.
+    of a part; with another ``kind`` than the part has it replaces it.
 
     Raises:
         ConfigError: an unknown name, field or value, with the nearest one that is known.
@@ -112,6 +113,10 @@ def preset(name: str, **changes: Any) -> ModelConfig:
         >>> preset("llama-1b", attention={"window": 512}).attention.kv_heads
         8
     """
+    if "preset" in changes:
+        raise ConfigError(
+            f"preset: got {name!r} and preset={changes['preset']!r}; name one of them"
+        )
     plain = {key: _plain(value) for key, value in changes.items()}
     return from_mapping(ModelConfig, expand({"preset": name, **plain}), where=name)
 
@@ -130,8 +135,9 @@ def expand(model: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str):
         raise ConfigError(f"preset: got {name!r}; give a name: {', '.join(PRESETS)}")
     if name not in PRESETS:
-        near = difflib.get_close_matches(name.lower(), PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PRESETS)}"
+        holding = [repr(known) for known in PRESETS if name and name.lower() in known]
+        near = holding or [repr(n) for n in (nearest(name.lower(), PRESETS),) if n]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(PRESETS)}"
         raise ConfigError(f"preset: got {name!r}; {hint}")
     return _merged(to_mapping(PRESETS[name].config), changes)
 
@@ -140,8 +146,8 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        part = isinstance(value, Mapping) and isinstance(old, dict)
-        merged[key] = _merged(old, value) if part and "kind" not in value else value  # type: ignore[arg-type]
+        part = isinstance(value, Mapping) and isinstance(old, dict) and changes_part(old, value)
+        merged[key] = _merged(old, value) if part else value  # type: ignore[arg-type]
     return merged
 
 

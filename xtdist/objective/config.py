@@ -15,6 +15,7 @@ from xtdist.config import (
     PositiveInt,
     Probability,
     configclass,
+    within,
 )
 from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
@@ -99,7 +100,8 @@ class NonAutoregressiveConfig:
             raise ConfigError("token_critic, self_token_critic: there is one critic; leave one out")
         if self.token_critic.causal:
             raise ConfigError("token_critic.causal: a critic reads all tokens; set it to false")
-        resolve(self.token_critic)
+        with within(type(self), "token_critic"):
+            resolve(self.token_critic)
 
 
 ObjectiveConfig = Annotated[

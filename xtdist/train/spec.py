@@ -19,6 +19,7 @@ from xtdist.config import (
     NonNegativeInt,
     PositiveInt,
     configclass,
+    within,
 )
 from xtdist.config.load import Expand
 from xtdist.data.config import DataConfig
@@ -118,7 +119,8 @@ class RunSpec:
                 f"name: got {self.name!r}; it names a folder: letters, digits, '.', '_', '-', "
                 "at most 100 of them"
             )
-        resolve(self.model)
+        with within(type(self), "model"):
+            resolve(self.model)
         if self.batch.tokens_per_step % self.data.seq_len:
             low = max(self.batch.tokens_per_step // self.data.seq_len, 1) * self.data.seq_len
             raise ConfigError(

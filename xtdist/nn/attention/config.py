@@ -171,13 +171,13 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         if self.cosine is not None and self.dim_head % self.cosine.groups:
             raise ConfigError(
-                f"attention.cosine.groups: {self.cosine.groups} does not divide "
-                f"attention.dim_head={self.dim_head}; give a divisor"
+                f"cosine.groups: {self.cosine.groups} does not divide "
+                f"dim_head={self.dim_head}; give a divisor"
             )
         for name in ("gate", "output_gate"):
             gate = getattr(self, name)
             if gate is not None and gate.headwise and gate.rank is not None:
                 raise ConfigError(
-                    f"attention.{name}: rank={gate.rank} with headwise=true; a gate with one "
+                    f"{name}: rank={gate.rank} with headwise=true; a gate with one "
                     "number per head needs no bottleneck: leave out one of the two"
                 )

@@ -72,7 +72,7 @@ class GLUConfig:
     def __post_init__(self) -> None:
         if self.gate_softclamp is not None and self.activation not in ("gelu", "silu"):
             raise ConfigError(
-                f"feedforward.gate_softclamp: got {self.gate_softclamp} with activation "
+                f"gate_softclamp: got {self.gate_softclamp} with activation "
                 f"{self.activation!r}; it is defined for 'gelu' and 'silu' only. Leave it null or "
                 "use one of these"
             )
@@ -104,7 +104,7 @@ class MoEConfig:
     def __post_init__(self) -> None:
         if self.top_k > self.experts:
             raise ConfigError(
-                f"feedforward.top_k: got {self.top_k} with experts={self.experts}; a token can't "
+                f"top_k: got {self.top_k} with experts={self.experts}; a token can't "
                 "use more experts than there are"
             )
         expert = self.expert
@@ -116,7 +116,7 @@ class MoEConfig:
         for name, why in refused.items():
             if why:
                 raise ConfigError(
-                    f"feedforward.expert.{name}: got {getattr(expert, name)!r}; {why} inside the "
+                    f"expert.{name}: got {getattr(expert, name)!r}; {why} inside the "
                     "expert, which experts don't have. Use its default"
                 )
 
