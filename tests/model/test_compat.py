@@ -11,10 +11,11 @@ from option_grid import LAYERS, WRAPPER, Case, config_of, refusal, single_cases
 
 from xtdist.config import ConfigError
 from xtdist.model import Decoder, ModelConfig, TransformerWrapper
-from xtdist.model.compat import keywords_of
+from xtdist.model.compat_back import keywords_of
 from xtdist.model.options.base import INHERIT, REQUIRED, Row
 from xtdist.model.options.left_out import LEFT_OUT
 from xtdist.model.options.table import layers_rows, wrapper_rows
+from xtdist.nn.position.config import RotaryConfig
 
 xt = pytest.importorskip("x_transformers")
 
@@ -104,6 +105,7 @@ def test_a_value_that_can_not_be_honoured_is_refused(case: str) -> None:
 
 
 def test_a_config_beyond_the_keywords_says_what_has_none() -> None:
-    config = ModelConfig(dim=32, depth=1, num_tokens=9, max_seq_len=8)
-    with pytest.raises(ConfigError, match=r"feedforward\.multiple_of=64"):
+    position = RotaryConfig(layout="halves")
+    config = ModelConfig(dim=32, depth=1, num_tokens=9, max_seq_len=8, position=position)
+    with pytest.raises(ConfigError, match=r"position\.layout='halves'"):
         keywords_of(config)

@@ -12,12 +12,8 @@ from option_grid import Case, build, config_of
 from safetensors.torch import save_file
 
 from xtdist.config import CheckpointError
-from xtdist.model import build_model
-from xtdist.model.compat_weights import (
-    from_x_transformers,
-    load_x_transformers,
-    to_x_transformers,
-)
+from xtdist.model import build_model, load_x_transformers
+from xtdist.model.compat_weights import from_x_transformers, to_x_transformers
 
 GQA = Case(name="gqa", options=(), layers={"attn_kv_heads": 2, "attn_qk_rmsnorm": True})
 

@@ -1,6 +1,8 @@
 """Whole models: the stack of layers and the wrapper that turns token ids into logits."""
 
-from xtdist.model.compat_weights import load_x_transformers, to_x_transformers
+from xtdist.model.compat_back import keywords_of
+from xtdist.model.compat_load import load_x_transformers
+from xtdist.model.compat_weights import to_x_transformers
 from xtdist.model.config import LayersConfig, ModelConfig
 from xtdist.model.continuous import ContinuousTransformerWrapper
 from xtdist.model.layers import Layers
@@ -29,6 +31,7 @@ __all__ = [
     "ViTransformerWrapper",
     "attn_qk_clip_",
     "build_model",
+    "keywords_of",
     "load_x_transformers",
     "muon_parameters",
     "preset",

@@ -1,4 +1,4 @@
-"""x-transformers' keywords as data: keyword ↔ place in our config, both ways.
+"""x-transformers' keywords as data: keyword → place in our config; ``compat_back`` is the way back.
 
 The table is made of the options (``model/options``). Its defaults are x-transformers' (2.31); our
 own defaults stand in the configs and apply to YAML.
@@ -16,7 +16,7 @@ from xtdist.config import ConfigError, from_mapping, to_mapping
 from xtdist.model.config import LayersConfig, ModelConfig
 from xtdist.model.options.base import INHERIT, REQUIRED, SKIP, AnyRow, Fixed, Row
 from xtdist.model.options.left_out import ELSEWHERE, LEFT_OUT
-from xtdist.model.options.places import exists, find, put, walk
+from xtdist.model.options.places import exists, find, put
 from xtdist.model.options.table import layers_rows, wrapper_rows
 
 T = TypeVar("T")
@@ -50,27 +50,6 @@ def model_config(layers: LayersConfig, keywords: Mapping[str, Any]) -> ModelConf
     given = {**tree, **_checked(rows, keywords, name)}
     _Placing(ModelConfig, tree, given, name, keywords).place(rows)
     return _build(ModelConfig, tree, rows, keywords, name=name)
-
-
-def keywords_of(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keywords of the layers and of the wrapper that give ``config``, those at their default
-    left out: the way back.
-
-    Raises:
-        ConfigError: x-transformers has no keywords for this model.
-    """
-    tree = to_mapping(config)
-    layers, wrapper = _keywords(layers_rows(), tree), _keywords(wrapper_rows(), tree)
-    stack = layers_config(layers, causal=config.causal, name="Layers", prefix=config.prefix)
-    again = model_config(stack, wrapper)
-    theirs, ours = dict(walk(to_mapping(again))), dict(walk(tree))
-    for place in ("attention.backend", "cross_attention.backend"):
-        theirs[place] = ours.get(place)
-    odd = [f"{key}={value!r}" for key, value in ours.items() if theirs.get(key, value) != value]
-    odd += [f"{key}={ours.get(key)!r}" for key in theirs if key not in ours and theirs[key]]
-    if odd:
-        raise ConfigError(f"x-transformers has no keyword for {', '.join(odd)}")
-    return layers, wrapper
 
 
 def _build(
@@ -258,45 +237,3 @@ class _Placing:
 
     def _error(self, row: Row, text: str) -> ConfigError:
         return ConfigError(f"{self.name}: {row.keyword}={self.given[row.keyword]!r} {text} it out")
-
-
-def _keywords(rows: Sequence[AnyRow], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords that say what stands in ``tree``, where they differ from the defaults."""
-    all_found: dict[str, Any] = {}
-    found: dict[str, Any] = {}
-    for row in rows:
-        if isinstance(row, Fixed):
-            continue
-        default = row.default
-        if default is INHERIT:
-            default = all_found.get(row.keyword.removeprefix("cross_"))
-        value = _keyword(row, tree, default)
-        if row.needs and not any(all_found.get(k) for k in row.needs.split("|")):
-            value = default
-        if value == default and row.keyword in all_found:
-            continue  # another row of this keyword has said it
-        if isinstance(value, dict):
-            value = {**all_found.get(row.keyword, {}), **value}
-        all_found[row.keyword] = value
-        if value != default:
-            found[row.keyword] = value
-    return found
-
-
-def _keyword(row: Row, tree: Mapping[str, Any], default: Any) -> Any:
-    """The value of one keyword; ``default`` where the tree lacks its place."""
-    placed = find(tree, row.place, SKIP)
-    if placed is SKIP:
-        return default
-    if row.back is not None:
-        value = row.back(placed, tree)
-        return default if value is SKIP else value
-    if row.values is None:
-        return tuple(placed) if isinstance(placed, list) else placed
-    for value, place in row.values.items():
-        on = isinstance(place, Mapping) and placed is not None
-        if on and all(find(placed, k) == v for k, v in place.items()):
-            return value
-        if not on and placed == place:
-            return value
-    return default

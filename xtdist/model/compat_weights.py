@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xtdist.config import CheckpointError
+from xtdist.config import CheckpointError, ConfigError
+from xtdist.model.compat_back import keywords_of, their_form
 from xtdist.model.compat_rules import Step, check_convertible, derived, fill, steps, whose
 from xtdist.model.config import LayersConfig, ModelConfig
 from xtdist.model.layers import Layers
@@ -19,8 +19,8 @@ from xtdist.model.wrapper import TransformerWrapper
 WRAPPERS = ("net", "module", "_orig_mod")
 """Modules around a model: AutoregressiveWrapper's, DistributedDataParallel's, torch.compile's."""
 
-STACK = "attn_layers."
-"""How names of their layers begin."""
+STACK, OURS = "attn_layers.", "layers."
+"""How names of the layers begin, theirs and ours."""
 
 
 def from_x_transformers(theirs: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
@@ -29,9 +29,13 @@ def from_x_transformers(theirs: Mapping[str, Tensor], config: Any) -> dict[str, 
 
     Query heads are reordered where they share keys: there, head i reads key/value head
     i mod kv_heads; here, i // (heads // kv_heads). Names may begin with ``net.`` or ``module.``,
-    as those of its AutoregressiveWrapper or of DistributedDataParallel do. With the config of a
-    stack alone, the names are those of its layers, from ``attn_layers.`` on. Of a model with an
-    embedding or head that was given as an object, the layers alone are checked.
+    as those of its AutoregressiveWrapper or of DistributedDataParallel do. Biases that the config
+    does not have are left out if they are zero.
+
+    With the config of a stack alone, the names are those of its layers: as a stack by itself has
+    them, and so are those of the result, or from ``attn_layers.`` on, and those of the result begin
+    with ``layers.``. Of a model with an embedding or head that was given as an object, the layers
+    alone are checked.
 
     Raises:
         TypeError: ``config`` is no config of a model.
@@ -39,15 +43,16 @@ def from_x_transformers(theirs: Mapping[str, Tensor], config: Any) -> dict[str, 
             an option that the config does not have; a config whose model x-transformers lacks.
     """
     _check_config(config)
-    check_convertible(config)
+    form = _their_form(config)
     left = _unwrapped(theirs)
-    for name in derived(config):
+    bare = _is_bare(left, config, begin=STACK)
+    left = {STACK + name: tensor for name, tensor in left.items()} if bare else left
+    for name in derived(form):
         left.pop(name, None)
-    here = _expected(config)
-    there = _converted(here, config)
-    _check_theirs(left, there, config)
+    there = _converted(_expected(form), form)
+    _check_theirs(left, there, form)
     ours: dict[str, Tensor] = {}
-    for step in steps(config):
+    for step in steps(form):
         for numbers in list(step.numbered(left, ours=False)):
             tensors = []
             for name, part in zip(step.theirs, step.rule.parts, strict=True):
@@ -57,65 +62,89 @@ def from_x_transformers(theirs: Mapping[str, Tensor], config: Any) -> dict[str, 
                 tensors.append(tensor)
             merged = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
             ours[fill(step.ours, numbers)] = merged
-    return ours
+    for name in _lacking(config, form):
+        _check_zero(name, ours.pop(name))
+    return {name.removeprefix(OURS) if bare else name: tensor for name, tensor in ours.items()}
 
 
-def to_x_transformers(ours: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """The state dict that an x-transformers TransformerWrapper with the same keywords loads
-    (``strict=True``); the way back of ``from_x_transformers``.
+def to_x_transformers(
+    ours: nn.Module | Mapping[str, Tensor], config: Any = None
+) -> dict[str, Tensor]:
+    """The state dict that an x-transformers TransformerWrapper, or its layers by themselves, with
+    the keywords ``keywords_of(config)`` loads (``strict=True``); the way back of
+    ``from_x_transformers``. Biases that theirs has and the config does not are zero.
+
+    ours: a model or a stack of layers (or an objective around a model), which has its config; or a
+        state dict with its ``config``.
 
     Raises:
         TypeError: ``config`` is no config of a model.
-        CheckpointError: a weight that is missing, of another shape or none of the config's, or
-            that x-transformers has no place for.
+        CheckpointError: a model that x-transformers can't compute; a weight that is missing, of
+            another shape or none of the config's, or that x-transformers has no place for.
     """
+    if isinstance(ours, nn.Module):
+        module = unwrapped(ours)
+        config = getattr(module, "config", None) if config is None else config
+        ours = module.state_dict()
     _check_config(config)
-    check_convertible(config)
-    here = _expected(config)
+    form = _their_form(config)
     state = _tensors(ours)
+    bare = _is_bare(state, config, begin=OURS)
+    state = {OURS + name: tensor for name, tensor in state.items()} if bare else state
+    here = _expected(config)
     if not _is_given(config):
         for name in state.keys() - here.keys():
             raise CheckpointError(
                 f"{name}: x-transformers has no such weight, nor has a model of this config"
             )
     _check_present(state, here)
-    return {**derived(config), **_converted(state, config)}
+    for name, like in _lacking(config, form).items():
+        state[name] = torch.zeros(like.shape, dtype=next(iter(state.values())).dtype)
+    theirs = {**derived(form), **_converted(state, form)}
+    return {name.removeprefix(STACK) if bare else name: tensor for name, tensor in theirs.items()}
 
 
-def load_x_transformers(
-    source: nn.Module | Mapping[str, Tensor] | str | Path, config: Any
-) -> dict[str, Tensor]:
-    """The state dict of ``build_model(config)`` from an x-transformers module, its state dict, or
-    a file of that: ``.safetensors``, or what ``torch.save`` wrote (read without running code).
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model inside of an objective, DistributedDataParallel or torch.compile."""
+    inner = next((w for name in WRAPPERS if (w := getattr(module, name, None)) is not None), None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def _their_form(config: LayersConfig) -> LayersConfig:
+    """The config whose weights are theirs, with all biases that they have.
 
     Raises:
-        TypeError: ``config`` is no config of a model.
-        CheckpointError: another kind of source, a file that can't be read, or as
-            ``from_x_transformers``.
+        CheckpointError: x-transformers' model with the same keywords is another one, or it has no
+            keywords for this model.
     """
-    if isinstance(source, nn.Module):
-        return from_x_transformers(source.state_dict(), config)
-    if isinstance(source, Mapping):
-        return from_x_transformers(source, config)
-    if not isinstance(source, (str, Path)):
-        raise CheckpointError(
-            f"source: got {type(source).__name__}; give an x-transformers module, its state dict, "
-            "or the path of a file that holds one"
-        )
-    path = Path(source)
+    check_convertible(config)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        keywords_of(config)
+    except ConfigError as e:
+        raise CheckpointError(f"no weights to convert: {e}") from None
+    return their_form(config)
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # every reader has errors of its own
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise CheckpointError(f"{path}: can't be read as weights ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{path}: holds no state dict; save model.state_dict()")
-    return from_x_transformers(state, config)
+
+def _lacking(config: LayersConfig, form: LayersConfig) -> dict[str, Tensor]:
+    """Biases that theirs has and a model of ``config`` does not."""
+    if config.feedforward == form.feedforward:
+        return {}
+    have = _expected(config)
+    return {name: like for name, like in _expected(form).items() if name not in have}
+
+
+def _check_zero(name: str, bias: Tensor) -> None:
+    if bias.is_meta or bool(bias.any()):
+        raise CheckpointError(
+            f"{name}: the weights have this bias and the config does not (x-transformers' gated "
+            "feed-forwards always have one); set feedforward.bias_in=true (bias_out=true)"
+        )
+
+
+def _is_bare(names: Mapping[str, Any], config: Any, *, begin: str) -> bool:
+    """Whether ``names`` are those of a stack by itself, and its config is given."""
+    stack = not isinstance(config, ModelConfig)
+    return stack and bool(names) and not any(name.startswith(begin) for name in names)
 
 
 def _check_config(config: Any) -> None:
