@@ -131,6 +131,72 @@ def test_a_model_refuses_by_the_keyword(name: str) -> None:
         TransformerWrapper(**NAMES, **keywords, attn_layers=Decoder(**SIZE))
 
 
+CROSS = {"cross_attend": True, "only_cross": True}
+OF_SELF_ATTENTION: dict[str, dict[str, Any]] = {
+    "T5 bias": {"rel_pos_bias": True},
+    "dynamic position bias": {"dynamic_pos_bias": True},
+    "ALiBi": {"alibi_pos_bias": True},
+    "polar positions": {"polar_pos_emb": True},
+    "sliding window": {"attn_max_attend_past": 3},
+    "residual attention": {"residual_attn": True},
+    "CoPE": {"attn_use_cope": True},
+    "selective attention": {"attn_selective": True},
+    "forgetting attention": {"attn_data_dependent_alibi": True},
+    "relative projection": {"attn_use_rel_proj_pos_bias": True},
+}
+OF_ANY_ATTENTION: dict[str, dict[str, Any]] = {
+    "rotary positions": {"rotary_pos_emb": True},
+    "value residual": {"add_value_residual": True},
+    "grouped queries": {"attn_kv_heads": 2},
+    "flash": {"attn_flash": True},
+    "qk rmsnorm": {"attn_qk_rmsnorm": True},
+    "memory keys and values": {"attn_num_mem_kv": 2},
+}
+
+
+@pytest.mark.parametrize("name", OF_SELF_ATTENTION)
+@pytest.mark.parametrize("order", [CROSS, {"custom_layers": ("f",) * 4}], ids=["cross", "f"])
+def test_options_of_self_attention_need_some(name: str, order: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{name} .*has no effect: .*no self attention"):
+        Decoder(**SIZE, **order, **OF_SELF_ATTENTION[name])
+    Decoder(**SIZE, **OF_SELF_ATTENTION[name])
+
+
+@pytest.mark.parametrize("name", OF_ANY_ATTENTION)
+def test_options_of_attention_need_one_that_has_them(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} .*has no effect: .*no self attention"):
+        Decoder(**SIZE, custom_layers=("f", "f"), **OF_ANY_ATTENTION[name])
+    stack = Decoder(**SIZE, **CROSS, **OF_ANY_ATTENTION[name])  # cross attention takes it over
+    assert all(p.numel() for p in stack.parameters())
+
+
+def test_what_cross_attention_does_not_take_over_has_no_effect_without_self_attention() -> None:
+    with pytest.raises(ConfigError, match=r"grouped queries .*attn_kv_heads.* no effect"):
+        Decoder(**SIZE, **CROSS, attn_kv_heads=2, cross_attn_kv_heads=None)
+    with pytest.raises(ConfigError, match=r"cross attention .*cross_attend.* no cross attention"):
+        Decoder(**SIZE, cross_attend=True, custom_layers=("a", "f"))
+
+
+@pytest.mark.parametrize("wrapper", [{"max_mem_len": 4}, {"num_memory_tokens": 2}])
+def test_memories_need_self_attention(wrapper: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrapper))}.*no self attention"):
+        TransformerWrapper(**NAMES, **wrapper, attn_layers=Decoder(**SIZE, **CROSS))
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ({"weight_tie_layers": True}, "U-Net skips and tied layers"),
+        ({"layers_execute_order": (2, 3, 0, 1)}, "U-Net skips and order of execution"),
+        ({"depth": 1}, "unet_skips: got depth=1"),
+        ({"custom_layers": ("a", "f", "f")}, "unet_skips: got .*3 sublayers"),
+    ],
+)
+def test_a_u_needs_blocks_in_their_order(order: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Decoder(**{**SIZE, "unet_skips": True, **order})
+
+
 def test_a_model_wants_a_stack() -> None:
     with pytest.raises(TypeError, match="attn_layers: got a dict; give a Decoder"):
         TransformerWrapper(**NAMES, attn_layers=SIZE)  # type: ignore[arg-type]

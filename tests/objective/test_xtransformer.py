@@ -215,6 +215,12 @@ def test_keywords_of_neither_side_are_refused(keyword: str, named: str) -> None:
         make(**{keyword: 1})
 
 
+@pytest.mark.parametrize("pool", ["enc_average_pool_embed", "enc_use_cls_token", "enc_attn_pool"])
+def test_an_encoder_with_one_output_for_all_is_refused(pool: str) -> None:
+    with pytest.raises(ConfigError, match=f"{pool}.*leave it out"):
+        make(**{pool: True})
+
+
 def test_one_embedding_for_two_vocabularies_is_refused() -> None:
     with pytest.raises(ConfigError, match="enc_num_tokens 24"):
         make(tie_token_emb=True)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xtdist.model.config import LayersConfig
 from xtdist.model.stack import StackInputs
 from xtdist.nn.attention.cache import Kept, KVCache, Read
 
@@ -19,21 +20,29 @@ from xtdist.nn.attention.cache import Kept, KVCache, Read
 class BatchCache:
     """Grows with every pass; a pass works on a ``fork``, so the older one can be used again.
 
-    tokens: so many have been seen, and ``rows`` vectors with those prepended to them.
+    tokens: so many have been seen, and ``rows`` vectors with those prepended to them. config: of
+    the model whose cache it is.
     """
 
-    def __init__(self, context: Float[Tensor, "b j c"] | None = None) -> None:
-        self.states = context
+    def __init__(
+        self, context: Float[Tensor, "b j c"] | None = None, *, config: LayersConfig | None = None
+    ) -> None:
+        self.states, self.config = context, config
         self.tokens = self.rows = 0
         self._kept: dict[int, Kept] = {}
         self._crossed: dict[int, Kept] = {}
 
     def fork(self) -> BatchCache:
         """A cache that grows by itself; nothing is copied."""
-        new = BatchCache(self.states)
+        new = BatchCache(self.states, config=self.config)
         new.tokens, new.rows = self.tokens, self.rows
         new._kept, new._crossed = dict(self._kept), self._crossed
         return new
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences that are kept; None where nothing is."""
+        return next((len(kept[0]) for kept in self._kept.values()), None)
 
     def seen(self, tokens: int, rows: int) -> None:
         """A pass over so many new tokens and vectors is over."""
@@ -41,11 +50,16 @@ class BatchCache:
         self.rows += rows
 
     def update(self, layer: int, new: Kept) -> Sequence[Read]:
-        """All that ``layer`` has kept, its new tokens last."""
+        """All that ``layer`` has kept, its new tokens last.
+
+        Raises:
+            ValueError: ``layer`` did not run for all earlier tokens.
+        """
         old = self._kept.get(layer)
-        if old is None and self.rows:
+        if (0 if old is None else old[0].shape[2]) != self.rows:
             raise ValueError(
-                "cache: an attention runs that did not run before; give the same number of loops"
+                "cache: an attention runs that did not run before, or not for all tokens; give "
+                "the same number of loops"
             )
         kept = new if old is None else _joined(old, new)
         self._kept[layer] = kept

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xtdist.model.config import ModelConfig
 from xtdist.model.outputs import ModelInputs
+from xtdist.model.run_order import attentions_of
 from xtdist.model.stack_checks import check_mems, check_tensors
 from xtdist.model.tensors import check_ids, check_shape, check_tensor, seen
 from xtdist.nn.position.config import LearnedConfig
@@ -127,7 +128,7 @@ def check_memories(inputs: ModelInputs, config: ModelConfig) -> None:
     check_mems(mems, name="mems", what="(b, m, d)")
     if not mems:
         return
-    attentions = sum(config.kinds[i] == "a" for i in config.execution)
+    attentions = attentions_of(config, inputs)
     if len(mems) != attentions:
         raise ValueError(
             f"mems: got {len(mems)}; give one for each of {attentions} self attentions"
@@ -138,14 +139,42 @@ def check_memories(inputs: ModelInputs, config: ModelConfig) -> None:
 
 
 def check_loop(inputs: ModelInputs, config: ModelConfig) -> None:
-    """A number of passes that the model's loop can make."""
+    """A number of passes that the model's loop can make, and when tokens leave it.
+
+    Raises:
+        ValueError: another number, or one for a loop that the model does not have.
+    """
     kind = None if config.loop is None else config.loop.kind
-    for name in ("recycle_steps", "looped_steps", "max_looped_steps", "looped_inference"):
+    for name in LOOP:
         value = inputs.get(name)
         if value is None or value is False:
             continue
         wanted = "recycling" if name == "recycle_steps" else "looped"
         if kind != wanted:
             raise ValueError(f"{name}: given to a model that is not {wanted} ({wanted}=True)")
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{name}: got {value}; give 1 or more passes")
+        if name.endswith("steps") and (type(value) is not int or value < 1):
+            raise ValueError(f"{name}: got {value!r}; give 1 or more passes, a whole number")
+        if name == "looped_inference" and value is not True:
+            raise ValueError(f"{name}: got {value!r}; give True or False")
+    threshold = inputs.get("looped_exit_prob_threshold")
+    if threshold is None:
+        return
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if not number or not 0 <= threshold <= 1:
+        raise ValueError(
+            f"looped_exit_prob_threshold: got {threshold!r}; give a probability from 0 to 1"
+        )
+    if not inputs.get("looped_inference"):
+        raise ValueError(
+            "looped_exit_prob_threshold: has no effect without looped_inference=True; give that "
+            "too, or leave it out"
+        )
+
+
+LOOP = (
+    "recycle_steps",
+    "looped_steps",
+    "max_looped_steps",
+    "looped_inference",
+    "looped_exit_prob_threshold",
+)

@@ -16,7 +16,7 @@ from xtdist.config import (
     Probability,
     configclass,
 )
-from xtdist.model.order import Kind, OrderConfig, execution, sublayer_kinds
+from xtdist.model.order import Kind, OrderConfig, block_of, execution, sublayer_kinds
 from xtdist.model.parts import (
     EmbeddingConfig,
     HeadConfig,
@@ -156,6 +156,12 @@ class LayersConfig:
             raise ConfigError(
                 f"shift_tokens: got {most}, which splits dim={self.dim} channels into {groups} "
                 "groups; give less"
+            )
+        blocks = len(self.kinds) / len(block_of(self.order, cross=self.cross_attention is not None))
+        if self.unet_skips and not self.order.tie and (self.depth < 2 or blocks != self.depth):
+            raise ConfigError(
+                f"unet_skips: got depth={self.depth} and {len(self.kinds)} sublayers; late blocks "
+                "read early ones, so it needs two blocks or more, and all of them whole"
             )
         ff = self.feedforward
         expert = ff.expert if isinstance(ff, MoEConfig) else ff

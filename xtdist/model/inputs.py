@@ -12,7 +12,7 @@ from torch import Tensor
 from xtdist.model.config import LayersConfig
 from xtdist.model.options.left_out import LEFT_OUT_OF_FORWARD
 from xtdist.model.options.resolver import documents_refused
-from xtdist.model.order import block_of
+from xtdist.model.run_order import execution_of
 from xtdist.model.stack import StackInputs
 from xtdist.model.stack_checks import check_stack, needs_condition
 from xtdist.nn.attention.cache import KVCache
@@ -116,7 +116,7 @@ def stack_inputs(
         memory_masks=tuple(given.get("mem_masks") or ()),
         added=_added(given),
         cache=given.get("cache"),
-        execute=_execution(config, given),
+        execute=execution_of(config, given),
         keep=keep,
     )
 
@@ -165,72 +165,3 @@ def _added(given: StackKeywords) -> tuple[AddedKeyValues | None, ...]:
         else AddedKeyValues(*(pair[0].detach(), pair[1].detach()) if detach else pair, mask)
         for pair in extra
     )
-
-
-def _execution(config: LayersConfig, given: StackKeywords) -> Sequence[int] | None:
-    """The order in which to run, where a forward pass changes it."""
-    order, repeat = given.get("layers_execute_order"), given.get("repeat_blocks")
-    if config.integrator is not None and (order is not None or repeat is not None):
-        name = "repeat_blocks" if order is None else "layers_execute_order"
-        raise ValueError(
-            f"{name}: integrate_layers and attn_aggregated_residuals read the sublayers in the "
-            "order in which they were built; leave one out"
-        )
-    if repeat is None:
-        return None if order is None else _checked_order(config, order)
-    shape = config.order
-    if order is not None or shape.custom or shape.par_ratio or shape.sandwich:
-        raise ValueError("repeat_blocks: works on default blocks in their default order only")
-    length = len(block_of(shape, cross=config.cross_attention is not None))
-    blocks = len(config.kinds) // length
-    sequence: list[int] = []
-    at = 0
-    for first, last, times in _ranges(repeat):
-        if not at <= first <= last < blocks or times < 1:
-            raise ValueError(
-                f"repeat_blocks: got (({first}, {last}), {times}); give ranges of the {blocks} "
-                "blocks that don't overlap, and a number of times"
-            )
-        sequence += [*range(at, first), *(list(range(first, last + 1)) * times)]
-        at = last + 1
-    sequence += range(at, blocks)
-    return [block * length + i for block in sequence for i in range(length)]
-
-
-def _checked_order(config: LayersConfig, order: object) -> Sequence[int]:
-    if not isinstance(order, (list, tuple)) or not order or not all(_is_int(i) for i in order):
-        raise ValueError(
-            f"layers_execute_order: got {order!r}; give the numbers of the sublayers to run, as "
-            "(0, 1, 1)"
-        )
-    beyond = [i for i in order if not 0 <= i < len(config.kinds)]
-    if beyond:
-        raise ValueError(
-            f"layers_execute_order: got {beyond[0]}; there are {len(config.kinds)} sublayers"
-        )
-    return order
-
-
-def _ranges(repeat: object) -> list[tuple[int, int, int]]:
-    """(first, last, times), in the order of the blocks."""
-    several = repeat
-    if isinstance(repeat, (list, tuple)) and repeat and not isinstance(repeat[-1], (list, tuple)):
-        several = (repeat,)
-    found: list[tuple[int, int, int]] = []
-    for entry in several if isinstance(several, (list, tuple)) else ():
-        where, times = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, 0)
-        span = where if isinstance(where, (list, tuple)) else (where, where)
-        if len(span) != 2 or not all(_is_int(number) for number in (*span, times)):
-            found = []
-            break
-        found.append((*span, times))
-    if not found:
-        raise ValueError(
-            f"repeat_blocks: got {repeat!r}; give (block, times) or ((first, last), times), or "
-            "several of those: (((0, 1), 2), (3, 2))"
-        )
-    return sorted(found)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -235,13 +235,15 @@ class Layers(Upkeep):
         stays = not config.causal or inputs.prefix is not None  # see _without_padding
         if inputs.mask is not None and (stays or inputs.keeps_scores):
             keys = inputs.mask if keys is None else keys & inputs.mask
+        prefix = inputs.prefix
         if memory is not None:
             keys = _with_memory(keys, memory, x, inputs)
+            prefix = None if prefix is None else prefix + memory.shape[1]
         return Visible(
             causal=config.causal,
             keys=keys,
             documents=inputs.documents,
-            prefix=inputs.prefix,
+            prefix=prefix,
             table=as_table(inputs.attn_mask),
         )
 

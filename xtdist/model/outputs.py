@@ -115,9 +115,11 @@ class AttentionIntermediates(NamedTuple):
 class Intermediates:
     """What a forward pass computes on the way, by x-transformers' names.
 
-    hiddens: the input of each self attention. block_hiddens: the output of each block. last_hidden:
-    of the stack. last_layer_hiddens: of the tokens, where the output is pooled. attn_pooled_tokens:
-    what the queries of attn_pool read; none with a cache, where earlier tokens are missing.
+    hiddens: the input of each self attention (of its queries, with qkv_receive_diff_residuals).
+    block_hiddens: the output of each block. last_hidden: of the stack. last_layer_hiddens: of the
+    tokens, where the output is pooled. logits, logit_entropies: a tuple where there are several
+    heads. attn_pooled_tokens: what the queries of attn_pool read; none with a cache, where earlier
+    tokens are missing.
     attentions: where asked for (return_attn). aux: auxiliary losses. exit_logits, all_pred_logits:
     for each pass of a looped stack. kv_cache: for going on, or ``no_cache``, why there is none.
     """
@@ -133,7 +135,7 @@ class Intermediates:
     memory_tokens: Float[Tensor, "b m d"] | None = None
     mems: list[Float[Tensor, "b m d"]] | None = None
     logits: Tensor | tuple[Tensor, ...] | None = None
-    logit_entropies: Float[Tensor, "b n"] | None = None
+    logit_entropies: Float[Tensor, "b n"] | tuple[Float[Tensor, "b n"], ...] | None = None
     attn_z_loss: Float[Tensor, ""] | None = None
     exit_logits: tuple[Float[Tensor, "b s 1"], ...] = ()
     exit_indices: Int[Tensor, "b s"] | None = None

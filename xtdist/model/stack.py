@@ -68,7 +68,8 @@ class StackInputs:
 @dataclass(frozen=True, kw_only=True)
 class StackOutput:
     """The hidden states (b, n, d); the auxiliary losses; and, where kept, the input of each self
-    attention, the output of each block, and every attention."""
+    attention (of its queries, where keys and values have others), the output of each block, and
+    every attention."""
 
     hidden: Float[Tensor, "b n d"]
     aux: tuple[AuxLoss, ...] = ()

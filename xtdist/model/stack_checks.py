@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xtdist.model.config import LayersConfig
+from xtdist.model.run_order import attentions_of
 from xtdist.model.tensors import check_ids, check_shape, check_tensor, seen
 from xtdist.nn.position.config import PolarConfig, RotaryConfig
 
@@ -69,7 +70,7 @@ def check_stack(x: Tensor, config: LayersConfig, given: Mapping[str, Any]) -> No
     """
     check_tensors(x, given)
     b, n = x.shape[:2]
-    attentions = _attentions(config, given)
+    attentions = attentions_of(config, given)
     before = _check_memories(x, config, given, attentions=attentions)
     for name in ("mask", "self_attn_kv_mask"):
         if given.get(name) is not None:
@@ -90,18 +91,8 @@ def check_stack(x: Tensor, config: LayersConfig, given: Mapping[str, Any]) -> No
     _check_added(x, config, given, attentions=attentions)
 
 
-def _attentions(config: LayersConfig, given: Mapping[str, Any]) -> int | None:
-    """Self attentions that will run; None where the order is not clear yet."""
-    order = given.get("layers_execute_order")
-    if given.get("repeat_blocks") is not None:
-        return None
-    kinds = config.kinds
-    order = config.execution if order is None else order
-    return sum(0 <= i < len(kinds) and kinds[i] == "a" for i in order)
-
-
 def _check_memories(
-    x: Tensor, config: LayersConfig, given: Mapping[str, Any], *, attentions: int | None
+    x: Tensor, config: LayersConfig, given: Mapping[str, Any], *, attentions: int
 ) -> int:
     """Memories and their masks; how many stand before the tokens."""
     mems, masks = given.get("mems"), given.get("mem_masks")
@@ -110,7 +101,7 @@ def _check_memories(
             raise ValueError("mem_masks: given without mems; give those too")
         return 0
     b, size = len(x), mems[0].shape[1] if mems[0].ndim > 1 else 0
-    if attentions is not None and len(mems) != attentions:
+    if len(mems) != attentions:
         raise ValueError(
             f"mems: got {len(mems)}; give one for each of {attentions} self attentions"
         )
@@ -223,7 +214,7 @@ def needs_condition(config: LayersConfig) -> bool:
 
 
 def _check_added(
-    x: Tensor, config: LayersConfig, given: Mapping[str, Any], *, attentions: int | None
+    x: Tensor, config: LayersConfig, given: Mapping[str, Any], *, attentions: int
 ) -> None:
     """Keys and values from elsewhere."""
     name, added = "self_attn_additional_kv", given.get("self_attn_additional_kv")
@@ -241,7 +232,7 @@ def _check_added(
         )
     if isinstance(config.position, PolarConfig):
         raise ValueError(f"{name}: polar positions have no place for keys from elsewhere")
-    if attentions is not None and len(added) > attentions:
+    if len(added) > attentions:
         raise ValueError(f"{name}: got {len(added)} pairs for {attentions} self attentions")
     attention = config.attention
     heads = attention.kv_heads or config.heads
@@ -260,6 +251,12 @@ def _check_added(
             )
         if mask is not None:
             check_shape(mask, name="additional_kv_mask", kind="bool", shapes=[(len(x), e)])
+    sizes = {0 if pair is None else pair[0].shape[2] for pair in added}
+    if config.residual_attention and len(sizes | ({0} if len(added) < attentions else set())) > 1:
+        raise ValueError(
+            f"{name}: with residual_attn each attention adds to the scores of the one before, so "
+            f"all {attentions} must have the same number of keys; give as many pairs, of one size"
+        )
 
 
 def _is_pair(pair: Any) -> bool:

@@ -157,7 +157,7 @@ class Sublayer(nn.Module):
             stream = self.skip(stream, carry.streams[self.seat.skip_from])
         x, kept = (stream, None) if self.residual is None else self.residual(stream)
         if shared.keep and self.seat.kind == "a":
-            carry = carry._replace(hiddens=(*carry.hiddens, x))
+            carry = carry._replace(hiddens=(*carry.hiddens, x[0] if x.ndim == 4 else x))
         x, carry = self._integrated(x, carry)
         x = x if shared.inject is None else x + shared.inject
         out, carry = self._run(_normed(self.norm, x, shared.condition), carry, shared, own)

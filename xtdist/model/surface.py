@@ -44,6 +44,10 @@ NOT_CACHED = (
 """Inputs that a cache could not repeat for the tokens to come."""
 
 
+PER_TOKEN = ("sum_embeds", "condition", "in_attn_cond")
+"""Inputs (b, n, …) that may be given for each token."""
+
+
 class Model(Protocol):
     """What the surface is around of."""
 
@@ -79,7 +83,7 @@ def answer(
     keep = bool(scores or inter or wanted.get("return_mems"))
     cache, grown, no_cache = inputs.pop("cache", None), None, ""
     if isinstance(cache, Intermediates):
-        x, grown = _go_on(cache, x, inputs, new_only=new_only)
+        x, grown = _go_on(model, cache, x, inputs, new_only=new_only)
         no_cache = _why_not(model, inputs, scores=scores)
         if no_cache:
             raise ValueError(f"cache: {no_cache}")
@@ -87,7 +91,7 @@ def answer(
         inputs["cache"] = cache
     elif inter:
         no_cache = _why_not(model, inputs, scores=scores)
-        grown = None if no_cache else BatchCache(inputs.get("context"))
+        grown = None if no_cache else BatchCache(inputs.get("context"), config=model.config)
     out = model.run(x, keep=keep, scores=scores, grown=grown, **inputs)
     if grown is not None:
         n = 0 if x is None else x.shape[1]
@@ -107,7 +111,8 @@ def answer(
         found.mems, found.logits = mems, logits
         found.kv_cache, found.no_cache = grown, no_cache
         if wanted.get("return_logit_entropies"):
-            found.logit_entropies = entropies(cast(Tensor, logits))
+            several = isinstance(logits, tuple)
+            found.logit_entropies = tuple(map(entropies, logits)) if several else entropies(logits)
         return result, found
     if mems is not None:
         return result, mems
@@ -123,7 +128,7 @@ def kept(
     and a cache to go on with where it can have one."""
     given = cast(ModelInputs, dict(inputs))
     no_cache = _why_not(model, given, scores=scores)
-    grown = None if no_cache else BatchCache(given.get("context"))
+    grown = None if no_cache else BatchCache(given.get("context"), config=model.config)
     out = model.run(x, keep=True, scores=scores, grown=grown, **given)
     if grown is not None:
         grown.seen(x.shape[1], out.tokens.shape[1])
@@ -133,7 +138,7 @@ def kept(
 
 
 def _go_on(
-    cache: Intermediates, x: Tensor | None, inputs: ModelInputs, *, new_only: bool
+    model: Model, cache: Intermediates, x: Tensor | None, inputs: ModelInputs, *, new_only: bool
 ) -> tuple[Tensor, BatchCache]:
     """The new tokens of ``x``, what is given for them, and the cache that they will grow."""
     if cache.kv_cache is None:
@@ -141,6 +146,7 @@ def _go_on(
     if x is None:
         raise ValueError("x: got None; give token ids (b, n)")
     grown = cache.kv_cache.fork()
+    _check_cache(model, grown, x, inputs)
     if new_only:
         return x, grown
     prepended = inputs.pop("prepend_embeds", None)
@@ -155,11 +161,39 @@ def _go_on(
             f"x: {x.shape[1]} tokens, and the cache holds {grown.tokens}; give the whole sequence "
             "with new tokens, or only those with input_not_include_cache=True"
         )
-    if inputs.get("sum_embeds") is not None:
-        inputs["sum_embeds"] = cast(Tensor, inputs["sum_embeds"])[:, -new:]
-    ids = inputs.get("embed_ids") or {}
-    inputs["embed_ids"] = {name: value[:, -new:] for name, value in ids.items()}
+    n, given = x.shape[1], cast(dict[str, Any], inputs)
+    for name in PER_TOKEN:
+        given[name] = _last(given.get(name), n, new, axes=3)
+    ids = given.get("embed_ids")
+    if isinstance(ids, Mapping):
+        given["embed_ids"] = {name: _last(value, n, new, axes=2) for name, value in ids.items()}
     return x[:, -new:], grown
+
+
+def _last(value: Any, n: int, new: int, *, axes: int) -> Any:
+    """The ``new`` last of ``n`` in a tensor (b, n, …); else as it is, for the checks to see."""
+    whole = isinstance(value, Tensor) and value.ndim == axes and value.shape[1] == n
+    return value[:, -new:] if whole else value
+
+
+def _check_cache(model: Model, cache: BatchCache, x: Tensor, inputs: ModelInputs) -> None:
+    """``cache`` is of this model, these sequences and this context."""
+    if cache.config is not None and cache.config != model.config:
+        raise ValueError("cache: it is of another model; give the intermediates of this one")
+    if cache.batch not in (None, len(x)):
+        raise ValueError(
+            f"cache: it holds {cache.batch} sequences, and x {len(x)}; give the same ones"
+        )
+    context = inputs.get("context")
+    if context is None:
+        inputs["context"] = cache.states
+    elif context is not cache.states and cache.states is not None:
+        same = context.shape == cache.states.shape and bool((context == cache.states).all())
+        if not same:
+            raise ValueError(
+                "context: another one than the cache was made with; leave it out (the cache has "
+                "it), or start without the cache"
+            )
 
 
 def _why_not(model: Model, inputs: ModelInputs, *, scores: bool) -> str:
@@ -198,6 +232,11 @@ def _logits(model: Model, hidden: Tensor, wanted: Wanted) -> Any:
     keywords: Mapping[str, Any] = wanted.get("to_logits_kwargs") or {}
     entropy = wanted.get("return_logit_entropies")
     only = wanted.get("return_embeddings") or wanted.get("return_embeddings_and_intermediates")
+    if keywords and not model.config.head.given:
+        raise ValueError(
+            "to_logits_kwargs: the model's own head takes none; leave them out, or give a head "
+            "that does (to_logits=…)"
+        )
     if model.config.head.output == "hidden":
         if entropy or wanted.get("return_logits_and_embeddings"):
             raise ValueError("logits: the model has no head (return_only_embed=True)")
@@ -257,7 +296,13 @@ def attention_z_loss(
     records: tuple[AttentionRecord, ...], mask: Bool[Tensor, "b n"] | None
 ) -> Float[Tensor, ""]:
     """Σ over layers of the mean over real tokens of Σ over heads of logsumexp(scores)²
-    (2202.08906, on attention as in PaLM)."""
+    (2202.08906, on attention as in PaLM).
+
+    Raises:
+        ValueError: there is no attention.
+    """
+    if not records:
+        raise ValueError("return_attn_z_loss: the stack has no attention; leave it out")
     losses = []
     for record in records:
         squares = rearrange(record.scores.logsumexp(dim=-1).square(), "b h n -> h b n").sum(dim=0)

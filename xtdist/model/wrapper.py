@@ -117,10 +117,15 @@ class TransformerWrapper(Around, Ending):
         read, (b, p, e). Further inputs are described in ``ModelInputs``; what else can be given
         back, and then is, in ``Wanted``.
 
-        logit_rows: wanted rows of the flattened (b n) positions; the logits are then (m, v).
+        logit_rows: wanted rows of the flattened (b n) positions; the logits are then (m, v), the
+            hidden states of a model without a head (m, d).
         cache: the intermediates of an earlier pass; ``x`` is then the whole sequence again (or,
             with input_not_include_cache, its new tokens alone), and so are the logits those of the
             new tokens. A decode engine gives a store of its own, and ``pos``.
+
+        What comes out can be differentiated once. A gradient of a gradient (``create_graph=True``
+        and another backward, as for a gradient penalty) raises RuntimeError, whatever the options:
+        fused attention and the linear layers that save memory have no second derivative.
         """
         wanted = cast(Wanted, {k: keywords.pop(k) for k in tuple(keywords) if k in WANTED})
         if logit_rows is not None and (wanted or isinstance(cache, Intermediates)):
@@ -134,15 +139,16 @@ class TransformerWrapper(Around, Ending):
                 keywords["cache"] = cache
             return answer(self, x, wanted, cast(ModelInputs, keywords), new_only=new_only)
         out = self.run(x, cache=cache, **keywords)
-        if out.pooled is not None:
-            if logit_rows is not None:
-                raise ValueError("logit_rows: the output is pooled (attn_pool); leave them out")
-            return out.pooled
-        hidden = out.hidden
-        if self.config.head.output == "hidden":
-            return hidden
+        hidden = out.hidden if out.pooled is None else out.pooled
         if logit_rows is not None:
+            if hidden is not out.hidden or hidden.shape[:2] != out.tokens.shape[:2]:
+                raise ValueError(
+                    "logit_rows: the output is one for the whole sequence (attn_pool, "
+                    "average_pool_embed, use_cls_token); leave them out"
+                )
             hidden = rearrange(hidden, "b n d -> (b n) d")[check_rows(logit_rows, hidden)]
+        if hidden is out.pooled or self.config.head.output == "hidden":
+            return hidden
         return self.to_logits(hidden)
 
     def hidden(
@@ -208,8 +214,8 @@ def _of_stack(inputs: Mapping[str, Any]) -> StackKeywords:
     pos = given.get("pos")
     if pos is not None and pos.is_floating_point():
         del given["pos"]
-    if not any(mem.shape[1] for mem in given.get("mems") or ()):
-        given.pop("mems", None)
+    if given.get("mems") and not any(mem.shape[1] for mem in given["mems"]):
+        given.pop("mems")
         given.pop("mem_masks", None)
     return cast(StackKeywords, given)
 

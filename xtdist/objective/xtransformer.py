@@ -65,6 +65,11 @@ class XTransformer(nn.Module):
             **{**encoder.wrapper, "return_only_embed": True},
             attn_layers=Encoder(dim=dim, **encoder.layers),
         )
+        if self.encoder.config.pool is not None:
+            raise ConfigError(
+                "enc_average_pool_embed, enc_use_cls_token, enc_attn_pool: the decoder reads what "
+                "the encoder says of each source token, not one output for all; leave it out"
+            )
         net = TransformerWrapper(
             **decoder.wrapper,
             attn_layers=Decoder(

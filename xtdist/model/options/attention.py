@@ -67,6 +67,7 @@ SIZES: tuple[Option, ...] = (
         name="cross attention",
         about="attend to a context too",
         active="cross_attention",
+        acts_in="c",
         paper="1706.03762",
         rows=(
             Row("cross_attend", "cross_attention", False, {False: None, True: {}}),
@@ -154,6 +155,7 @@ SIZES: tuple[Option, ...] = (
         name="sliding window",
         about="a token reads so many keys back",
         active=has_window,
+        acts_in="a",
         paper="2310.06825",
         rows=(Row("attn_max_attend_past", "attention.window", None, self_only=True),),
         samples=(

@@ -120,7 +120,10 @@ class Option:
     rows, wrapper: keywords of the layers, and of ``TransformerWrapper``.
     backends: those that can honour it. causal: where it is right.
     uncacheable: why it can't be decoded with a cache, or "". unpackable: why documents can't be
-    kept apart in one sequence, or "".
+    kept apart in one sequence, or "". fixed_order: why a forward pass can't run the sublayers in
+    another order, or "".
+    acts_in: kinds of sublayers that it acts in (a, c, f): a stack without any of them refuses it.
+    "" = all, and for a place in ``attention`` those attentions.
     excludes: {other option: why, and the way out}; it holds both ways.
     differs: how it differs from x-transformers, or "".
     """
@@ -138,5 +141,7 @@ class Option:
     causal: Literal["any", "causal only", "bidirectional only"] = "any"
     uncacheable: str = ""
     unpackable: str = ""
+    fixed_order: str = ""
+    acts_in: str = ""
     excludes: Mapping[str, str] = field(default_factory=dict)
     differs: str = ""

@@ -145,11 +145,17 @@ ONCE = dict.fromkeys(
     "once and in its order; leave one out",
 )
 
+NUMBERED = (
+    "integrate_layers and attn_aggregated_residuals read the sublayers in the order in which they "
+    "were built"
+)
+
 READS: tuple[Option, ...] = (
     Option(
         name="LIMe",
         about="a branch reads a learned mix of all earlier hidden states",
         active="integrator.kind=lime",
+        fixed_order=NUMBERED,
         paper="2502.09245",
         tier=3,
         rows=(
@@ -178,6 +184,7 @@ READS: tuple[Option, ...] = (
         name="attention over layers",
         about="a branch reads all earlier hidden states of its token by attention",
         active="integrator.kind=attention",
+        fixed_order=NUMBERED,
         paper="2601.21582, 2603.15031",
         tier=3,
         rows=(
@@ -210,6 +217,7 @@ READS: tuple[Option, ...] = (
         name="value residual",
         about="the first layer's values in all later ones (ResFormer)",
         active="value_residual",
+        acts_in="ac",
         paper="2410.17897",
         tier=3,
         rows=(
@@ -259,11 +267,17 @@ READS: tuple[Option, ...] = (
         name="U-Net skips",
         about="late blocks read the outputs of early ones",
         active="unet_skips",
+        fixed_order="unet_skips joins each late block with an early one by their numbers",
         paper="2209.12152",
         tier=3,
         rows=(Row("unet_skips", "unet_skips", False),),
         samples=(Sample({"unet_skips": True}),),
         weights=(Rule("skip", "combine.weight", "combine.weight"),),
+        excludes=dict.fromkeys(
+            ("tied layers", "order of execution"),
+            "a late block reads the early one of a number, which only holds where every block runs "
+            "once and in its order; leave one out",
+        ),
     ),
 )
 

@@ -19,7 +19,7 @@ when the model is built.
 """
 COLUMNS = (
     "option | what it does | keywords | in a config | paper | tier | attention by | stacks | "
-    "cache | packing | not with"
+    "cache | packing | other order | not with"
 )
 
 
@@ -51,6 +51,7 @@ def _cells(option: Option) -> list[str]:
         option.causal,
         f"no: {option.uncacheable}" if option.uncacheable else "yes",
         f"no: {option.unpackable}" if option.unpackable else "yes",
+        f"no: {option.fixed_order}" if option.fixed_order else "yes",
         "; ".join(f"{name} ({why})" for name, why in _excluded(option)) or "-",
     ]
 

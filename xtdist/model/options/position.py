@@ -176,6 +176,7 @@ ROTARY: tuple[Option, ...] = (
         name="rotary positions",
         about="queries and keys turned by their position (RoPE)",
         active="position.kind=rotary",
+        acts_in="ac",
         paper="2104.09864",
         rows=(
             Row("rotary_pos_emb", "position.kind", False, {True: "rotary"}),
@@ -271,6 +272,7 @@ ROTARY: tuple[Option, ...] = (
         name="polar positions",
         about="content is the magnitude, position the angle (PoPE)",
         active="position.kind=polar",
+        acts_in="a",
         paper="2509.10534",
         tier=3,
         rows=(
@@ -302,6 +304,7 @@ BIASES: tuple[Option, ...] = (
         name="ALiBi",
         about="a penalty that grows linearly with distance",
         active="position_bias.kind=alibi",
+        acts_in="a",
         paper="2108.12409",
         rows=(
             Row("alibi_pos_bias", "position_bias", False, {True: {"kind": "alibi"}}),
@@ -318,6 +321,7 @@ BIASES: tuple[Option, ...] = (
         name="T5 bias",
         about="a learned number for each bucket of distances",
         active="position_bias.kind=t5",
+        acts_in="a",
         paper="1910.10683",
         tier=2,
         rows=(
@@ -345,6 +349,7 @@ BIASES: tuple[Option, ...] = (
         name="dynamic position bias",
         about="a network of the distance",
         active="position_bias.kind=dynamic",
+        acts_in="a",
         paper="2111.09883",
         tier=2,
         rows=(

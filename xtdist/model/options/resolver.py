@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtdist.config import ConfigError
-from xtdist.model.options.base import Backend, Option
+from xtdist.model.options.base import Backend, Option, Row
 from xtdist.model.options.places import find
 from xtdist.model.options.table import OPTIONS
 
 ATTENTIONS = ("attention", "cross_attention")
+KINDS = {"attention": "a", "cross_attention": "c"}
+CALLED = {"a": "self attention", "c": "cross attention", "f": "feed-forward"}
 FASTEST_FIRST: tuple[Backend, ...] = ("sdpa", "eager", "flex")
 
 
@@ -69,7 +71,8 @@ def resolve(config: Any) -> Resolved:
 
     Raises:
         ConfigError: two options that don't, by name and with the way out; an option that is wrong
-            for a causal (or bidirectional) stack; a backend that can't honour an option.
+            for a causal (or bidirectional) stack, or of sublayers that the stack lacks; a backend
+            that can't honour an option.
     """
     active = list(active_options(config))
     names = {option.name for option in active}
@@ -78,6 +81,7 @@ def resolve(config: Any) -> Resolved:
             if other in names:
                 raise ConfigError(f"{option.name} and {other} can't be combined: {why}")
         _check_causal(option, causal=config.causal)
+        _check_acts(option, config)
     return Resolved({name: _backends(config, name) for name in attentions(config)})
 
 
@@ -91,6 +95,35 @@ def documents_refused(config: Any) -> str:
     """Why documents in one sequence can't be kept apart; empty if they can."""
     reasons = [f"{o.name}: {o.unpackable}" for o in active_options(config) if o.unpackable]
     return "; ".join(reasons)
+
+
+def order_refused(config: Any) -> str:
+    """Why a forward pass can't run the sublayers in another order; empty if it can."""
+    reasons = [f"{o.name}: {o.fixed_order}" for o in active_options(config) if o.fixed_order]
+    return "; ".join(reasons)
+
+
+def _check_acts(option: Option, config: Any) -> None:
+    """Some sublayer has what ``option`` is about."""
+    there = set(config.kinds)
+    wanted = set(option.acts_in)
+    if not wanted and callable(option.active):
+        return
+    if not wanted:
+        if not str(option.active).startswith("attention."):
+            return
+        wanted = {
+            KINDS[name] for name in attentions(config) if is_active(option, config, attention=name)
+        }
+    if wanted & there:
+        return
+    rows = [row for row in (*option.rows, *option.wrapper) if isinstance(row, Row)]
+    where = f" ({rows[0].keyword}, in a config {rows[0].place})" if rows else ""
+    lacks = " or ".join(CALLED[kind] for kind in sorted(wanted))
+    raise ConfigError(
+        f"{option.name}{where} has no effect: the stack has no {lacks} (only_cross=True, or "
+        "custom_layers without it); leave the option out"
+    )
 
 
 def _check_causal(option: Option, *, causal: bool) -> None:
