@@ -46,6 +46,7 @@ class Double(nn.Module):
             prefix=False,
             position=LearnedConfig(),
             norm=SimpleNamespace(needs_condition=False),
+            embedding=SimpleNamespace(tables=()),
             branch_scale=None,
             pool=None,
             num_tokens=VOCABULARY,

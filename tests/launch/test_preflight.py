@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from xtdist.checkpoint.layout import MANIFEST, write_manifest
-from xtdist.config import CheckpointError, ConfigError, DataError, UserError, from_mapping
+from xtdist.config import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    UserError,
+    from_mapping,
+    to_mapping,
+)
 from xtdist.data import ByteTokenizerConfig, FilesSource, PrepareConfig, TokenDataset, prepare
 from xtdist.launch.preflight import preflight, resolve
 from xtdist.launch.trainer import TrainingFailedError, _explain
@@ -91,6 +98,53 @@ def test_a_run_is_finished_at_its_last_step(spec):
 
 def test_the_vocabulary_and_the_length_come_from_the_data(spec):
     assert (spec.model.num_tokens, spec.model.max_seq_len) == (259, 16)
+
+
+MODELS = {
+    "context": ({"cross_attention": {}}, "model: cross_attention needs context="),
+    "condition": ({"norm": {"kind": "adaptive_rmsnorm"}}, "adaptive_rmsnorm needs condition="),
+    "tables": ({"embedding": {"tables": [{"name": "x", "tokens": 3}]}}, "needs embed_ids="),
+    "heads": ({"head": {"heads": 2}}, "model: it has 2 heads"),
+    "pool": ({"pool": {"kind": "mean"}}, "model: it has one output for the whole sequence"),
+    "prefix": ({"prefix": True}, "model: prefix=true needs prefix_attn_len="),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_that_tokens_alone_can_not_train_is_refused_when_the_config_is_read(spec, kind):
+    changes, message = MODELS[kind]
+    tree = to_mapping(spec)
+    tree["model"] |= changes
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(RunSpec, tree)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"head": {"dim": 7}}}, r"model\.head\.dim: got 7, but all 259 tokens"),
+        (
+            {"model": {"shift_tokens": 1}, "objective": {"separate_documents": True}},
+            "separate_documents: they can't be kept apart",
+        ),
+    ],
+)
+def test_what_the_workers_would_refuse_is_refused_before_they_start(spec, changes, message):
+    tree = to_mapping(spec)
+    tree["model"] |= {"num_tokens": 0, "max_seq_len": 0}
+    for part, values in changes.items():
+        tree[part] |= values
+    with pytest.raises(ConfigError, match=message):
+        resolve(from_mapping(RunSpec, tree))
+
+
+def test_an_objective_s_own_parameters_are_counted(spec):
+    alone = preflight(spec, cluster_gpus=0).parameters
+    tree = to_mapping(spec)
+    tree["model"] |= {"causal": False}
+    tree["objective"] = {"kind": "nonautoregressive", "self_token_critic": True}
+    both = preflight(from_mapping(RunSpec, tree), cluster_gpus=0).parameters
+    assert both == alone + 16 + 1
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import nn
 
 from xtdist.config import ConfigError
 from xtdist.model import Decoder, TransformerWrapper
+from xtdist.model.parts import HeadConfig
 from xtdist.objective import AutoregressiveWrapper, NonAutoregressiveWrapper
+from xtdist.objective.base import check_trainable
 
 HEADS: dict[str, dict[str, Any]] = {
     "mixture": {"mixture": 3},
@@ -100,3 +103,29 @@ def test_no_counted_target_is_visible_to_the_position_that_predicts_it() -> None
         y[0, t] = (y[0, t] + 1) % VOCABULARY
         before, after = (net(z[:, :-1], prefix_attn_len=5) for z in (x, y))
         assert torch.equal(before[:, :t], after[:, :t])
+
+
+NEEDS_MORE: list[tuple[dict[str, Any], str]] = [
+    ({"cross_attention": {"dim_head": 16}}, r"run: cross_attention needs context="),
+    ({"norm": {"kind": "adaptive_rmsnorm"}}, r"run: norm\.kind=adaptive_rmsnorm needs condition="),
+    ({"branch_scale": {"kind": "adaptive_layerscale"}}, r"adaptive_layerscale needs condition="),
+    ({"embedding": {"tables": [{"name": "x", "tokens": 3}]}}, r"embedding\.tables needs embed_ids"),
+    ({"head": {"dim": 7}}, r"run\.head\.dim: got 7, but all 20 tokens"),
+    ({"prefix": True}, r"run: prefix=true needs prefix_attn_len="),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), NEEDS_MORE)
+def test_what_a_caller_can_give_is_refused_where_there_are_tokens_alone(
+    more: dict[str, Any], message: str
+) -> None:
+    net = make_net(causal=True, **more)
+    AutoregressiveWrapper(net)
+    with pytest.raises(ConfigError, match=message):
+        check_trainable(net.config, causal=True, name="run", alone=True)
+
+
+def test_a_head_that_is_given_stands_in_no_config() -> None:
+    config = dataclasses.replace(make_net(causal=True).config, head=HeadConfig(given=True))
+    with pytest.raises(ConfigError, match=r"run\.head\.given: .*leave it out"):
+        check_trainable(config, causal=True, name="run", alone=True)

@@ -13,8 +13,8 @@ from xtdist.config import ConfigError
 from xtdist.decode.contrastive import check_amateur
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.params import EngineConfig, GenerationParams
-from xtdist.decode.predicts import check_predicts
 from xtdist.decode.stopping import Tokenizer
+from xtdist.model.tokens import check_predicts_tokens
 from xtdist.nn.attention.cache import CacheSpec
 from xtdist.nn.position.config import LearnedConfig
 
@@ -49,7 +49,7 @@ class Limits:
                 f"{name}: it is not causal, so it can't continue text token by token; "
                 "use mask_predict for non-autoregressive models"
             )
-        check_predicts(model, name)
+        check_predicts_tokens(model.config, name=name, given=("context", "prefix_attn_len"))
         config = model.config
         return cls(
             num_tokens=config.num_tokens,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
-from xtdist.decode.predicts import check_predicts
+from xtdist.model.tokens import check_predicts_tokens
 
 
 @runtime_checkable
@@ -104,6 +104,4 @@ def check_fills(net: Any) -> None:
             "model: it is causal, so it can't see what comes after a mask; use GenerationParams to "
             "continue text with it, or train a non-autoregressive model"
         )
-    check_predicts(net, "model")
-    if config.cross_attention:
-        raise ConfigError("model: it reads a context, which a request to fill masks can't carry")
+    check_predicts_tokens(config, name="model", given=())

@@ -13,6 +13,7 @@ from xtdist.checkpoint import CheckpointStore
 from xtdist.config import ConfigError, DataError, ResourceError
 from xtdist.data import TokenDataset, Tokenizer
 from xtdist.model import TransformerWrapper
+from xtdist.objective import Objective, build_objective
 from xtdist.optim import check_schedule
 from xtdist.train.deepspeed import resolve_precision
 from xtdist.train.spec import RunSpec, fit_to_data
@@ -68,8 +69,21 @@ def resolve(spec: RunSpec) -> RunSpec:
             )
     check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
     spec = fit_to_data(spec, vocab_size=train.tokenizer.vocab_size)
+    _built(spec, train.tokenizer)
     _check_samples(spec, train.tokenizer)
     return spec
+
+
+def _built(spec: RunSpec, tokenizer: Tokenizer) -> Objective:
+    """What the workers build, counted and not allocated: it raises what they would."""
+    with torch.device("meta"):
+        return build_objective(
+            spec.objective,
+            TransformerWrapper.from_config(spec.model),
+            mask_id=tokenizer.mask_id,
+            pad_id=tokenizer.pad_id,
+            document_end=tokenizer.eot_id,
+        )
 
 
 def _with_paths(spec: RunSpec) -> RunSpec:
@@ -116,9 +130,7 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     precision = resolve_precision(spec.engine.precision, gpu=bool(gpus))
     spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, precision=precision))
     folder = Path(spec.output) / spec.name
-    with torch.device("meta"):  # counted, not allocated
-        model = TransformerWrapper.from_config(spec.model)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in _built(spec, data.tokenizer).parameters())
     plan = Plan(
         spec=spec,
         folder=folder,

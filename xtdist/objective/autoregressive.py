@@ -30,8 +30,8 @@ from xtdist.objective.base import (
     LossOutput,
     Objective,
     Prepared,
-    check_predicts_tokens,
     check_targets,
+    check_trainable,
     cross_entropies,
     with_aux,
 )
@@ -74,12 +74,7 @@ class AutoregressiveWrapper(Generation, Objective):
         config: AutoregressiveConfig | None = None,
         **keywords: Any,
     ) -> None:
-        if not net.config.causal:
-            raise ConfigError(
-                "an encoder sees the tokens that it should predict; give AutoregressiveWrapper a "
-                "causal network (Decoder, or model.causal=true)"
-            )
-        check_predicts_tokens(net, name="AutoregressiveWrapper")
+        check_trainable(net.config, causal=True, name="AutoregressiveWrapper")
         super().__init__(net)
         self.config = config or _keyword_config(keywords)
         self.ignore_index, self.pad_value = self.config.ignore_index, pad_value

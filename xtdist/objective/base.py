@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
-from xtdist.model import TransformerWrapper
+from xtdist.model import ModelConfig, TransformerWrapper
+from xtdist.model.tokens import BESIDE, check_predicts_tokens
 from xtdist.nn.aux import AuxLoss
 from xtdist.objective.loss import cross_entropy_of
 
@@ -54,28 +55,44 @@ def with_aux(
     return LossOutput(total, weight, metrics)
 
 
-def check_predicts_tokens(net: TransformerWrapper, *, name: str) -> None:
-    """Refuse a network without one distribution for each token.
+def check_trainable(config: ModelConfig, *, causal: bool, name: str, alone: bool = False) -> None:
+    """Refuse a network that can't be trained to predict tokens.
+
+    causal: what the objective needs. alone: it is built from its config and given nothing but
+        tokens, all of which may be targets, as a training run does; without it, a caller may give a
+        context, a condition and so on, and choose the targets.
 
     Raises:
-        ConfigError: no head, several heads, or one output for the whole sequence.
+        ConfigError: the wrong direction, no distribution for each token, or an input that is not
+            there.
     """
-    head, pool = net.config.head, net.config.pool
-    if head.output == "hidden":
+    if not hasattr(config, "head"):
         raise ConfigError(
-            f"{name}: the network has no head (return_only_embed, head.output=hidden), so it "
-            "predicts no tokens; give it one"
+            f"{name}: got layers without embedding and head (a Decoder, an Encoder); give "
+            "TransformerWrapper(num_tokens=…, max_seq_len=…, attn_layers=…)"
         )
-    if head.heads > 1:
+    if config.causal != causal:
+        why = "sees the tokens" if causal else "does not see what stands after the tokens"
         raise ConfigError(
-            f"{name}: the network has {head.heads} heads, and nothing says which one predicts the "
-            "tokens; leave out num_output_heads (head.heads=1), or take the losses of its logits"
+            f"{name}: this objective needs model.causal: {str(causal).lower()}, a "
+            f"{'causal network (Decoder)' if causal else 'bidirectional network (Encoder)'}; the "
+            f"one it got {why} that it should predict"
         )
-    if pool is not None and pool.kind != "attention":
+    check_predicts_tokens(config, name=name, given=() if alone else BESIDE)
+    if not alone:
+        return
+    count = config.head.dim
+    if count is not None and count < config.num_tokens:
         raise ConfigError(
-            f"{name}: the network has one output for the whole sequence (pool.kind={pool.kind}), "
-            "not one for each token; leave the pooling out"
+            f"{name}.head.dim: got {count}, but all {config.num_tokens} tokens of the dataset are "
+            "targets: leave it out"
         )
+    for place in ("embedding", "head"):
+        if getattr(config, place).given:
+            raise ConfigError(
+                f"{name}.{place}.given: a run builds the network from its config, and a module "
+                "that is given stands in none: leave it out"
+            )
 
 
 def check_targets(net: TransformerWrapper, targets: Int[Tensor, "..."]) -> None:

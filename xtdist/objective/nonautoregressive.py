@@ -20,7 +20,7 @@ from xtdist.model.options.resolver import documents_refused
 from xtdist.nn.aux import AuxLoss
 from xtdist.nn.linear import Linear
 from xtdist.objective.autoregressive_inputs import documents_by_end
-from xtdist.objective.base import LossOutput, Prepared, check_predicts_tokens, cross_entropies
+from xtdist.objective.base import LossOutput, Prepared, check_trainable, cross_entropies
 from xtdist.objective.config import NonAutoregressiveConfig
 from xtdist.objective.critic import check_critics, critic_loss, drawn_tokens, position_keys
 from xtdist.objective.filling import FillingPasses
@@ -269,17 +269,12 @@ class NonAutoregressiveWrapper(FillingPasses):
 
 
 def _check_net(net: TransformerWrapper, mask_id: int) -> None:
-    if net.config.causal:
-        raise ConfigError(
-            "a decoder can't see what stands after a masked token; give "
-            "NonAutoregressiveWrapper a bidirectional network (Encoder, or model.causal=false)"
-        )
+    check_trainable(net.config, causal=False, name="NonAutoregressiveWrapper")
     if not 0 <= mask_id < net.num_tokens:
         raise ConfigError(
             f"mask_id: got {mask_id}; the network embeds ids 0 to {net.num_tokens - 1}: make "
             "room for the mask in num_tokens"
         )
-    check_predicts_tokens(net, name="NonAutoregressiveWrapper")
 
 
 def _check_separate(net: TransformerWrapper, document_end: int | None) -> None:

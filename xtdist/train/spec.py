@@ -26,6 +26,7 @@ from xtdist.data.config import DataConfig
 from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
 from xtdist.model.presets import expand
+from xtdist.objective.base import check_trainable
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import OptimConfig
 from xtdist.track.config import TrackConfig
@@ -121,6 +122,8 @@ class RunSpec:
             )
         with within(type(self), "model"):
             resolve(self.model)
+        causal = isinstance(self.objective, AutoregressiveConfig)
+        check_trainable(self.model, causal=causal, name="model", alone=True)
         if self.batch.tokens_per_step % self.data.seq_len:
             low = max(self.batch.tokens_per_step // self.data.seq_len, 1) * self.data.seq_len
             raise ConfigError(
@@ -158,9 +161,8 @@ def fit_to_data(spec: RunSpec, *, vocab_size: int) -> RunSpec:
     """Fill in what follows from the rest: vocabulary and longest sequence.
 
     Raises:
-        ConfigError: the model is given these and they contradict the data or the objective.
+        ConfigError: the model is given these and they contradict the data.
     """
-    causal = isinstance(spec.objective, AutoregressiveConfig)
     model, seq_len = spec.model, spec.data.seq_len
     if model.num_tokens not in (0, vocab_size):
         raise ConfigError(
@@ -171,11 +173,6 @@ def fit_to_data(spec: RunSpec, *, vocab_size: int) -> RunSpec:
         raise ConfigError(
             f"model.max_seq_len: got {model.max_seq_len}, less than data.seq_len ({seq_len}): "
             "leave it out or raise it"
-        )
-    if model.causal != causal:
-        raise ConfigError(
-            f"model.causal: got {model.causal}; objective.kind {spec.objective.kind!r} needs "
-            f"model.causal: {str(causal).lower()}"
         )
     model = dataclasses.replace(
         model, num_tokens=vocab_size, max_seq_len=model.max_seq_len or seq_len
