@@ -42,6 +42,8 @@ BESIDE = {True: {"interspersed memory tokens"}, False: {"memory tokens"}}
 """What would carry one document into another, in a causal stack and in others."""
 CHANGE = 10
 """The first token that is changed."""
+PLACES = [torch.arange(11), torch.arange(3, LENGTH), torch.tensor([*range(5), *range(8, LENGTH)])]
+"""Of the real tokens: padding is behind them, before them, among them."""
 
 
 def legal(case: Case) -> bool:
@@ -171,21 +173,23 @@ def test_padding_changes_nothing_for_real_tokens(case: Case) -> None:
     for causal in directions(case):
         model, x, inputs = build(case, causal=causal), ids(2, LENGTH), inputs_of(case)
         real = torch.ones(2, LENGTH, dtype=torch.bool)
-        for which in (slice(0, 11), slice(3, LENGTH)):
+        for which in PLACES:
+            if not causal and which.diff().max() > 1 and has(case, {"sliding window"}):
+                continue  # it counts places there
             real[0] = False
             real[0, which] = True
             # Positions that are given are not counted anew, here and below.
             inside = has(case, {"interspersed memory tokens"})
-            places = {} if inside or not which.start else {"pos": torch.arange(LENGTH)}
+            places = {} if inside or len(which) == 11 else {"pos": torch.arange(LENGTH)}
             got = logits(model, x, mask=real, **inputs, **places)
             assert got.isfinite().all()
             first, second = rows(inputs, slice(0, 1)), rows(inputs, slice(1, 2))
-            if which.start:
+            if len(which) != 11:
                 if has(case, {"interspersed memory tokens"}) or windows_count_memory(case):
                     continue  # memory stands at other places then
-                first["pos"] = torch.arange(LENGTH)[which]
+                first["pos"] = which
                 if "prefix_attn_len" in first:
-                    first["prefix_attn_len"] = first["prefix_attn_len"] - which.start
+                    first["prefix_attn_len"] = (which < first["prefix_attn_len"]).sum()[None]
             close(got[:1, which], logits(model, x[:1, which], **first))
             close(got[1:], logits(model, x[1:], **second))
 
@@ -208,6 +212,22 @@ def test_documents_in_one_sequence_do_not_see_each_other(case: Case) -> None:
         got = logits(model, x, documents=documents, pos=pos, **inputs)
         close(got[:, :6], logits(model, x[:, :6], **inputs))
         close(got[:, 6:], logits(model, x[:, 6:], **inputs))
+
+
+@every
+def test_a_document_in_the_midst_of_another_changes_nothing_for_it(case: Case) -> None:
+    if has(case, {"gumbel attention"}):
+        pytest.skip("its noise depends on the shape")
+    for causal in directions(case):
+        model, x, inputs = build(case, causal=causal), ids(2, LENGTH), inputs_of(case)
+        if documents_refused(model.config) or has(case, BESIDE[causal]):
+            continue
+        documents = torch.zeros(2, LENGTH, dtype=torch.long)
+        documents[:, 5:8] = 1
+        y = torch.where(documents == 1, (x + 7) % 40, x)
+        a, b = (logits(model, tokens, documents=documents, **inputs) for tokens in (x, y))
+        close(a[documents == 0], b[documents == 0], to=1e-6)
+        assert not torch.allclose(a[documents == 1], b[documents == 1])
 
 
 def reached(model: TransformerWrapper) -> list[tuple[str, Tensor]]:

@@ -159,6 +159,10 @@ def test_wrong_keywords_and_shapes_are_told_apart() -> None:
     pool = AttentionPool(32, **SIZES)
     with pytest.raises(ValueError, match="context: got"):
         pool(noise(2, 9, 16))
+    with pytest.raises(ValueError, match=r"context: got a NoneType; give a torch\.Tensor"):
+        pool(None)
+    with pytest.raises(ValueError, match="mask: got a list"):
+        pool(noise(2, 9, 32), [[True] * 9] * 2)
     with pytest.raises(ValueError, match="mask: got"):
         pool(noise(2, 9, 32), torch.ones(2, 9))
     with pytest.raises(ValueError, match="queries: got"):

@@ -266,3 +266,10 @@ def test_what_experts_cannot_do_is_refused(options: dict[str, Any], message: str
 def test_a_mask_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mask: got shape \(1, 4\) for tokens \(1, 3\)"):
         build()(noise(1, 3, DIM), torch.ones(1, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+def test_no_tokens_are_routed_nowhere(shape: tuple[int, int]) -> None:
+    out, aux = build()(torch.zeros(*shape, DIM))
+    assert out.shape == (*shape, DIM)
+    assert [float(loss.sum) for loss in aux] == [0.0, 0.0]

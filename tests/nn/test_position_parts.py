@@ -119,6 +119,36 @@ def test_a_forget_bias_is_the_sum_of_the_gates_between() -> None:
     assert got.diagonal(dim1=2, dim2=3).abs().max() == 0
 
 
+@pytest.mark.parametrize(
+    ("causal", "per_row", "memories"),
+    [(True, False, 0), (True, True, 0), (False, False, 0), (True, False, 3), (False, False, 3)],
+)
+@pytest.mark.parametrize("rows", [1, N])
+def test_only_tokens_that_a_query_sees_forget(
+    causal: bool, per_row: bool, memories: int, rows: int
+) -> None:
+    """Behind memories too. The gates between a key and its query, added one by one."""
+    ours = ForgettingConfig(per_row=per_row).build(geometry(causal=causal))
+    randomize(ours)
+    j = N + memories
+    row, kept = ours.project(noise(1, j, 32))
+    row, seen = row[:, :, memories:], noise(1, 1, rows, j, seed=3) > 0
+    got = ours.bias(row, kept, seen)
+    for i, key in torch.cartesian_prod(torch.arange(N), torch.arange(j)).tolist():
+        at, head = i + memories, 1
+        if causal and key > at:
+            continue
+        sees = seen[0, 0, i % rows]
+        if per_row:
+            gates = nn.functional.logsigmoid(row[0, head, i] @ kept[0, head].T * 8**-0.5)
+            span = range(key, at)
+        else:
+            gates = kept[0, head + (4 if key > at else 0), :, 0]
+            span = range(min(key, at) + 1, max(key, at) + 1)
+        want = sum((gates[k] for k in span if sees[k]), torch.zeros(()))
+        torch.testing.assert_close(got[0, head, i, key], want, atol=1e-4, rtol=1e-4)
+
+
 def test_forget_gates_per_row_are_those_of_x_transformers() -> None:
     upstream = PerRowDataDependentAlibi(32, 4, dim_head=6, post_log_scale=0.7)
     ours = ForgettingConfig(per_row=True, dim_head=6, log_scale=0.7).build(geometry())

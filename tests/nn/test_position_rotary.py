@@ -78,6 +78,33 @@ def test_no_score_depends_on_the_centre_of_xpos() -> None:
     assert (scores(0) - plain).abs().max() > 0.1
 
 
+def test_xpos_counts_from_the_middle_of_the_positions_it_is_given() -> None:
+    q, k = noise(1, 2, 9, 8), noise(1, 2, 9, 8, seed=1)
+    config, pos = RotaryConfig(xpos_scale_base=7), torch.arange(9)[None]
+
+    def scores(shift: int, around: Tensor | None) -> Tensor:
+        tables = config.tables(pos + shift, dim_head=8, around=around)
+        return rotate(q, tables.query) @ rotate(k, tables.key).mT
+
+    for shift in (0, 5000):
+        got = scores(shift, pos + shift)
+        torch.testing.assert_close(got, scores(0, None), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "farthest"), [(torch.float32, 387), (torch.bfloat16, 387), (torch.float16, 30)]
+)
+def test_xpos_refuses_positions_that_a_type_can_not_tell(dtype: torch.dtype, farthest: int) -> None:
+    config, x = RotaryConfig(xpos_scale_base=7), noise(1, 2, 1, 8).to(dtype)
+    for pos in (farthest, -farthest):
+        table = config.tables(torch.tensor([[pos]]), dim_head=8)
+        for turned_x in (rotate(x, table.query), rotate(x, table.key)):
+            assert turned_x.isfinite().all()
+            assert turned_x.abs().min() > 0
+    with pytest.raises(ValueError, match=f"can hold {farthest}"):
+        rotate(x, config.tables(torch.tensor([[farthest + 1]]), dim_head=8).query)
+
+
 def hf_frequencies(kind: str, parameters: dict[str, float], theta: float) -> tuple[Tensor, float]:
     config = LlamaConfig(
         hidden_size=64,

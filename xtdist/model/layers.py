@@ -163,9 +163,12 @@ class Layers(Upkeep):
         Distances, windows and shifts then count real tokens only, wherever the padding was; so do
         positions, unless they are given.
         """
-        mask = inputs.mask
-        if mask is None or not self.config.causal or inputs.prefix is not None:
+        mask, prefix = inputs.mask, inputs.prefix
+        if mask is None or not self.config.causal:
             return x, inputs, None
+        if prefix is not None:  # counts tokens, wherever padding stands among them
+            place = torch.arange(x.shape[1], device=x.device)
+            prefix = (mask & (place < rearrange(prefix, "b -> b 1"))).sum(dim=1)
         sorting, pos = RealFirst(mask), inputs.pos
         sort, sort_pairs = sorting.sort, sorting.sort_pairs
         per_token, inject = _per_token(inputs.condition, x), _per_token(inputs.inject, x)
@@ -177,6 +180,7 @@ class Layers(Upkeep):
             attn_bias=sort_pairs(inputs.attn_bias),
             pos=None if pos is None else sort(pos.expand(x.shape[:2])),
             documents=sort(inputs.documents),
+            prefix=prefix,
             condition=sort(inputs.condition) if per_token else inputs.condition,
             inject=sort(inputs.inject) if inject else inputs.inject,
             factors=[sort(f) for f in inputs.factors],  # type: ignore[misc]
@@ -209,7 +213,8 @@ class Layers(Upkeep):
         if memory is not None:
             before = torch.arange(-memory.shape[1], 0, device=x.device)
             k_pos = torch.cat((before.expand(len(q_pos), -1) + q_pos[:, :1], q_pos), dim=1)
-        rotation = self._rotation(q_pos)
+        around = q_pos if inputs.cache is None else None
+        rotation = self._rotation(q_pos, around)
         bias = inputs.attn_bias
         if self.position_bias is not None and inputs.cache is None:
             reach = None if inputs.pos is not None else k_pos.shape[1] - 1
@@ -220,11 +225,11 @@ class Layers(Upkeep):
             k_pos=k_pos,
             visible=self._visible(x, inputs, memory),
             rotation=rotation,
-            key_rotation=None if memory is None else self._rotation(k_pos),
+            key_rotation=None if memory is None else self._rotation(k_pos, around),
             bias=bias,
             position_bias=self.position_bias,
             cache=inputs.cache,
-            context=self._context(inputs, rotation),
+            context=self._context(inputs, rotation, around),
             keep_scores=inputs.keeps_scores,
         )
 
@@ -232,7 +237,7 @@ class Layers(Upkeep):
         """Who may read whom; memories are keys before the tokens'."""
         config = self.config
         keys = inputs.key_mask
-        stays = not config.causal or inputs.prefix is not None  # see _without_padding
+        stays = not config.causal  # see _without_padding
         if inputs.mask is not None and (stays or inputs.keeps_scores):
             keys = inputs.mask if keys is None else keys & inputs.mask
         prefix = inputs.prefix
@@ -247,7 +252,9 @@ class Layers(Upkeep):
             table=as_table(inputs.attn_mask),
         )
 
-    def _context(self, inputs: StackInputs, rotation: Rotation | None) -> Context | None:
+    def _context(
+        self, inputs: StackInputs, rotation: Rotation | None, around: Tensor | None
+    ) -> Context | None:
         if inputs.context is None:
             return None
         context, mask = inputs.context, inputs.context_mask
@@ -260,7 +267,7 @@ class Layers(Upkeep):
         of_keys = None
         if inputs.context_pos is not None:
             pos = inputs.context_pos
-            of_keys = self._rotation(pos if pos.ndim == 2 else pos[None])
+            of_keys = self._rotation(pos if pos.ndim == 2 else pos[None], around)
         return Context(states=context, mask=mask, rotation=of_keys, query_rotation=rotation)
 
     def _positions(self, x: Tensor, inputs: StackInputs) -> Int[Tensor, "b n"]:
@@ -268,8 +275,11 @@ class Layers(Upkeep):
             return inputs.pos if inputs.pos.ndim == 2 else inputs.pos[None]
         return torch.arange(x.shape[1], device=x.device)[None]
 
-    def _rotation(self, pos: Int[Tensor, "b n"]) -> Rotation | None:
-        """The rotation of queries and keys at ``pos``; None where positions don't rotate."""
+    def _rotation(
+        self, pos: Int[Tensor, "b n"], around: Int[Tensor, "b m"] | None
+    ) -> Rotation | None:
+        """The rotation of queries and keys at ``pos``; None where positions don't rotate.
+        ``around``: those of the tokens, None = a cache holds others."""
         if self.polar is not None:
             return PolarRotation(self.polar, self.polar.table(pos))
         position = self.config.position
@@ -278,7 +288,8 @@ class Layers(Upkeep):
         latent = self.config.attention.latent
         if latent is not None and latent.rotary_heads is not None:
             position = replace(position, heads=latent.rotary_heads)
-        return RotaryRotation(position.tables(pos, dim_head=self.config.attention.dim_head))
+        dim_head = self.config.attention.dim_head
+        return RotaryRotation(position.tables(pos, dim_head=dim_head, around=around))
 
 
 def _run(

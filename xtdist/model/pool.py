@@ -18,6 +18,7 @@ from xtdist.model.layers import Layers
 from xtdist.model.options.resolver import resolve
 from xtdist.model.parts import QueriesPoolConfig
 from xtdist.model.stack import StackInputs
+from xtdist.model.tensors import check_tensor
 from xtdist.nn.attention.inputs import AttentionInputs, Context
 from xtdist.nn.attention.module import Attention, AttentionGeometry
 
@@ -126,6 +127,9 @@ class AttentionPool(nn.Module):
 
     def _queries(self, context: Tensor, mask: Tensor | None, queries: Tensor | None) -> Tensor:
         width = self.config.dim_context or self.dim
+        for name, value in (("context", context), ("mask", mask), ("queries", queries)):
+            if value is not None or name == "context":
+                check_tensor(value, name=name)
         if context.ndim != 3 or context.shape[-1] != width:
             raise ValueError(f"context: got {tuple(context.shape)}; give (b, n, {width})")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != context.shape[:2]):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.model.config import LayersConfig
@@ -251,9 +251,10 @@ def shift_tokens(
     x: Float[Tensor, "*v b n d"], amount: int, *, causal: bool, mask: Bool[Tensor, "b n"] | None
 ) -> Float[Tensor, "*v b n d"]:
     """The channels in equal groups, each from another token: 0 … ``amount`` places before, and
-    after too if not causal (2106.07477). What lies outside is zero; padding is too."""
+    after too if not causal (2106.07477). What lies outside is zero; padding is too, and skipped."""
     if mask is not None:
-        x = x.masked_fill(~mask[..., None], 0.0)
+        order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
+        x = _rows(x.masked_fill(~mask[..., None], 0.0), order)
     shifts = range(0 if causal else -amount, amount + 1)
     size = x.shape[-1] // len(shifts)
     groups = list(x.split(size, dim=-1))
@@ -262,4 +263,10 @@ def shift_tokens(
     for group, by in zip(groups, shifts, strict=False):
         by = max(-n, min(by, n))
         moved.append(F.pad(group, (0, 0, by, -by)))
-    return torch.cat((*moved, *groups[len(shifts) :]), dim=-1)
+    shifted = torch.cat((*moved, *groups[len(shifts) :]), dim=-1)
+    return shifted if mask is None else _rows(shifted, order.argsort(dim=1, stable=True))
+
+
+def _rows(x: Float[Tensor, "*v b n d"], order: Int[Tensor, "b n"]) -> Float[Tensor, "*v b n d"]:
+    """The tokens in another order."""
+    return x.gather(-2, order[..., None].expand(x.shape))

@@ -305,7 +305,9 @@ def attention_z_loss(
         raise ValueError("return_attn_z_loss: the stack has no attention; leave it out")
     losses = []
     for record in records:
-        squares = rearrange(record.scores.logsumexp(dim=-1).square(), "b h n -> h b n").sum(dim=0)
+        empty = record.scores.isneginf().all(dim=-1)  # it reads nothing: no sum to keep small
+        sums = record.scores.masked_fill(empty[..., None], 0.0).logsumexp(dim=-1)
+        squares = rearrange(sums.masked_fill(empty, 0.0).square(), "b h n -> h b n").sum(dim=0)
         if mask is None:
             losses.append(squares.mean())
         else:

@@ -127,7 +127,10 @@ def _additive(
     if how.sink is not None:
         bias = bias.expand(-1, q.shape[1], q.shape[2], -1)
         bias = torch.cat((_column(how.sink, bias), bias), dim=-1)
-    return bias.to(q.dtype)
+    if q.dtype == torch.float32:
+        return bias
+    # A softmax is the same from any zero; few digits are lost where a row is near its largest.
+    return (bias - bias.detach().amax(dim=-1, keepdim=True)).to(q.dtype)
 
 
 def _column(sink: Float[Tensor, " h"], scores: Float[Tensor, "b h i j"]) -> Tensor:
@@ -141,11 +144,12 @@ def eager(
     v: Float[Tensor, "b hk j dv"],
     how: Attend,
 ) -> Reading:
-    """The formula, step by step, scores and weights in fp32. Memory grows with i · j."""
+    """The formula, step by step, scores and weights in fp32. Memory grows with i · j. A query that
+    may read nothing has scores of −∞ and weights of zero."""
     mods, visible = how.mods, how.visible
     raw = (dot(q, k) if mods is None else mods.similarity(q, k)) * how.scale
-    if how.previous is not None:
-        raw = raw + how.previous
+    if how.previous is not None:  # hidden there is hidden here: no −∞ may reach what mixes heads
+        raw = raw + how.previous.masked_fill(how.previous.isneginf(), 0.0)
     scores = raw if mods is None else mods.raw(raw)
     if how.bias is not None:
         scores = scores + F.pad(how.bias, (visible.lead, 0))
@@ -157,10 +161,10 @@ def eager(
     if allowed is not None:
         if visible.may_hide_all:
             empty = ~allowed.any(dim=-1, keepdim=True)
-            allowed = allowed | empty
         scores = scores.masked_fill(~allowed, float("-inf"))
-    scores = scores if mods is None else mods.masked(scores, q, allowed)
-    weights = _weigh(scores, how)
+    scores = scores if mods is None else mods.masked(scores, q, allowed, visible)
+    weights = _weigh(scores if empty is None else scores.masked_fill(empty, 0.0), how)
+    weights = weights if empty is None else weights.masked_fill(empty, 0.0)
     weights = weights if sign is None else weights * sign
     kept = weights
     weights = F.dropout(weights, how.dropout) if how.dropout else weights

@@ -108,6 +108,13 @@ class Visible:
         b, h, rows = max(len(lead), len(allowed)), allowed.shape[1], allowed.shape[2]
         return torch.cat((lead.expand(b, h, rows, -1), allowed.expand(b, -1, -1, -1)), dim=-1)
 
+    def wherever(self, i: int, j: int, device: torch.device) -> Bool[Tensor, "b h i j"] | None:
+        """Which tokens each query may read by the rules that don't ask where they stand, as small
+        as these allow (1 where all agree); None: all of them. Causality and a window cut a range
+        around the query; what is summed from a key to its query has to leave out the tokens
+        between the two that these rules hide."""
+        return replace(self, causal=False, window=None, prefix=None).dense(i, j, device)
+
 
 EVERYTHING = Visible()
 """No restriction."""

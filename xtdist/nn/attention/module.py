@@ -215,7 +215,8 @@ class Attention(nn.Module):
         if shared.cache is None:
             how = self._how(shared.visible, shared, own)
             if self.pair_bias is not None:
-                extra = self.pair_bias(queries[1:], kept[2:], shared.q_pos, shared.k_pos)
+                places = shared.q_pos, shared.k_pos
+                extra = self.pair_bias(queries[1:], kept[2:], *places, shared.visible)
                 bias = extra if how.bias is None else how.bias + extra
                 how = replace(how, bias=bias, memo=None)
             return self._read(queries, kept, how, own)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xtdist.nn.attention.cache import Kept
 from xtdist.nn.attention.config import AttentionConfig
+from xtdist.nn.attention.masks import EVERYTHING, Visible
 from xtdist.nn.position.geometry import PositionGeometry
 
 Rows = tuple[Float[Tensor, "b _h n _e"], ...]
@@ -41,12 +42,19 @@ class PairBias(nn.Module):
         return rows, kept
 
     def forward(
-        self, rows: Rows, kept: Kept, q_pos: Int[Tensor, "b i"], k_pos: Int[Tensor, "b j"]
+        self,
+        rows: Rows,
+        kept: Kept,
+        q_pos: Int[Tensor, "b i"],
+        k_pos: Int[Tensor, "b j"],
+        visible: Visible = EVERYTHING,
     ) -> Float[Tensor, "b h i j"]:
         """What to add to the scores, fp32."""
         terms = []
         if self.forgetting is not None:
-            terms.append(self.forgetting.bias(rows[0], kept[0]))
+            i, j = q_pos.shape[1], k_pos.shape[1]
+            seen = visible.wherever(i, j, q_pos.device)
+            terms.append(self.forgetting.bias(rows[0], kept[0], seen))
         if self.relative is not None:
             x = rearrange(rows[-1], "b 1 n m -> b n m")
             terms.append(self.relative(x, q_pos, k_pos))

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from xtdist.nn.attention.config import AttentionConfig, GumbelConfig, TopKConfig
+from xtdist.nn.attention.masks import Visible
 from xtdist.nn.position.geometry import PositionGeometry
 
 Scores = Float[Tensor, "b h i j"]
@@ -61,19 +62,24 @@ def softclamp(x: Tensor, cap: float) -> Tensor:
     return (x / cap).tanh() * cap
 
 
-def selective(scores: Scores) -> Scores:
+def selective(scores: Scores, seen: Bool[Tensor, "b _h _i j"] | None = None) -> Scores:
     """Minus what earlier queries' first head voted to hide of each key (2410.02703).
 
     Only a later query is affected; keys before the i tokens (memories), the first token and a
-    query's own are never hidden.
+    query's own are never hidden. A token has a vote for those that may read it alone, as ``seen``
+    says; None = all.
     """
     i, j = scores.shape[-2:]
     votes = F.relu(scores[:, 0])
     places = torch.arange(j, device=scores.device)
     own = places == rearrange(places[j - i :], "i -> i 1")
-    votes = votes.masked_fill(own | (places <= j - i), 0.0)
-    hidden = F.pad(votes, (0, 0, 1, -1)).cumsum(dim=-2)
-    return scores - rearrange(hidden, "b i j -> b 1 i j")
+    votes = rearrange(votes.masked_fill(own | (places <= j - i), 0.0), "b m j -> b 1 m j")
+    heard = None if seen is None else seen[..., j - i :]  # b h l m: l may read m
+    if heard is not None and heard.shape[2] > 1:
+        return scores - (heard.tril(-1).to(votes.dtype) @ votes)
+    if heard is not None:
+        votes = votes.masked_fill(~rearrange(heard, "b h 1 m -> b h m 1"), 0.0)
+    return scores - F.pad(votes.cumsum(dim=-2), (0, 0, 1, 0))[:, :, :-1]
 
 
 def softmax(scores: Scores) -> Scores:
@@ -94,11 +100,16 @@ def top_k(scores: Scores, config: TopKConfig) -> Scores:
     return straight_through(kept, scores.softmax(dim=-1)) if config.straight_through else kept
 
 
+def largest(scores: Scores) -> Scores:
+    """1 for the largest score, else 0."""
+    if not scores.numel():  # no place is the largest among none
+        return torch.zeros_like(scores)
+    return torch.zeros_like(scores).scatter(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
+
+
 def hard(scores: Scores) -> Scores:
     """1 for the largest score, else 0, with the gradient of a softmax."""
-    best = scores.argmax(dim=-1, keepdim=True)
-    one = torch.zeros_like(scores).scatter(-1, best, 1.0)
-    return straight_through(one, scores.softmax(dim=-1))
+    return straight_through(largest(scores), scores.softmax(dim=-1))
 
 
 def gumbel(scores: Scores, config: GumbelConfig) -> Scores:
@@ -107,8 +118,7 @@ def gumbel(scores: Scores, config: GumbelConfig) -> Scores:
     soft = ((scores + noise) / config.temperature).softmax(dim=-1)
     if not config.hard:
         return soft
-    one = torch.zeros_like(soft).scatter(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
-    return straight_through(one, soft)
+    return straight_through(largest(soft), soft)
 
 
 WEIGHTS: dict[str, Callable[..., Scores]] = {
@@ -151,12 +161,15 @@ class ScoreMods(nn.Module):
         """Weights are those of the sizes of the scores, which get their signs back."""
         return self.config.weights.kind == "signed"
 
-    def masked(self, scores: Scores, q: Tensor, allowed: Tensor | None) -> Scores:
-        """After the mask; masked scores are −∞."""
+    def masked(self, scores: Scores, q: Tensor, allowed: Tensor | None, visible: Visible) -> Scores:
+        """After the mask; masked scores are −∞. ``allowed`` is the table of ``visible``."""
         if self.cope is not None:
             everything = scores.new_ones((), dtype=torch.bool) if allowed is None else allowed
             scores = scores + self.cope(q, scores, mask=everything)
-        return selective(scores) if self.config.selective else scores
+        if self.config.selective:
+            i, j = scores.shape[2:]
+            scores = selective(scores, visible.wherever(i, j, scores.device))
+        return scores
 
     def weigh(self, scores: Scores) -> Scores:
         """Scores ↦ weights."""

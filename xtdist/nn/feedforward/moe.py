@@ -130,7 +130,8 @@ class MoE(nn.Module):
             )
         rows = rearrange(x, "b n d -> (b n) d")
         routing = route(self.router(rows), self.config.top_k)
-        out = rearrange(self.experts(rows, routing), "(b n) d -> b n d", b=x.shape[0])
+        b, n = x.shape[:2]  # both, for a batch of none
+        out = rearrange(self.experts(rows, routing), "(b n) d -> b n d", b=b, n=n)
         out = F.dropout(out, self.config.expert.dropout_out, self.training)
         if self.shared is not None:
             out = out + self.shared(x)

@@ -56,7 +56,9 @@ class RotaryConfig:
     ``interpolation`` divides every position (2306.15595), ``theta_rescale`` multiplies theta by its
     dim/(dim − 2)-th power (NTK-aware), ``scaling`` treats wavelengths unequally.
     ``xpos_scale_base`` lets scores decay with distance (xPos, 2212.10554; causal only; upstream's
-    value is 512), exponents counted from position ``xpos_centre``, which no score depends on.
+    value is 512). Its exponents are counted from the middle of the positions of a forward pass,
+    with a cache from ``xpos_centre``; no score depends on that. Positions more than 55 times the
+    base away from it are an error, and in fp16 more than 4 times.
     """
 
     kind: Literal["rotary"] = "rotary"
@@ -93,9 +95,17 @@ class RotaryConfig:
         if isinstance(self.scaling, YarnConfig) and self.theta <= 1:
             raise ConfigError(f"position.theta: got {self.theta}; yarn needs a theta above 1")
 
-    def tables(self, pos: Int[Tensor, "b n"], *, dim_head: int) -> RotaryTables:
-        """The turn of queries and of keys at ``pos``, for heads of ``dim_head`` channels."""
-        return rotary_tables(pos, self, dim_head=dim_head)
+    def tables(
+        self,
+        pos: Int[Tensor, "b n"],
+        *,
+        dim_head: int,
+        around: Int[Tensor, "b m"] | None = None,
+    ) -> RotaryTables:
+        """The turn of queries and of keys at ``pos``, for heads of ``dim_head`` channels.
+        ``around``: the positions that all queries and keys of a forward pass lie around, None = of
+        some that are not known yet."""
+        return rotary_tables(pos, self, dim_head=dim_head, around=around)
 
 
 @configclass

@@ -85,7 +85,7 @@ class DynamicBias(nn.Module):
         """The bias of every pair, fp32. With ``reach`` the network runs on 2 reach + 1 distances
         instead of on i · j of them."""
         distance = rearrange(q_pos, "b i -> b i 1") - rearrange(k_pos, "b j -> b 1 j")
-        if reach is None or 2 * reach >= distance[0].numel():
+        if reach is None or not distance.numel() or 2 * reach >= distance[0].numel():
             bias = self.by_distance(distance)
         else:
             every = torch.arange(-reach, reach + 1, device=distance.device)

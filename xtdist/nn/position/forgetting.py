@@ -1,8 +1,10 @@
 """Forget gates along the sequence, https://openreview.net/forum?id=q2Lnyegkr8.
 
-Both variants have ``project(x) -> (row, kept)`` and ``bias(row, kept)``: ``kept`` is what a token
-leaves behind beside its key and value, ``row`` what its own query needs. The bias of a pair depends
-on the tokens between the two alone, so cached = uncached, also with a cache of bounded length.
+Both variants have ``project(x) -> (row, kept)`` and ``bias(row, kept, seen)``: ``kept`` is what a
+token leaves behind beside its key and value, ``row`` what its own query needs. The bias of a pair
+depends on the tokens between the two alone, so cached = uncached, also with a cache of bounded
+length; and of those on the ones that the query may read alone: padding and other documents between
+the two forget nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from xtdist.nn.linear import Linear
@@ -33,7 +35,8 @@ class _ForgetGate(Linear):
 class Forgetting(nn.Module):
     """bias(i, j) = Σ log f over the tokens in (j, i], f = sigmoid(linear(x)) of each head.
 
-    Bidirectional: a second set of gates for keys that come later, Σ over (i, j].
+    Bidirectional: a second set of gates for keys that come later, Σ over (i, j]. In a causal stack
+    a key that comes later (in a prefix) gets −Σ over (i, j], as in x-transformers.
     """
 
     def __init__(
@@ -53,17 +56,19 @@ class Forgetting(nn.Module):
         return kept, kept
 
     def bias(
-        self, row: Float[Tensor, "b g i 1"], kept: Float[Tensor, "b g j 1"]
+        self,
+        row: Float[Tensor, "b g i 1"],
+        kept: Float[Tensor, "b g j 1"],
+        seen: Bool[Tensor, "b _h _i j"] | None = None,
     ) -> Float[Tensor, "b h i j"]:
-        """What the last i of j tokens add to their scores, fp32. Later keys of a causal stack get
-        numbers without meaning."""
-        total = rearrange(kept.float().cumsum(dim=2), "b g j 1 -> b g j")
-        of_query = total[..., total.shape[-1] - row.shape[2] :]
-        between = rearrange(of_query, "b g i -> b g i 1") - rearrange(total, "b g j -> b g 1 j")
+        """What the last i of j tokens add to their scores, fp32. ``seen``: which tokens each of
+        the i may read, wherever they stand; None = all."""
+        gates, i = rearrange(kept.float(), "b g j 1 -> b g 1 j"), row.shape[2]
         if self.causal:
-            return between
-        past, future = between.chunk(2, dim=1)
-        return past.tril() - future.triu()
+            return _between(gates, seen, i=i)
+        past, future = (_between(part, seen, i=i) for part in gates.chunk(2, dim=1))
+        before = kept.shape[2] - i
+        return past.tril(before) - future.triu(before)
 
 
 class ForgettingPerRow(nn.Module):
@@ -83,10 +88,31 @@ class ForgettingPerRow(nn.Module):
         return row, kept
 
     def bias(
-        self, row: Float[Tensor, "b h i e"], kept: Float[Tensor, "b h j e"]
+        self,
+        row: Float[Tensor, "b h i e"],
+        kept: Float[Tensor, "b h j e"],
+        seen: Bool[Tensor, "b _h _i j"] | None = None,
     ) -> Float[Tensor, "b h i j"]:
-        """What the last i of j tokens add to their scores, fp32; 0 for itself and later keys."""
+        """What the last i of j tokens add to their scores, fp32; 0 for itself and later keys.
+        ``seen`` as above."""
         products = einsum(row.float(), kept.float(), "b h i e, b h j e -> b h i j")
         log_gate = F.logsigmoid(products * self.scale) * self.log_scale
         log_gate = log_gate.tril(kept.shape[2] - row.shape[2] - 1)
+        if seen is not None:
+            log_gate = log_gate.masked_fill(~seen, 0.0)
         return log_gate.flip(-1).cumsum(dim=-1).flip(-1)
+
+
+def _between(
+    gates: Float[Tensor, "b h 1 j"], seen: Bool[Tensor, "b _h _i j"] | None, *, i: int
+) -> Float[Tensor, "b h i j"]:
+    """Σ of the gates in (key, query] that the query sees; minus that in (query, key] where the key
+    comes later. A running sum for all queries, or one for each where they see different tokens."""
+    if seen is not None:
+        gates = gates.masked_fill(~seen, 0.0)
+    total, before = gates.cumsum(dim=-1), gates.shape[-1] - i
+    if total.shape[2] == 1:
+        at_query = rearrange(total[..., before:], "b h 1 i -> b h i 1")
+    else:
+        at_query = rearrange(total.diagonal(before, dim1=2, dim2=3), "b h i -> b h i 1")
+    return at_query - total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,37 @@ if TYPE_CHECKING:
     from xtdist.nn.position.config import RotaryConfig
 
 Layout = Literal["interleaved", "halves"]
+FASTEST_DECAY = 0.4 / 1.4
+"""Of xPos: what the fastest channel keeps of a score over ``xpos_scale_base`` positions."""
+
+
+class Growth(NamedTuple):
+    """How far xPos makes queries grow, or keys: at most by 2^bits; the positions to one bit."""
+
+    bits: Float[Tensor, ""]
+    positions: float
+
+    def check(self, dtype: torch.dtype) -> None:
+        """That ``dtype`` can hold it. On a GPU without waiting for the result; the error then comes
+        from the device. A compiled graph does not look.
+
+        Raises:
+            ValueError: positions too far from the one that exponents count from.
+        """
+        most = 8.0 if dtype == torch.float16 else 100.0
+        if torch.compiler.is_compiling():
+            return
+        limit = int(most * self.positions)
+        if self.bits.is_cuda:
+            name = f"position.xpos_scale_base: positions too far apart for {dtype} ({limit})"
+            torch._assert_async(self.bits <= most, name)
+        elif float(self.bits) > most:
+            raise ValueError(
+                f"position.xpos_scale_base: a position lies {int(self.bits * self.positions)} from "
+                f"the one that exponents count from, and {dtype} can hold {limit}; give shorter "
+                "sequences, bfloat16 instead of float16, or a larger base; with a cache, also an "
+                "xpos_centre amid the positions"
+            )
 
 
 class RotaryTable(NamedTuple):
@@ -23,12 +55,13 @@ class RotaryTable(NamedTuple):
 
     ``phase`` holds the cosine and the sine, times what else multiplies the pair. ``layout``: a pair
     is two neighbours, or channel i of either half. ``heads``: so many of the last are turned, None
-    = all.
+    = all. ``growth``: with xPos.
     """
 
     phase: Float[Tensor, "b 1 n r 2"]
     layout: Layout = "interleaved"
     heads: int | None = None
+    growth: Growth | None = None
 
     @property
     def cos(self) -> Float[Tensor, "b 1 n r"]:
@@ -57,9 +90,19 @@ def rotary_table(pos: Int[Tensor, "b n"], *, dim: int, theta: float) -> RotaryTa
     return RotaryTable(_phase(pos, _frequency(dim, theta, pos.device)))
 
 
-def rotary_tables(pos: Int[Tensor, "b n"], config: RotaryConfig, *, dim_head: int) -> RotaryTables:
+def rotary_tables(
+    pos: Int[Tensor, "b n"],
+    config: RotaryConfig,
+    *,
+    dim_head: int,
+    around: Int[Tensor, "b m"] | None = None,
+) -> RotaryTables:
     """The tables of ``config`` for heads of ``dim_head`` channels; compute them once for all
     layers, in fp32 as above.
+
+    xPos counts its exponents from the middle of the positions ``around``, so that they stay small
+    wherever a sequence stands: no score depends on it, as long as queries and keys have the same.
+    None = from ``xpos_centre``, for keys that later queries read.
 
     Raises:
         ConfigError: the config's ``dim`` does not fit into the head.
@@ -81,13 +124,15 @@ def rotary_tables(pos: Int[Tensor, "b n"], config: RotaryConfig, *, dim_head: in
     if amplitude != 1:
         phase = phase * amplitude
     query = key = phase
+    growth = None
     if config.xpos_scale_base is not None:
-        growth = _xpos(pos - config.xpos_centre, dim=dim, base=config.xpos_scale_base)
-        query, key = phase * growth, phase / growth
+        from_centre = pos - (config.xpos_centre if around is None else _middle(around))
+        times, growth = _xpos(from_centre, dim=dim, base=config.xpos_scale_base)
+        query, key = phase * times, phase / times
     pad = 0
     if config.layout == "interleaved" and dim_head % 2 == 0:
         pad = (dim_head - dim) // 2  # a turn by nothing is cheaper than to cut and to join
-    query_table = RotaryTable(_pad_unturned(query, pad), config.layout, config.heads)
+    query_table = RotaryTable(_pad_unturned(query, pad), config.layout, config.heads, growth)
     if key is query:
         return RotaryTables(query_table, query_table)
     return RotaryTables(query_table, query_table._replace(phase=_pad_unturned(key, pad)))
@@ -97,7 +142,12 @@ def rotate(x: Float[Tensor, "b h n d"], table: RotaryTable) -> Float[Tensor, "b 
     """Turn each pair of channels by its angle; channels and heads beyond the table stay.
 
     The arithmetic is fp32, the result has the type of ``x``.
+
+    Raises:
+        ValueError: xPos at positions too far apart for that type.
     """
+    if table.growth is not None:
+        table.growth.check(x.dtype)
     if table.heads is not None and table.heads < x.shape[1]:
         rest, turned = x.split((x.shape[1] - table.heads, table.heads), dim=1)
         return torch.cat((rest, rotate(turned, table._replace(heads=None))), dim=1)
@@ -155,13 +205,25 @@ def _phase(
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
 
 
-def _xpos(pos: Int[Tensor, "b n"], *, dim: int, base: int) -> Float[Tensor, "b 1 n r 1"]:
+def _xpos(
+    pos: Int[Tensor, "b n"], *, dim: int, base: int
+) -> tuple[Float[Tensor, "b 1 n r 1"], Growth]:
     """How far queries grow, and keys shrink, by ``pos`` (xPos, 2212.10554): each channel's decay
     for ``base`` positions is a number between 0.29 (fast turning) and 1 (slow)."""
     channel = torch.arange(0, dim, 2, device=pos.device, dtype=torch.float32)
     decay = (channel + 0.4 * dim) / (1.4 * dim)
     exponent = rearrange(pos, "b n -> b 1 n 1 1").to(torch.float32) / base
-    return rearrange(decay, "r -> r 1") ** exponent
+    bits = -math.log2(FASTEST_DECAY)
+    farthest = exponent.abs().amax() if pos.numel() else exponent.new_zeros(())
+    growth = Growth(farthest * bits, base / bits)
+    return rearrange(decay, "r -> r 1") ** exponent, growth
+
+
+def _middle(pos: Int[Tensor, "b n"]) -> Int[Tensor, "b 1"] | int:
+    """Halfway between the first and the last of each row."""
+    if not pos.numel():
+        return 0
+    return (pos.amin(dim=1, keepdim=True) + pos.amax(dim=1, keepdim=True)) // 2
 
 
 def _pad_unturned(phase: Float[Tensor, "b 1 n r 2"], pairs: int) -> Float[Tensor, "b 1 n r 2"]:
