@@ -162,8 +162,9 @@ SIZES: tuple[Option, ...] = (
             Sample({"attn_max_attend_past": 4}),
             Sample({"attn_max_attend_past": 4, "attn_flash": True}),
         ),
-        differs="counts real tokens, not padding between them; of self attention alone (there, the "
-        "context is cut by position too)",
+        differs="counts real tokens, not padding between them, in a causal stack (else places, "
+        "whatever stands there); of self attention alone (there, the context is cut by position "
+        "too)",
     ),
 )
 

@@ -267,6 +267,9 @@ ROTARY: tuple[Option, ...] = (
         ),
         weights=(Derived("layers", "rotary_pos_emb.scale", xpos_scale),),
         causal="causal only",
+        differs="exact wherever a sequence stands: exponents count from the middle of its "
+        "positions (with a cache from xpos_centre); a position more than 55 bases away from there, "
+        "4 in fp16, is an error (there: wrong numbers, then NaN)",
     ),
     Option(
         name="polar positions",
