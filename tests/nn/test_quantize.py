@@ -99,3 +99,10 @@ def test_what_can_not_be_in_int8_is_refused() -> None:
         quantize_int8(quantize_int8(make()))
     with pytest.raises(ConfigError, match="on meta"):
         quantize_int8(make().to("meta"))
+
+
+def test_a_product_without_rows_has_none() -> None:
+    """A step in the middle of a long prompt asks for no logits."""
+    matrix = Int8Matrix.of(torch.randn(8, 16))
+    assert matrix(torch.randn(0, 16)).shape == (0, 8)
+    assert matrix(torch.randn(2, 0, 16)).shape == (2, 0, 8)

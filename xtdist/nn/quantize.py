@@ -57,7 +57,7 @@ class Int8Matrix(nn.Module):
         both = torch.cat((coarse, fine)).to(torch.int8)
         high, low = torch._int_mm(both, self.values.t()).float().chunk(2)
         out = high.add_(low, alpha=0.5 / STEPS).mul_(scale).mul_(self.scales)
-        out = out.to(x.dtype).view(*x.shape[:-1], -1)
+        out = out.to(x.dtype).view(*x.shape[:-1], len(self.scales))
         return out if bias is None else out + bias
 
     def split(self, widths: tuple[int, ...]) -> list[Int8Matrix]:
