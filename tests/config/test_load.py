@@ -92,6 +92,7 @@ def test_every_value_remembers_where_it_came_from(yaml_file: Path) -> None:
         ("lr=2", lambda c: c.lr == 2.0),
         ("net.position={kind: rotary}", lambda c: c.net.position == Rotary()),
         ("net.position={heads: 5}", lambda c: c.net.position == Alibi(heads=5)),
+        ("net.position={kind: alibi}", lambda c: c.net.position == Alibi(heads=2)),
     ],
 )
 def test_an_override_changes_one_place(yaml_file: Path, override: str, check: object) -> None:
@@ -108,7 +109,8 @@ def test_an_override_changes_one_place(yaml_file: Path, override: str, check: ob
         ("net.depth=true", ["net.depth", "true", "integer"]),
         ("net.depth=2.0", ["net.depth", "2.0", "integer"]),
         ("lr=.inf", ["lr"]),
-        ("net.position.kind=learned", ["net.position", "'rotary', 'alibi'"]),
+        ("net.position.kind=learned", ["net.position.kind: got", "'rotary', 'alibi'", "override"]),
+        ("net.position=3", ["override 'net.position=3'", "{kind: rotary, theta: 3}"]),
         (
             "net.position.theta=1.0",
             ["net.position.theta: unknown key; not a key of kind 'alibi'; kind 'rotary' has it"],
@@ -129,6 +131,38 @@ def test_a_bad_override_says_what_where_and_what_is_allowed(
 ) -> None:
     message = error(yaml_file, override)
     assert all(word in message for word in words), message
+
+
+@configclass
+class Shared:
+    width: PositiveInt = 4
+    parts: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        if self.width % self.parts:
+            raise ConfigError(f"parts: got {self.parts} with width={self.width}")
+
+
+@configclass
+class Outer:
+    shared: Shared = Shared()
+    position: Annotated[Rotary | Alibi, Field(discriminator="kind")] | None = None
+
+
+@pytest.mark.parametrize("override", ["shared.width=3", "shared.parts=3"])
+def test_the_override_that_brought_a_contradiction_is_named(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("shared:\n  width: 4\n  parts: 2\n")
+    with pytest.raises(ConfigError) as caught:
+        load(Outer, path, [override])
+    assert str(caught.value).startswith(f"override '{override}': shared.parts: got ")
+
+
+def test_a_part_that_an_override_began_is_blamed_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("shared: {}\n")
+    with pytest.raises(ConfigError, match=r"^override 'position.heads=3': position.kind: required"):
+        load(Outer, path, ["position.heads=3"])
 
 
 def test_a_mistake_in_a_file_is_placed_by_line_and_the_nearest_name_is_given(

@@ -79,6 +79,15 @@ def test_a_preset_that_an_override_names_replaces_what_the_file_says_of_the_part
     assert load(Tree, yaml_file, overrides).config.net == net
 
 
+def test_what_a_preset_dropped_is_noted(yaml_file: Path) -> None:
+    notes = load(Tree, yaml_file, ["net.preset=large", "net.depth=3"]).notes
+    assert notes == (
+        f"override 'net.preset=large' replaces all of net in {yaml_file}:2: net.preset, "
+        "net.head.dim",
+    )
+    assert load(Tree, yaml_file, ["net.depth=3"]).notes == ()
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -90,6 +99,7 @@ def test_a_preset_that_an_override_names_replaces_what_the_file_says_of_the_part
         (["preset=small"], ["unknown key 'preset'"]),
         (["net.head.preset=small"], ["unknown key 'preset'"]),
         (["net=3"], ["net: got 3"]),
+        (["net=small"], ['net: got "small"; it should be an object: {preset: small}']),
     ],
 )
 def test_a_bad_override_says_what_where_and_what_is_allowed(

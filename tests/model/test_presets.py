@@ -9,6 +9,7 @@ from xtdist.config import ConfigError, to_mapping
 from xtdist.model import ModelConfig, TransformerWrapper
 from xtdist.model.presets import PRESETS, Preset, expand, preset
 from xtdist.nn.attention.config import AttentionConfig
+from xtdist.nn.feedforward import GLUConfig, MLPConfig
 from xtdist.nn.position.config import NoPositionConfig
 
 every = pytest.mark.parametrize("name", PRESETS)
@@ -70,6 +71,13 @@ def test_changes_reach_single_fields_and_whole_parts() -> None:
     assert preset("llama-1b").depth == 20
 
 
+def test_only_another_kind_resets_a_part() -> None:
+    same = preset("llama-1b", feedforward={"kind": "glu", "activation": "gelu"}).feedforward
+    assert same == GLUConfig(activation="gelu", mult=2.75)
+    other = preset("llama-1b", feedforward={"kind": "mlp", "activation": "relu"}).feedforward
+    assert other == MLPConfig(activation="relu")
+
+
 def test_a_mapping_with_a_preset_is_expanded_under_what_else_it_says() -> None:
     tree = expand({"preset": "gpt2-125m", "depth": 24, "attention": {"dropout": 0.1}})
     assert tree == to_mapping(preset("gpt2-125m", depth=24, attention={"dropout": 0.1}))
@@ -84,6 +92,8 @@ def test_a_mapping_with_a_preset_is_expanded_under_what_else_it_says() -> None:
         ("llama-125M", {}, "did you mean 'llama-125m'"),
         ("lama-1b", {}, "did you mean 'llama-1b'"),
         ("zzz", {}, "known: llama-tiny, .*gpt2-7b"),
+        ("tiny", {}, "did you mean 'llama-tiny' or 'gpt2-tiny'"),
+        ("llama-1b", {"preset": "gpt2-1b"}, "got 'llama-1b' and preset='gpt2-1b'; name one"),
         ("llama-1b", {"deptth": 2}, "did you mean 'depth'"),
         ("llama-1b", {"depth": 0}, "depth: got 0"),
         ("llama-1b", {"attention": {"kv_heads": 5}}, "kv_heads: got 5"),

@@ -12,7 +12,7 @@ from wrapper_pairs import both, close, ours, vectors
 
 from xtdist.config import ConfigError
 from xtdist.model import Decoder, TransformerWrapper, build_model
-from xtdist.model.compat import keywords_of
+from xtdist.model.compat_back import keywords_of
 from xtdist.model.compat_weights import to_x_transformers
 
 pytest.importorskip("x_transformers")

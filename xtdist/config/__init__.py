@@ -21,6 +21,7 @@ from xtdist.config.errors import (
     ResourceError,
     UserError,
 )
+from xtdist.config.fields import Elsewhere
 from xtdist.config.load import Loaded, load
 from xtdist.config.seeds import derive_seed
 
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "Elsewhere",
     "FiniteFloat",
     "Fraction",
     "Loaded",

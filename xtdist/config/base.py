@@ -75,8 +75,8 @@ def _value(cls: Any, key: str, value: Any, problems: list[str]) -> Any:
         if isinstance(value, tuple(members)):
             return value  # it was checked when it was made
         names = [member.__name__ for member in members]
-        wanted = " or ".join(names) if names else "plain data"
-        problems.append(f"{key}: got {shown(value)}{WANTED}a {wanted}")
+        wanted = f"{' or '.join(names)}, or a mapping" if names else "plain data"
+        problems.append(f"{key}: got {shown(value)}{WANTED}{wanted}")
         return value
     adapter = _field_adapter(cls, key)
     try:

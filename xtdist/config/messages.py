@@ -27,7 +27,7 @@ from xtdist.config.fields import (
 
 Path = tuple[str | int, ...]
 WANTED = "; it should be "
-PART_EXPECTED = ("dataclass_type", "dataclass_exact_type", "model_attributes_type")
+PART_EXPECTED = ("dataclass_type", "dataclass_exact_type", "model_attributes_type", "dict_type")
 _LEADING = re.compile(r"([a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)*): ")
 
 
@@ -66,7 +66,7 @@ def _sentence(cls: Any, path: Path, err: ErrorDetails, given: Any) -> tuple[str,
         return dotted((*path, "kind")), f"got {shown(word)}; {_of_kind(cls, path, word)}"
     if kind == "union_tag_not_found":
         return dotted((*path, "kind")), f"required key is missing; {_known(cls, path)}"
-    if kind in PART_EXPECTED:
+    if kind in PART_EXPECTED and parts_of(type_at(cls, path)):
         return here, f"got {shown(given)}{WANTED}an object{_as_object(cls, path, given)}"
     message = err["msg"][0].lower() + err["msg"][1:]
     return here, f"got {shown(given)}; {message.replace('input should', 'it should')}"
@@ -114,6 +114,9 @@ def of_unknown_key(cls: Any, path: Path, key: str, allowed: list[str]) -> str:
     said = next((text for explain in known if (text := explain(key))), "")
     if said:
         return said
+    inner = [name for name in allowed if key in allowed_keys(cls, (*path, name))]
+    if inner and key != "kind":
+        return f"did you mean {' or '.join(f'{name}.{key}' for name in inner[:3])}?"
     near = nearest(key, allowed)
     return f"did you mean {near!r}?" if near else f"allowed here: {', '.join(allowed) or '-'}"
 
@@ -172,6 +175,9 @@ def _presets(part: Any, key: str | int) -> bool:
 
 def _example(member: Any, given: Any) -> str:
     """A part with ``given`` for its first value that can be that; of ``true``, with a default."""
+    no_default = [f for f in dataclasses.fields(member) if f.default is dataclasses.MISSING]
+    if len(no_default) > 1:
+        return ""
     kind = getattr(member, "kind", None)
     lead = f"kind: {kind}, " if isinstance(kind, str) else ""
     for field in dataclasses.fields(member):

@@ -6,7 +6,6 @@ own defaults stand in the configs and apply to YAML.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,8 +13,9 @@ from typing import Any, TypeVar
 
 from xtdist.config import ConfigError, from_mapping, to_mapping
 from xtdist.model.config import LayersConfig, ModelConfig
+from xtdist.model.hints import explain_keyword
 from xtdist.model.options.base import INHERIT, REQUIRED, SKIP, AnyRow, Fixed, Row
-from xtdist.model.options.left_out import ELSEWHERE, LEFT_OUT
+from xtdist.model.options.left_out import LEFT_OUT
 from xtdist.model.options.places import exists, find, put
 from xtdist.model.options.table import layers_rows, wrapper_rows
 
@@ -125,9 +125,7 @@ def _checked(rows: Sequence[AnyRow], keywords: Mapping[str, Any], name: str) -> 
             continue
         if keyword in LEFT_OUT:
             raise TypeError(f"{name}: xtdist leaves out {keyword!r}: {LEFT_OUT[keyword]}")
-        near = difflib.get_close_matches(keyword, known, n=1, cutoff=0.75)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-        hint += ". " + ELSEWHERE
+        hint = explain_keyword(keyword, keywords[keyword], known)
         raise TypeError(f"{name}: unknown keyword {keyword!r}; {hint}")
     missing = [k for k, row in known.items() if row.default is REQUIRED and k not in keywords]
     if missing:

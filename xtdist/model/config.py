@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from xtdist.config import (
     Probability,
     configclass,
 )
+from xtdist.model.hints import explain_key
 from xtdist.model.order import Kind, OrderConfig, block_of, execution, sublayer_kinds
 from xtdist.model.parts import (
     EmbeddingConfig,
@@ -84,6 +86,8 @@ class LayersConfig:
     ``unet_skips``: late blocks read the outputs of early ones (2209.12152). ``condition_mlp``: the
     condition of adaptive norms goes through a network of so many times its width.
     """
+
+    explain_key: ClassVar[Callable[[str], str]] = explain_key
 
     dim: PositiveInt
     depth: PositiveInt
@@ -254,14 +258,14 @@ class ModelConfig(LayersConfig):
         super().__post_init__()
         if self.pool is not None and self.pool.kind == "cls" and self.causal:
             raise ConfigError(
-                "pool.kind=cls: tokens before the sequence see nothing of it in a causal stack; "
-                "use average_pool_embed (pool.kind=mean), or an Encoder (causal=false)"
+                "pool.kind: got cls; tokens before the sequence see nothing of it in a causal "
+                "stack; use average_pool_embed (pool.kind=mean), or an Encoder (causal=false)"
             )
         looped = self.loop is not None and self.loop.kind == "looped"
         if looped and self.norm_position != "pre_and_post":
             raise ConfigError(
-                f"loop.kind=looped: got norm_position={self.norm_position}; a stack that reads "
-                "its own output needs pre_and_post_norm=True (norm_position=pre_and_post)"
+                f"loop.kind: got looped with norm_position={self.norm_position}; a stack that "
+                "reads its own output needs pre_and_post_norm=True (norm_position=pre_and_post)"
             )
         self._check_memory()
         for table in self.embedding.tables:

@@ -232,6 +232,11 @@ def build_model(
     Raises:
         ConfigError: no vocabulary size, or options that don't work together.
     """
+    if not isinstance(config, ModelConfig):
+        raise ConfigError(
+            f"build_model: got a {type(config).__name__}; give a ModelConfig, as in "
+            "build_model(ModelConfig(**fields))"
+        )
     if generator is None:
         return TransformerWrapper.from_config(config)
     with torch.device("meta"):

@@ -73,6 +73,7 @@ SIZES: tuple[Option, ...] = (
             Row("cross_attend", "cross_attention", False, {False: None, True: {}}),
             Row("cross_attn_dim_context", "dim_context", None, needs="cross_attend"),
         ),
+        needed={"dim_context": "cross_attention"},
         samples=(
             Sample({"cross_attend": True}, inputs=("context",)),
             Sample(

@@ -124,6 +124,8 @@ class Option:
     another order, or "".
     acts_in: kinds of sublayers that it acts in (a, c, f): a stack without any of them refuses it.
     "" = all, and for a place in ``attention`` those attentions.
+    needed: {place: condition as in ``active``}: places that have no effect unless it holds. It is
+    what ``needs`` of a row is for keywords, and holds for a config however it was written.
     excludes: {other option: why, and the way out}; it holds both ways.
     differs: how it differs from x-transformers, or "".
     """
@@ -143,5 +145,6 @@ class Option:
     unpackable: str = ""
     fixed_order: str = ""
     acts_in: str = ""
+    needed: Mapping[str, str] = field(default_factory=dict)
     excludes: Mapping[str, str] = field(default_factory=dict)
     differs: str = ""

@@ -197,6 +197,10 @@ OPTIONS: tuple[Option, ...] = (
                 needs="adaptive_condition_mlp",
             ),
         ),
+        needed={
+            "condition_mlp": "norm.kind=adaptive_layernorm|norm.kind=adaptive_rmsnorm|"
+            "branch_scale.kind=adaptive_layerscale"
+        },
         samples=(
             Sample({"use_adaptive_layernorm": True}, inputs=("condition",)),
             Sample(

@@ -71,17 +71,24 @@ def resolve(config: Any) -> Resolved:
 
     Raises:
         ConfigError: two options that don't, by name and with the way out; an option that is wrong
-            for a causal (or bidirectional) stack, or of sublayers that the stack lacks; a backend
-            that can't honour an option.
+            for a causal (or bidirectional) stack, or of sublayers that the stack lacks; a value
+            that has no effect; a backend that can't honour an option.
     """
     active = list(active_options(config))
     names = {option.name for option in active}
     for option in active:
         for other, why in option.excludes.items():
             if other in names:
-                raise ConfigError(f"{option.name} and {other} can't be combined: {why}")
-        _check_causal(option, causal=config.causal)
+                both = [option, next(o for o in active if o.name == other)]
+                places = "; ".join(f"{o.name}: {written(o, config)}" for o in both)
+                raise ConfigError(
+                    f"{option.name} and {other} can't be combined: {why} ({places})",
+                    place=place_of(option, config),
+                )
+        _check_causal(option, config)
         _check_acts(option, config)
+    for option in OPTIONS:
+        _check_needed(option, config)
     return Resolved({name: _backends(config, name) for name in attentions(config)})
 
 
@@ -117,25 +124,47 @@ def _check_acts(option: Option, config: Any) -> None:
         }
     if wanted & there:
         return
-    rows = [row for row in (*option.rows, *option.wrapper) if isinstance(row, Row)]
-    where = f" ({rows[0].keyword}, in a config {rows[0].place})" if rows else ""
     lacks = " or ".join(CALLED[kind] for kind in sorted(wanted))
+    off = "cross_attend=True" if wanted == {"c"} else "another order (order, custom_layers)"
     raise ConfigError(
-        f"{option.name}{where} has no effect: the stack has no {lacks} (only_cross=True, or "
-        "custom_layers without it); leave the option out"
+        f"{option.name} ({written(option, config)}) has no effect: the stack has no {lacks}; "
+        f"leave the option out, or give {off}",
+        place=place_of(option, config),
     )
 
 
-def _check_causal(option: Option, *, causal: bool) -> None:
-    if causal and option.causal == "bidirectional only":
+def _check_needed(option: Option, config: Any) -> None:
+    """No value stands where it has no effect."""
+    for place, condition in option.needed.items():
+        for name in attentions(config) if place.startswith("attention.") else ("attention",):
+            view = config if name == "attention" else _AsCross(config)
+            parent, _, leaf = place.rpartition(".")
+            owner = find(view, parent) if parent else config
+            value = getattr(owner, leaf)
+            if value == getattr(type(owner), leaf) or holds(condition, view):
+                continue
+            here = place if name == "attention" else f"cross_{place}"
+            wanted = " or ".join(condition.split("|"))
+            if name != "attention":
+                wanted = wanted.replace("attention.", "cross_attention.")
+            raise ConfigError(
+                f"{here}: got {value}; it has no effect without {wanted}; set that too, or leave "
+                "it out"
+            )
+
+
+def _check_causal(option: Option, config: Any) -> None:
+    if config.causal and option.causal == "bidirectional only":
         raise ConfigError(
             f"{option.name} in a causal stack (Decoder, causal=true) would show tokens their "
-            "future; leave the option out, or use an Encoder (causal=false)"
+            f"future; leave out {written(option, config)}, or use an Encoder (causal=false)",
+            place=place_of(option, config),
         )
-    if not causal and option.causal == "causal only":
+    if not config.causal and option.causal == "causal only":
         raise ConfigError(
             f"{option.name} is defined for a causal stack only, and this is an Encoder "
-            "(causal=false); leave the option out, or use a Decoder (causal=true)"
+            f"(causal=false); leave out {written(option, config)}, or use a Decoder (causal=true)",
+            place=place_of(option, config),
         )
 
 
@@ -148,16 +177,44 @@ def _backends(config: Any, attention: str) -> tuple[Backend, ...]:
             able = " or ".join(b for b in FASTEST_FIRST if b in option.backends)
             given = f"{attention}.backend={wanted}"
             given += " (attn_flash=True)" if wanted == "sdpa" else ""
-            keyword = next((r.keyword for r in option.rows if hasattr(r, "keyword")), "")
+            drop = "attn_flash=True" if wanted == "sdpa" else "the backend"
             raise ConfigError(
-                f"{given} can't honour {option.name}{f' ({keyword})' if keyword else ''}, which "
-                f"needs {able}; drop {'attn_flash=True' if wanted == 'sdpa' else 'the backend'} "
-                f"(backend=auto chooses), or leave out {option.name}"
+                f"{given} can't honour {option.name}, which needs {able}; drop {drop} "
+                f"(backend=auto chooses), or leave out {written(option, config)}",
+                place=f"{attention}.backend",
             )
         left = tuple(b for b in left if b in option.backends)
         if not left:
             raise ConfigError(f"no backend of attention honours {option.name} with the others")
     return left if wanted == "auto" else (wanted,)
+
+
+def place_of(option: Option, config: Any) -> str:
+    """Where an option that ``config`` has stands in it."""
+    own = is_active(option, config, attention="attention")
+    view = config if own else _AsCross(config)
+    conditions = option.active.split("|") if isinstance(option.active, str) else []
+    places = [c.partition("=")[0] for c in conditions if holds(c, view)]
+    places += [row.place for row in _rows(option)]
+    place = places[0] if places else ""
+    return f"cross_{place}" if not own and place.startswith("attention.") else place
+
+
+def written(option: Option, config: Any) -> str:
+    """An option that ``config`` has as one writes it: the place with its value, and the keyword."""
+    place = place_of(option, config)
+    value = find(config, place) if place else None
+    kind = getattr(value, "kind", "")
+    if dataclasses.is_dataclass(value):
+        value = f"{{kind: {kind}}}" if kind else "{…}"
+    elif isinstance(value, bool):
+        value = str(value).lower()
+    keywords = [row.keyword for row in _rows(option)][:1]
+    return ", keyword ".join([f"{place}={value}", *keywords])
+
+
+def _rows(option: Option) -> list[Row]:
+    return [row for row in (*option.rows, *option.wrapper) if isinstance(row, Row)]
 
 
 def holds(condition: str, config: Any) -> bool:

@@ -29,6 +29,7 @@ OPTIONS: tuple[Option, ...] = (
             ),
             Row("attn_low_rank_silu_gates", "attention.gate.silu_between", True),
         ),
+        needed={"attention.gate_activation": "attention.gate|attention.output_gate"},
         samples=(
             Sample({"attn_gate_values": True, "attn_kv_heads": 2}),
             Sample({"attn_gate_values": True, "attn_swiglu_values": True}),

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from xtdist.config import ConfigError, PositiveFloat, PositiveInt, configclass
+from xtdist.config import ConfigError, Elsewhere, PositiveFloat, PositiveInt, configclass
 
 
 def _check_factor(factor: float) -> None:
@@ -102,4 +102,10 @@ class Llama3Config:
         return frequency / self.factor * (1 - kept) + frequency * kept
 
 
-RopeScaling = Annotated[YarnConfig | Llama3Config, Field(discriminator="kind")]
+PLAIN = "that is position.interpolation, a factor"
+REBASED = "that is position.theta_rescale, a factor"
+RopeScaling = Annotated[
+    YarnConfig | Llama3Config,
+    Field(discriminator="kind"),
+    Elsewhere({"linear": PLAIN, "interpolation": PLAIN, "ntk": REBASED, "dynamic": REBASED}),
+]
