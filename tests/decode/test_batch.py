@@ -77,13 +77,26 @@ def test_more_rows_than_run_at_once_and_beams(expert: TransformerWrapper) -> Non
         ([torch.zeros(2, 2, dtype=torch.long)], None),
         (torch.zeros(2, 3, dtype=torch.long), torch.tensor([1])),
         (torch.zeros(2, 3, dtype=torch.long), torch.tensor([1, 4])),
+        (torch.zeros(2, 3, dtype=torch.long), [1, 2]),
+        (torch.zeros(2, 3, dtype=torch.long), torch.tensor([1.0, 2.0])),
+        (torch.tensor(3), None),
+        (torch.ones(2, 3, dtype=torch.bool), None),
+        (None, None),
+        ([1, 2], None),
     ],
 )
 def test_prompts_of_another_form_are_refused(
     expert: TransformerWrapper, prompts: Any, lens: Any
 ) -> None:
-    with pytest.raises(ConfigError, match="prompt"):
+    with pytest.raises(ValueError, match="prompt"):
         BatchGenerator(expert, GREEDY)(prompts, prompt_lens=lens)
+
+
+@pytest.mark.parametrize("eos", [[2], 2.0, True, torch.tensor([1, 2]), torch.tensor(1.0)])
+def test_an_end_that_is_no_token_is_refused(expert: TransformerWrapper, eos: Any) -> None:
+    with pytest.raises(ConfigError, match="eos_token: got"):
+        BatchGenerator(expert, GREEDY, eos_token=eos)
+    assert BatchGenerator(expert, GREEDY, eos_token=torch.tensor(3)).eos_ids == (3,)  # type: ignore[arg-type]
 
 
 def test_several_continuations_of_a_row_are_refused(expert: TransformerWrapper) -> None:
@@ -134,9 +147,31 @@ def test_a_sequence_may_be_as_long_as_the_model_allows(expert: TransformerWrappe
 def test_padding_of_contexts_is_left_out() -> None:
     context = torch.arange(12.0, dtype=torch.float64).view(2, 3, 2)
     mask = torch.tensor([[True, False, True], [False, True, False]])
-    assert [row.tolist() for row in unpadded(context, mask)] == [[[0, 1], [4, 5]], [[8, 9]]]
+    assert [row.tolist() for row in unpadded(context, mask) or ()] == [[[0, 1], [4, 5]], [[8, 9]]]
     model = Double(1, context_dim=2).eval()
     prompts = torch.tensor([[1], [2]])
+    assert unpadded(None, None) is None
     both = BatchGenerator(model, GREEDY)(prompts, contexts=unpadded(context, mask))
     alone = BatchGenerator(model, GREEDY)(prompts[1], contexts=[context[1, 1:2]])
     assert torch.equal(both[1], alone)
+
+
+@pytest.mark.parametrize(
+    ("context", "mask", "named"),
+    [
+        (torch.zeros(1, 4, 2), torch.tensor([[1, 1, 1, 0]]), "context_mask: got torch.int64"),
+        (torch.zeros(1, 4, 2), torch.ones(1, 4), "context_mask: got torch.float32"),
+        (torch.zeros(1, 4, 2), torch.ones(1, 3, dtype=torch.bool), "context_mask"),
+        (torch.zeros(1, 4, 2), [[True] * 4], "context_mask: got a list"),
+        (None, torch.ones(1, 4, dtype=torch.bool), "given without context"),
+        (torch.zeros(4, 2), None, "context: got torch.float32"),
+        (torch.zeros(1, 4, 2).long(), None, "context: got torch.int64"),
+        ([torch.zeros(4, 2)], None, "context: got a list"),
+    ],
+)
+def test_a_mask_that_says_not_which_vectors_are_real_is_refused(
+    context: Any, mask: Any, named: str
+) -> None:
+    """Numbers would select other vectors than they mark."""
+    with pytest.raises(ValueError, match=named):
+        unpadded(context, mask)

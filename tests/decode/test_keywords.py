@@ -67,6 +67,20 @@ def test_their_filters_keep_the_same_tokens(name: str, arguments: dict[str, floa
         ),
         ({"filter_logits_fn": "top_k", "temperature": 2.0}, {"top_k": 5, "temperature": 2.0}),
         ({"filter_logits_fn": "top_a", "temperature": 0.0}, {"top_a": 0.02, "temperature": 0.0}),
+        ({"temperature": 0.0, "filter_kwargs": {"k": 3}}, {"temperature": 0.0}),
+        (
+            {"contrastive": ContrastiveParams(), "filter_kwargs": {"k": 3}},
+            {"contrastive": ContrastiveParams()},
+        ),
+        ({"filter_kwargs": {"k": 3}}, {"top_k": 3}),
+        (
+            {"filter_logits_fn": "top_p", "top_k": 7, "temperature": 0.5},
+            {"top_p": 0.9, "top_k": 7, "temperature": 0.5, "temperature_last": True},
+        ),
+        (
+            {"filter_logits_fn": "top_k", "min_p": 0.3, "temperature": 0.5},
+            {"top_k": 5, "min_p": 0.3, "temperature": 0.5},
+        ),
     ],
 )
 def test_their_default_filter_acts_where_nothing_else_is_said(
@@ -127,7 +141,20 @@ def test_an_unknown_keyword_names_the_nearest(keywords: dict[str, Any], named: s
         ({"contrastive_decode_kwargs": {"gamma": 1.0}}, "alpha, beta"),
         ({"contrastive_decode_kwargs": {}, "contrastive": ContrastiveParams()}, "leave one"),
         ({"filter_logits_fn": "top_p", "filter_kwargs": {"k": 3}}, "thres"),
-        ({"temperature": 0.0, "filter_kwargs": {"k": 3}}, "filter_kwargs"),
+        ({"top_p": 0.5, "filter_kwargs": {"k": 3}}, "filter_kwargs"),
+        ({"num_beams": 2, "filter_kwargs": {"k": 3}}, "filter_kwargs"),
+        ({"filter_logits_fn": None, "filter_kwargs": {"k": 3}}, "filter_kwargs"),
+        ({"temperature": 0.0, "filter_kwargs": {"thres": 0.3}}, "no 'thres'"),
+        ({"filter_kwargs": [1]}, r"filter_kwargs: got \[1\]"),
+        ({"filter_logits_fn": torch.relu, "filter_kwargs": 3}, "filter_kwargs: got 3"),
+        ({"filter_kwargs": {"k": 0}}, "k: got 0"),
+        ({"filter_kwargs": {"k": 2.5}}, "k: got 2.5"),
+        ({"filter_kwargs": {"frac_num_tokens": 0.0}}, "frac_num_tokens: got 0.0"),
+        ({"filter_kwargs": {"frac_num_tokens": float("nan")}}, "frac_num_tokens: got nan"),
+        ({"filter_logits_fn": "top_k", "top_k": 7}, "top_k is given too"),
+        ({"filter_logits_fn": "top_p", "top_p": 0.3}, "top_p is given too"),
+        ({"filter_logits_fn": "top_p", "min_p": 0.3, "temperature": 2.0}, "after the temperature"),
+        ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1.0}, "temperature"),
     ],
 )

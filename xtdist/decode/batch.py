@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from xtdist.decode.engine import Engine
 from xtdist.decode.outputs import Completion
 from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.processors import LogitsProcessor
+from xtdist.model.tensors import check_shape, check_tensor, is_integer, seen
 from xtdist.nn.attention.cache import CacheSpec
 
 MOST_AT_ONCE = 64
@@ -47,7 +49,7 @@ class BatchGenerator:
         self.model, self.amateurs = models[0], models[1:]
         self.params = replace(params, seed=None)  # the engine gives each row its own
         self.seed = params.seed
-        self.eos_ids = () if eos_token is None else (eos_token,)
+        self.eos_ids = () if eos_token is None else (token_id(eos_token, name="eos_token"),)
         self.pad_value, self.beyond = pad_value, beyond
 
     def __call__(
@@ -138,6 +140,22 @@ def without_embedding(model: Any) -> range:
     return range(tokens, model.config.head.dim or tokens)
 
 
+def token_id(value: Any, *, name: str) -> int:
+    """``value`` as a number.
+
+    Raises:
+        ConfigError: something else than one whole number.
+    """
+    wrong = isinstance(value, bool) or (isinstance(value, Tensor) and not is_integer(value))
+    try:
+        if not wrong:
+            return operator.index(value)
+    except TypeError:
+        pass
+    got = seen(value) if isinstance(value, Tensor) else repr(value)
+    raise ConfigError(f"{name}: got {got}; give one token id, a whole number")
+
+
 def padded(rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "b m"]:
     """Rows of one length, those that are shorter filled up with ``value``."""
     width = max(map(len, rows))
@@ -159,12 +177,18 @@ def as_rows(
 
     Raises:
         ConfigError: not a tensor (n,) or (b, n), nor a list of tensors (n,); or empty.
+        ValueError: lengths that are not one whole number for each row.
     """
-    single = isinstance(prompts, Tensor) and prompts.ndim == 1
-    tensors: list[Any] = [prompts] if single else list(prompts)
+    tensors: list[Any]
+    if isinstance(prompts, Tensor):
+        tensors = [prompts] if prompts.ndim < 2 else list(prompts)
+    else:
+        tensors = list(prompts) if isinstance(prompts, Sequence) else [prompts]
     for tensor in tensors:
-        if not isinstance(tensor, Tensor) or tensor.ndim != 1 or tensor.is_floating_point():
-            raise ConfigError("prompts: give token ids (b, n) or (n,), or a list of (n,)")
+        if not isinstance(tensor, Tensor) or tensor.ndim != 1 or not is_integer(tensor):
+            raise ConfigError(
+                f"prompts: got {seen(tensor)}; give token ids (b, n) or (n,), or a list of (n,)"
+            )
     if not tensors:
         raise ConfigError("prompts: there are none; give at least one row")
     rows = [tensor.tolist() for tensor in tensors]
@@ -172,10 +196,10 @@ def as_rows(
         return rows
     if not isinstance(prompts, Tensor):
         raise ConfigError("prompt_lens: a list of prompts has lengths of its own; leave it out")
+    what = ", the real tokens of each row"
+    check_shape(prompt_lens, name="prompt_lens", kind="integer", shapes=[(len(rows),)], what=what)
     lengths = prompt_lens.tolist()
-    if len(lengths) != len(rows) or not all(
-        0 <= n <= len(row) for n, row in zip(lengths, rows, strict=True)
-    ):
+    if not all(0 <= n <= len(row) for n, row in zip(lengths, rows, strict=True)):
         raise ConfigError(
             f"prompt_lens: got {lengths}; give {len(rows)} lengths of at most {len(rows[0])}"
         )
@@ -183,9 +207,21 @@ def as_rows(
 
 
 def unpadded(
-    context: Float[Tensor, "b j d"], mask: Bool[Tensor, "b j"] | None
-) -> list[Float[Tensor, "_ d"]]:
-    """The real vectors of each row."""
+    context: Float[Tensor, "b j d"] | None, mask: Bool[Tensor, "b j"] | None
+) -> list[Float[Tensor, "_ d"]] | None:
+    """The real vectors of each row; None without any context.
+
+    Raises:
+        ValueError: other types or shapes, or a mask of nothing.
+    """
+    if context is None:
+        if mask is not None:
+            raise ConfigError("context_mask: given without context; give that too")
+        return None
+    if check_tensor(context, name="context").ndim != 3 or not context.is_floating_point():
+        raise ConfigError(f"context: got {seen(context)}; give floats (b, j, d)")
     if mask is None:
         return list(context)
+    shapes, what = [tuple(context.shape[:2])], ", True = a real vector"
+    check_shape(mask, name="context_mask", kind="bool", shapes=shapes, what=what)
     return [row[real] for row, real in zip(context, mask, strict=True)]

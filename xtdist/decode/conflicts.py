@@ -39,7 +39,7 @@ def _check_beams(p: GenerationParams) -> None:
     _only_default(
         p,
         ("logprobs", "best_of", "draft_tokens", "penalty_alpha"),
-        f"with num_beams {p.num_beams}: leave it out, or set num_beams to 1",
+        "with beams: leave it out, or search without beams",
     )
     if not p.stochastic_beams:
         _check_draws_nothing(p, f"num_beams {p.num_beams}; beam search")

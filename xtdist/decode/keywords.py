@@ -37,7 +37,12 @@ LEFT_OUT = {
 
 
 def generation_params(
-    seq_len: int, keywords: Mapping[str, Any], *, num_tokens: int, amateurs: int = 0
+    seq_len: int,
+    keywords: Mapping[str, Any],
+    *,
+    num_tokens: int,
+    amateurs: int = 0,
+    kind: type[GenerationParams] = GenerationParams,
 ) -> GenerationParams:
     """``keywords`` are fields of ``GenerationParams``, or x-transformers' ``filter_logits_fn`` with
     ``filter_kwargs``, and ``contrastive_decode_kwargs`` (one for all ``amateurs``, or a tuple). A
@@ -45,7 +50,8 @@ def generation_params(
 
     As there, the best 10 % of the vocabulary are kept if nothing else is said: where tokens are
     drawn, no filter of ours is named and there is no contrast; and their filters come before the
-    temperature. Amateurs are contrasted with unless they draft (``draft_tokens``).
+    temperature. ``filter_kwargs`` alone are of that default filter, also where it has nothing to
+    do. Amateurs are contrasted with unless they draft (``draft_tokens``). ``kind``: what to make.
 
     Raises:
         TypeError: an unknown keyword, with the nearest one.
@@ -62,19 +68,7 @@ def generation_params(
         contrast = {}
     if contrast is not None:
         ours.setdefault("contrastive", _contrasts(contrast, amateurs))
-    default = "top_k" if _draws_freely(ours) else None
-    chosen = keywords.get("filter_logits_fn", default)
-    if chosen is None or callable(chosen):
-        if keywords.get("filter_kwargs") and chosen is None:
-            raise ConfigError(
-                "filter_kwargs: there is no filter to take them; give filter_logits_fn"
-            )
-    else:
-        ours |= _filter(chosen, keywords.get("filter_kwargs") or {}, num_tokens)
-        # k best are the same ones at any temperature
-        if chosen != "top_k" and ours.get("temperature", 1.0) > 0:
-            ours.setdefault("temperature_last", True)
-    return GenerationParams(max_tokens=seq_len, **ours)
+    return kind(max_tokens=seq_len, **ours, **_filtering(keywords, ours, num_tokens))
 
 
 def processor_of(keywords: Mapping[str, Any]) -> LogitsProcessor | None:
@@ -83,7 +77,7 @@ def processor_of(keywords: Mapping[str, Any]) -> LogitsProcessor | None:
     function = keywords.get("filter_logits_fn")
     if not callable(function):
         return None
-    arguments = dict(keywords.get("filter_kwargs") or {})
+    arguments = _arguments(keywords)
 
     def filtered(tokens: Sequence[int], scores: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
         return cast(Tensor, function(rearrange(scores, "v -> 1 v"), **arguments))[0]
@@ -112,10 +106,60 @@ def check_names(keywords: Mapping[str, Any]) -> None:
         raise TypeError(f"generate: unknown keyword {name!r}; {hint}")
 
 
+def _filtering(
+    keywords: Mapping[str, Any], ours: Mapping[str, Any], num_tokens: int
+) -> dict[str, Any]:
+    """The fields that ``filter_logits_fn`` and ``filter_kwargs`` mean beside ``ours``."""
+    arguments = _arguments(keywords)
+    named = OUR_FILTERS & ours.keys()
+    if "filter_logits_fn" not in keywords:
+        free = _draws_freely(ours)
+        # where their default filter has nothing to filter, its arguments are as good as none
+        idle = not free and ours.get("num_beams", 1) == 1 and not named
+        if free or (idle and arguments):
+            fields = _filter("top_k", arguments, num_tokens)
+            return fields if free else {}
+    chosen = keywords.get("filter_logits_fn")
+    if chosen is None and arguments:
+        raise ConfigError("filter_kwargs: there is no filter to take them; give filter_logits_fn")
+    if chosen is None or callable(chosen):
+        return {}
+    fields = _filter(chosen, arguments, num_tokens)
+    twice = sorted(fields.keys() & ours.keys())
+    if twice:
+        raise ConfigError(f"filter_logits_fn: {twice[0]} is given too; leave one of them out")
+    # k best are the same ones at any temperature
+    if chosen == "top_k" or not _draws(ours) or "temperature_last" in ours:
+        return fields
+    after = sorted(named - {"top_k"})
+    if after and ours.get("temperature", 1.0) != 1:
+        raise ConfigError(
+            f"{after[0]}: it comes after the temperature, the filter of filter_logits_fn before "
+            "it; leave one of them out, or say with temperature_last where both come"
+        )
+    return {**fields, "temperature_last": True}
+
+
+def _arguments(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """``filter_kwargs``. Raises ConfigError for what is none."""
+    given = keywords.get("filter_kwargs")
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"filter_kwargs: got {given!r:.80}; give a dict, like {{'k': 20}}")
+    return dict(given)
+
+
 def _draws_freely(ours: Mapping[str, Any]) -> bool:
     """Whether tokens are drawn and nothing says from which."""
-    draws = ours.get("temperature", 1.0) > 0 and ours.get("num_beams", 1) == 1
+    draws = _draws(ours) and ours.get("num_beams", 1) == 1
     return draws and not (OUR_FILTERS | {"contrastive"}) & ours.keys()
+
+
+def _draws(ours: Mapping[str, Any]) -> bool:
+    """Whether it is not greedy; what is no number is refused later."""
+    temperature = ours.get("temperature", 1.0)
+    return not isinstance(temperature, (int, float)) or temperature > 0
 
 
 def _contrasts(given: Any, amateurs: int) -> Any:
@@ -164,7 +208,22 @@ def _filter(name: Any, given: Mapping[str, Any], num_tokens: int) -> dict[str, A
                 "leave it out, or give a function as filter_logits_fn"
             )
         return {"top_a": values["min_p_ratio"]}
-    k = values["k"]
-    if k is None:
-        k = math.ceil(values["frac_num_tokens"] * num_tokens)
-    return {"top_k": min(k, num_tokens)}
+    return {"top_k": min(_count(values["k"], values["frac_num_tokens"], num_tokens), num_tokens)}
+
+
+def _count(k: Any, part: Any, num_tokens: int) -> int:
+    """How many tokens ``top_k`` keeps: ``k``, or that part of the vocabulary."""
+    if k is not None:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ConfigError(
+                f"filter_kwargs: k: got {k!r}; give a whole number from 1 on "
+                "(filter_logits_fn=None keeps all)"
+            )
+        return k
+    number = isinstance(part, (int, float)) and not isinstance(part, bool)
+    if not number or not 0 < part < math.inf:
+        raise ConfigError(
+            f"filter_kwargs: frac_num_tokens: got {part!r}; give a part of the vocabulary, more "
+            "than 0 (filter_logits_fn=None keeps all)"
+        )
+    return math.ceil(part * num_tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xtdist.config import ConfigError
+from xtdist.config import ConfigError, configclass
 from xtdist.decode.batch import BatchGenerator, as_rows, like, padded, unpadded
 from xtdist.decode.keywords import generation_params, processor_of
 from xtdist.decode.outputs import Choice
@@ -84,7 +83,7 @@ class Generation(nn.Module):
             cached=cache_kv,
             beyond=not restrict_to_max_seq_len,
         )
-        contexts = None if context is None else unpadded(context, context_mask)
+        contexts = unpadded(context, context_mask)
         return generator(
             prompts, prompt_lens=prompt_lens, contexts=contexts, processor=processor_of(keywords)
         )
@@ -123,20 +122,19 @@ class Generation(nn.Module):
             return (tokens, tokens.sum(dim=-1).float()) if return_beams_and_scores else none
         generator = BatchGenerator(
             self.net,
-            scored(
-                generation_params(
-                    seq_len,
-                    beam_keywords(keywords, beams=beams, stochastic=stochastic),
-                    num_tokens=self.net.num_tokens,
-                    amateurs=len(amateurs),
-                )
+            generation_params(
+                seq_len,
+                beam_keywords(keywords, beams=beams, stochastic=stochastic),
+                num_tokens=self.net.num_tokens,
+                amateurs=len(amateurs),
+                kind=BeamParams,
             ),
             eos_token=eos_token,
             amateur=amateurs,
             cached=cache_kv,
             beyond=not restrict_to_max_seq_len,
         )
-        contexts = None if context is None else unpadded(context, context_mask)
+        contexts = unpadded(context, context_mask)
         found = generator.complete(
             prompts, prompt_lens=prompt_lens, contexts=contexts, processor=processor_of(keywords)
         )
@@ -172,29 +170,32 @@ def nothing(prompts: Prompts, prompt_lens: Int[Tensor, " b"] | None) -> Tensor:
 
 
 def beam_keywords(keywords: Mapping[str, Any], *, beams: int, stochastic: bool) -> dict[str, Any]:
-    """Those of ``beam_search`` as those of ``generate``. One beam is greedy, or a draw.
+    """Those of ``beam_search`` as those of ``generate``.
 
     Raises:
         TypeError: a keyword that has another name in ``beam_search``.
+        ConfigError: a number of beams that can't be.
     """
+    if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
+        raise ConfigError(f"beams: got {beams!r}; give a whole number from 1 on")
     for name, other in (("num_beams", "beams"), ("n", "beams"), ("stochastic_beams", "stochastic")):
         if name in keywords:
             raise TypeError(f"beam_search: {name!r} is called {other!r} here")
     given: dict[str, Any] = {"filter_logits_fn": None, **keywords}
-    if beams == 1:
-        return given if stochastic else {**given, "temperature": 0.0}
     if not stochastic:
         given.setdefault("length_penalty", 0.0)
     return {**given, "n": beams, "num_beams": beams, "stochastic_beams": stochastic}
 
 
-def scored(params: GenerationParams) -> GenerationParams:
-    """The same with what a score is made of."""
-    return params if params.uses_beams else replace(params, logprobs=0)
+@configclass
+class BeamParams(GenerationParams):
+    """Of a beam search: one beam, too, has the scores and the rules of several."""
+
+    @property
+    def uses_beams(self) -> bool:
+        return True
 
 
 def score(choice: Choice) -> float:
     """Its sum of log-probabilities; without any hypothesis, none is worse."""
-    if choice.logprobs:
-        return sum(token.logprob for token in choice.logprobs)
     return -math.inf if choice.score is None else choice.score
