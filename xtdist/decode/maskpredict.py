@@ -20,9 +20,14 @@ from pydantic import Field
 from torch import Tensor
 
 from xtdist.config import ConfigError, NonNegativeInt, PositiveInt, configclass
+from xtdist.decode.fields import wanted
 from xtdist.decode.noise import gumbel, mix, noise_key
 from xtdist.decode.params import Seed, Temperature, TopCount
 
+Schedule = Annotated[
+    Literal["linear", "cosine"] | Callable[[float], float],
+    wanted("'linear', 'cosine' or a function of the time in [0, 1]", whole=True),
+]
 NoiseScale = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
 
 
@@ -47,7 +52,7 @@ class MaskPredictParams:
     temperature: Temperature = 1.0
     anneal: bool = True
     top_k: TopCount = 0
-    schedule: Literal["linear", "cosine"] | Callable[[float], float] = "cosine"
+    schedule: Schedule = "cosine"
     order: Literal["confidence", "critic", "random"] = "confidence"
     noise: NoiseScale = 1.0
     remask: bool = False

@@ -18,12 +18,20 @@ from xtdist.config import (
     configclass,
 )
 from xtdist.decode.conflicts import check_conflicts
+from xtdist.decode.fields import (
+    BadWords,
+    EarlyStopping,
+    Layers,
+    Logprobs,
+    StopStrings,
+    TokenIds,
+    part,
+)
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Width = Annotated[int, Field(ge=1, le=1024)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TopMass = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 TopCount = Annotated[int, Field(ge=0, lt=2**31)]
 Repetition = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
@@ -31,8 +39,6 @@ Bias = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
 LengthPenalty = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Contrast = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 AmateurTemperature = Annotated[float, Field(ge=1e-3, le=100, allow_inf_nan=False)]
-BadWord = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1, max_length=256)]
-Layers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 GREEDY_BELOW = 1e-5
 
 
@@ -50,7 +56,14 @@ class ContrastiveParams:
     temperature: AmateurTemperature = 1.0
 
 
-Contrasts = Annotated[tuple[ContrastiveParams, ...], Field(min_length=1)]
+Contrasts = Annotated[
+    ContrastiveParams | tuple[ContrastiveParams, ...] | None,
+    part(
+        ContrastiveParams,
+        "ContrastiveParams(alpha=, beta=, temperature=), or a list of them, one for each amateur",
+        several=True,
+    ),
+]
 
 
 @configclass
@@ -60,6 +73,12 @@ class GrammarParams:
 
     kind: Literal["json_schema", "regex", "lark"]
     value: Annotated[str, Field(min_length=1, max_length=2**18)]
+
+
+Grammar = Annotated[
+    GrammarParams | None,
+    part(GrammarParams, "GrammarParams(kind=, value=), with kind 'json_schema', 'regex' or 'lark'"),
+]
 
 
 @configclass
@@ -103,23 +122,23 @@ class GenerationParams:
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[NonNegativeInt, Bias] = dataclasses.field(default_factory=dict)
-    bad_words: Annotated[tuple[BadWord, ...], Field(max_length=1024)] = ()
-    grammar: GrammarParams | None = None
+    bad_words: BadWords = ()
+    grammar: Grammar = None
     seed: Seed | None = None
     n: Width = 1
     best_of: Width | None = None
-    stop: Annotated[tuple[StopString, ...], Field(max_length=16)] = ()
-    stop_token_ids: tuple[NonNegativeInt, ...] = ()
+    stop: StopStrings = ()
+    stop_token_ids: TokenIds = ()
     ignore_eos: bool = False
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Logprobs | None = None
     num_beams: Width = 1
     stochastic_beams: bool = False
     length_penalty: LengthPenalty = 1.0
-    early_stopping: bool | Literal["never"] | None = None
-    contrastive: ContrastiveParams | Contrasts | None = None
+    early_stopping: EarlyStopping = None
+    contrastive: Contrasts = None
     draft_tokens: Annotated[int, Field(ge=0, le=64)] = 0
     penalty_alpha: Fraction = 0.0
-    dola: Literal["low", "high"] | Layers | None = None
+    dola: Layers = None
 
     def __post_init__(self) -> None:
         if self.min_tokens > self.max_tokens:
