@@ -23,8 +23,9 @@ def test_a_cast_leaves_rotary_tables_bit_identical(
 ) -> None:
     """B1"""
     stack = ours({}, {"rotary_pos_emb": True, **layers}).layers
-    pos = torch.arange(0, 300_000, 97)[None]
-    want, got = stack._rotation(pos), copy.deepcopy(stack).to(dtype)._rotation(pos)
+    # xPos has no finite factors farther out
+    pos = torch.arange(0, 25_000 if "rotary_xpos" in layers else 300_000, 97)[None]
+    want, got = (s._rotation(pos, None) for s in (stack, copy.deepcopy(stack).to(dtype)))
     for theirs, mine in zip(want.tables, got.tables, strict=True):
         assert mine.phase.dtype == torch.float32
         assert torch.equal(mine.phase, theirs.phase)

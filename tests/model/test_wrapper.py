@@ -170,7 +170,7 @@ def test_a_model_in_bf16_stays_close_to_fp32(options: dict[str, Any]) -> None:
 
 def test_a_cast_to_bf16_keeps_far_rotary_positions_apart() -> None:
     model = make(LLAMA).bfloat16()
-    rotation = model.layers._rotation(torch.arange(2000, 3000)[None])
+    rotation = model.layers._rotation(torch.arange(2000, 3000)[None], None)
     assert isinstance(rotation, RotaryRotation)
     table = rotation.tables.query
     angle = torch.arange(2000, 3000).double()
