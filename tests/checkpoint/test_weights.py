@@ -208,7 +208,7 @@ def test_own_parameters_that_do_not_fit_the_config_are_refused(tmp_path: Path) -
     saved_objective(folder, {"self_cond": True})
     for name, change, problem in (
         ("more", {"self_token_critic": True}, "2 tensors missing, 'critic_head.weight' first"),
-        ("less", {"self_cond": False}, "2 tensors unknown, 'self_conditioning.null' first"),
+        ("less", {"self_cond": False}, "2 tensors unknown, 'self_conditioning.gain' first"),
     ):
         other = tmp_path / name
         shutil.copytree(folder, other)

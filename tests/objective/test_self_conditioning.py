@@ -60,9 +60,51 @@ def test_conditioning_is_on_the_hidden_states_of_an_unconditioned_pass_without_g
         wrapper.losses(prepared).sum, (each * prepared.weights.flatten()).sum()
     )
     assert wrapper.self_conditioning is not None
-    added = wrapper.self_conditioning((2, 12), hidden)
+    added = wrapper.self_conditioning(hidden)
     (gradient,) = torch.autograd.grad(added.sum(), wrapper.self_conditioning.proj.weight)
     assert gradient.any()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 1e3])
+def test_what_is_added_is_as_large_as_embeddings_and_nothing_for_rows_that_see_nothing(
+    scale: float,
+) -> None:
+    wrapper = make(make_net(causal=False, embedding={"dim": 24}))
+    assert wrapper.self_conditioning is not None
+    hidden = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(0)) * scale
+    known = torch.tensor([True, False, True])
+    added = wrapper.self_conditioning(hidden, known)
+    assert not added[1].any()
+    size = wrapper.net.token_embedding.weight.std().item()
+    torch.testing.assert_close(
+        added[[0, 2]].square().mean(dim=-1).sqrt(), torch.full((2, 12), size), rtol=0.4, atol=0
+    )
+
+
+def test_without_earlier_states_it_is_the_network_alone() -> None:
+    wrapper, x = make(), some_ids(2, 12)
+    logits, _ = wrapper.denoise(x, rows=torch.arange(24))
+    assert torch.equal(logits, wrapper.net(x).flatten(0, 1))
+
+
+def test_in_training_what_is_added_stays_as_small_as_the_embeddings() -> None:
+    """Adam moves each weight by its rate; without a size of its own the sum over the channels would
+    be ten times the embeddings after these steps, and the network would learn worse than without."""
+    wrapper = make()
+    assert wrapper.self_conditioning is not None
+    added: list[torch.Tensor] = []
+    wrapper.self_conditioning.register_forward_hook(lambda *args: added.append(args[-1].detach()))
+    optimizer = torch.optim.Adam(wrapper.parameters(), lr=2e-3)
+    start = torch.arange(32)[:, None] % 10
+    for seed in range(40):
+        loss = wrapper(
+            (start + torch.arange(12)) % 10, generator=torch.Generator().manual_seed(seed)
+        )
+        optimizer.zero_grad()
+        loss.loss.backward()
+        optimizer.step()
+    size = added[-1][added[-1].any(dim=-1)].square().mean().sqrt().item()
+    assert size < 2 * wrapper.net.token_embedding.weight[:10].square().mean().sqrt().item()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", lambda t: (1 - t) ** 2])

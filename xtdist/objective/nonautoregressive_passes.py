@@ -161,10 +161,9 @@ class MaskedPasses(Objective):
         previous: Float[Tensor, "b n d"] | None = None,
         known: Bool[Tensor, " b"] | None = None,
     ) -> ModelOutput:
-        if self.self_conditioning is None:
+        if self.self_conditioning is None or previous is None:
             return self.net.run(ids, **given)
-        b, n = ids.shape
-        added = self.self_conditioning((b, n), previous, known)
+        added = self.self_conditioning(previous, known)
         others = given.get("sum_embeds")
         return self.net.run(
             ids, **{**given, "sum_embeds": added if others is None else added + others}
