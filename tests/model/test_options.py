@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from option_grid import LAYERS, Case, config_of, single_cases
 
+import xtdist
 import xtdist.model
-from xtdist.config import ConfigError
-from xtdist.model import Decoder, Encoder
+from xtdist.config import ConfigError, from_mapping
+from xtdist.model import Decoder, Encoder, ModelConfig
 from xtdist.model.options import OPTIONS, Option, is_active, resolve
-from xtdist.model.options.left_out import LEFT_OUT
+from xtdist.model.options.examples import written
+from xtdist.model.options.left_out import LEFT_OUT, LEFT_OUT_CLASSES
 from xtdist.model.options.matrix import matrix
+from xtdist.model.options.places import put
 from xtdist.model.options.table import by_name
 
 
@@ -112,3 +117,51 @@ def test_the_fastest_backend_that_honours_every_option_is_chosen() -> None:
 
 def test_what_is_left_out_has_a_reason() -> None:
     assert all(len(why) > 10 for why in LEFT_OUT.values())
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: o.name)
+def test_the_page_shows_what_to_write_in_a_config(option: Option) -> None:
+    """Written one after the other over what they are part of, they turn the option on."""
+    shown = [text.partition("=") for text in written(option)]
+    if option.name.startswith("given "):
+        assert not shown  # modules stand in no config
+        return
+    assert shown
+    if not all(value for _, _, value in shown):
+        return  # a place whose value is the user's alone
+    assert any(turned_on(option, shown, parts) for parts in PARTS), shown
+
+
+PARTS: list[dict[str, Any]] = [
+    {"causal": causal, "feedforward": {"kind": kind}, "norm_position": position, **cross}
+    for causal in (True, False)
+    for cross in ({}, {"cross_attention": None})
+    for kind in ("mlp", "glu")
+    for position in ("pre", "pre_and_post")
+]
+AROUND = {
+    "position": {"kind": "rotary"},
+    "residual": {"kind": "plain"},
+    "norm": {"kind": "layernorm"},
+    "cross_attention": {},
+    "memory_tokens": {"tokens": 2},
+}
+SIZES = {"dim": 64, "depth": 2, "heads": 4, "num_tokens": 40, "max_seq_len": 24}
+
+
+def turned_on(option: Option, shown: list[tuple[str, str, str]], parts: dict[str, Any]) -> bool:
+    tree: dict[str, Any] = copy.deepcopy({**SIZES, **AROUND, **parts})
+    for place, _, value in shown:
+        put(tree, place, yaml.safe_load(value))
+    try:
+        return is_active(option, from_mapping(ModelConfig, tree))
+    except ConfigError:
+        return False
+
+
+def test_what_x_transformers_has_at_its_top_is_here_or_left_out_with_a_reason() -> None:
+    xt = pytest.importorskip("x_transformers")
+    theirs = {name for name in vars(xt) if isinstance(getattr(xt, name), type)}
+    here = {name for name in theirs if hasattr(xtdist, name) or hasattr(xtdist.model, name)}
+    assert theirs - here == LEFT_OUT_CLASSES.keys()
+    assert all(f"`{name}`" in matrix() for name in LEFT_OUT_CLASSES)

@@ -9,8 +9,8 @@ STACK = "the stack sets it; give it without the prefix"
 LEAKS = "it mixes in statistics of the whole sequence, which shows tokens their future"
 
 ELSEWHERE = (
-    "What x-transformers lacks (mixtures of experts, RoPE scaling, recomputation …) has no "
-    "keyword: it is set in a ModelConfig or YAML, see xtdist/model/OPTIONS.md"
+    "all keywords are in xtdist/model/OPTIONS.md; what x-transformers lacks (mixtures of experts, "
+    "RoPE scaling, recomputation …) has none: it is set in a ModelConfig or YAML"
 )
 LEFT_OUT: Mapping[str, str] = {
     "causal": "Decoder and Encoder say it",
@@ -53,3 +53,24 @@ LEFT_OUT_OF_FORWARD: Mapping[str, str] = {
     "token_emb=",
 }
 """Arguments of a forward pass."""
+
+EXPERIMENT = "an experiment of its own, not part of training or serving language models"
+
+LEFT_OUT_CLASSES: Mapping[str, str] = {
+    "AdaptiveRMSNorm": "norm.kind=adaptive_rmsnorm (use_adaptive_rmsnorm=True)",
+    "Attention": "Encoder(only_attn=True, depth=1, …)",
+    "BeliefStateWrapper": EXPERIMENT,
+    "DPO": "preferences are no objective here; AutoregressiveWrapper trains on sequences",
+    "EntropyBasedTokenizer": "a dataset has one tokenizer (bytes or BPE, xtdist/data/tokenizer.py)",
+    "FeedForward": "xtdist.nn.feedforward, by its config",
+    "MultiInputTransformerWrapper": "TransformerWrapper(embed_num_tokens={name: tokens, …})",
+    "NeoMLP": EXPERIMENT,
+    "NextLatentWrapper": EXPERIMENT,
+    "RMSNorm": "xtdist.nn.norm, by its config",
+    "TransformerBlock": "Encoder(depth=1, …), Decoder(depth=1, …)",
+    "XLAutoregressiveWrapper": "TransformerWrapper(max_mem_len=…) hands memories on from one "
+    "segment to the next (mems=, return_mems=True); the loop over segments is the caller's",
+    "XValAutoregressiveWrapper": EXPERIMENT,
+    "XValTransformerWrapper": EXPERIMENT,
+}
+"""Classes at the top of x-transformers. Of the wrappers that xtdist has, all arguments are here."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from xtdist.model.options.base import Option, Row
-from xtdist.model.options.left_out import LEFT_OUT, LEFT_OUT_OF_FORWARD
+from xtdist.model.options.examples import written
+from xtdist.model.options.left_out import LEFT_OUT, LEFT_OUT_CLASSES, LEFT_OUT_OF_FORWARD
 from xtdist.model.options.resolver import FASTEST_FIRST
 from xtdist.model.options.table import OPTIONS
 
 HEAD = """# Options of the model
 
 Made by `python -m xtdist.model.options > xtdist/model/OPTIONS.md`; a test compares the two.
-Keywords are those of x-transformers 2.31 (`Decoder(…)`, `TransformerWrapper(…)`); a YAML file, or
-`ModelConfig`, has the places "in a config" instead, below `model`. `attn_…` holds for cross
-attention too, where `cross_attn_…` does not say otherwise. What can't work together is an error
-when the model is built.
+Keywords are those of x-transformers 2.31 (`Decoder(…)`, `TransformerWrapper(…)`), and only they.
+A YAML file has the places "in a config" instead, each with a value to write: `norm.kind=rmsnorm` is
+`norm: {kind: rmsnorm}` below `model`, `model.norm.kind=rmsnorm` on the command line and
+`norm=RMSNormConfig()` of `ModelConfig`. `attn_…` holds for cross attention too, where
+`cross_attn_…` does not say otherwise. What can't work together is an error when the model is built.
 """
+GIVEN = {"given embedding": "token_emb", "given head": "to_logits"}
+"""Arguments of ``TransformerWrapper`` that are modules, so there is no row for them."""
 COLUMNS = (
     "option | what it does | keywords | in a config | paper | tier | attention by | stacks | "
     "cache | packing | other order | not with"
@@ -34,17 +38,22 @@ def matrix() -> str:
     parts.append("## Arguments of forward that xtdist leaves out\n")
     rows = ([f"`{keyword}`", why] for keyword, why in sorted(LEFT_OUT_OF_FORWARD.items()))
     parts.append(_table(["argument", "why"], rows))
+    parts.append("## Classes that xtdist leaves out\n")
+    rows = ([f"`{name}`", why] for name, why in sorted(LEFT_OUT_CLASSES.items()))
+    parts.append(_table(["class", "instead"], rows))
     return "\n".join(parts)
 
 
 def _cells(option: Option) -> list[str]:
     rows = [row for row in (*option.rows, *option.wrapper) if isinstance(row, Row)]
     keywords = dict.fromkeys(f"`{row.keyword}`" for row in rows)
+    if option.name in GIVEN:
+        keywords[f"`{GIVEN[option.name]}`"] = None
     return [
         option.name,
         option.about,
         " ".join(keywords) or "-",
-        " ".join(_places(option)) or "-",
+        " ".join(f"`{text}`" for text in written(option)) or "-",
         option.paper or "-",
         str(option.tier),
         ", ".join(b for b in FASTEST_FIRST if b in option.backends),
@@ -54,14 +63,6 @@ def _cells(option: Option) -> list[str]:
         f"no: {option.fixed_order}" if option.fixed_order else "yes",
         "; ".join(f"{name} ({why})" for name, why in _excluded(option)) or "-",
     ]
-
-
-def _places(option: Option) -> Iterable[str]:
-    """Where the option lies in ``model:`` of a YAML file: its places, or an example of them."""
-    rows = [r for r in (*option.rows, *option.wrapper) if isinstance(r, Row)]
-    examples = (f"`{p}={v}`" for s in option.samples for p, v in s.config.items())
-    places = list(dict.fromkeys(f"`{row.place}`" for row in rows))
-    return places or list(dict.fromkeys(examples))[:6]
 
 
 def _excluded(option: Option) -> Iterable[tuple[str, str]]:

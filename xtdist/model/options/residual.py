@@ -65,11 +65,6 @@ def kwarg(keyword: str, place: str, name: str, default: Any) -> Row:
     )
 
 
-def over_sequence(config: Any) -> bool:
-    """As x-transformers does it: all of a sample's tokens as one vector."""
-    return config.residual.kind == "orthogonal" and config.residual.over == "sequence"
-
-
 def is_constant(config: Any) -> bool:
     """A constant other than one."""
     return bool(getattr(config.residual, "constant", 1.0) != 1.0)
@@ -156,21 +151,19 @@ LEAKY: tuple[Option, ...] = (
         active="residual.kind=orthogonal",
         paper="2505.11881",
         tier=3,
-        rows=(
-            Row("orthog_residual", "residual.kind", False, {True: "orthogonal"}),
-            Fixed("residual.over", "sequence", needs="orthog_residual"),
-        ),
-        samples=(
-            Sample(config={"residual": {"kind": "orthogonal", "over": "token"}}),
-            Sample({"orthog_residual": True, "scale_residual": True}),
-        ),
+        samples=(Sample(config={"residual": {"kind": "orthogonal", "over": "token"}}),),
     ),
     Option(
         name="orthogonal residual over the sequence",
         about="that, with all tokens of a sample as one vector",
-        active=over_sequence,
+        active="residual.over=sequence",
         paper="2505.11881",
         tier=3,
+        rows=(
+            Row("orthog_residual", "residual.kind", False, {True: "orthogonal"}),
+            Fixed("residual.over", "sequence", needs="orthog_residual"),
+        ),
+        samples=(Sample({"orthog_residual": True, "scale_residual": True}),),
         causal="bidirectional only",
         uncacheable="every token changes all others",
         unpackable="every token changes all others",
