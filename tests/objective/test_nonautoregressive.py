@@ -97,6 +97,7 @@ class Oracle(torch.nn.Module):
     def __init__(self, table: torch.Tensor) -> None:
         super().__init__()
         self.table, self.num_tokens = table, table.shape[0] + 1
+        self.max_seq_len = table.ndim
         self.identity = torch.eye(self.num_tokens)
 
     def run(self, x: torch.Tensor, mask: object = None) -> SimpleNamespace:

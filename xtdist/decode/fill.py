@@ -15,6 +15,7 @@ from xtdist.decode.batch import MOST_AT_ONCE
 from xtdist.decode.engine import Engine
 from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.params import EngineConfig
+from xtdist.model.tensors import check_shape, check_tensor, is_integer, seen
 
 
 def mask_predict(
@@ -38,13 +39,12 @@ def mask_predict(
 
     Raises:
         ConfigError: a causal model, or tokens that the model can't take.
+        ValueError: what is no tensor, or a mask of another type or shape.
     """
-    if tokens.ndim != 2 or tokens.is_floating_point() or 0 in tokens.shape:
-        raise ConfigError(f"tokens: got {tokens.dtype} {tuple(tokens.shape)}; give ids (b, n)")
-    if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
-        raise ConfigError(
-            f"mask: got {mask.dtype} {tuple(mask.shape)}; give bool {tuple(tokens.shape)}"
-        )
+    if check_tensor(tokens, name="tokens").ndim != 2 or not is_integer(tokens) or 0 in tokens.shape:
+        raise ConfigError(f"tokens: got {seen(tokens)}; give ids (b, n)")
+    if mask is not None:
+        check_shape(mask, name="mask", kind="bool", shapes=[tuple(tokens.shape)])
     params = params or MaskPredictParams()
     seed = int(torch.randint(2**62, ())) if params.seed is None else params.seed
     asked = params.mask_id if mask_id is None else mask_id

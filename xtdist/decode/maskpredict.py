@@ -69,11 +69,15 @@ class MaskPredictParams:
             return 1.0 - t
         if self.schedule == "cosine":
             return math.cos(t * math.pi / 2)
-        fraction = float(self.schedule(t))
+        found = self.schedule(t)
+        try:
+            fraction = float(found)
+        except (TypeError, ValueError, RuntimeError):  # no number, or a tensor of several
+            fraction = math.nan
         if not 0 <= fraction <= 1:  # nan is not, either
             raise ConfigError(
-                f"schedule: at t={t:.3g} it gives {fraction}; give the share of the masks that is "
-                "left, from 0 to 1"
+                f"schedule: at t={t:.3g} it gives {found!r:.80}; give the share of the masks "
+                "that is left, from 0 to 1"
             )
         return fraction
 

@@ -17,6 +17,7 @@ from xtdist.model import ModelInputs, TransformerWrapper
 from xtdist.model.options.resolver import documents_refused
 from xtdist.model.outputs import Intermediates, ModelOutput
 from xtdist.model.surface import attention_z_loss, kept
+from xtdist.model.tensors import check_shape, check_tensor, seen
 from xtdist.nn.aux import AuxLoss
 from xtdist.objective.autoregressive_inputs import (
     behind,
@@ -102,7 +103,7 @@ class AutoregressiveWrapper(Generation, Objective):
         """
         documents = inputs.pop("documents", None)
         real = None
-        if x.ndim == 2:
+        if check_tensor(x, name="x").ndim == 2:
             real = real_tokens(x, inputs, lens)
             x = x if real is None else x.masked_fill(~real, self.ignore_index)
         seed = int(torch.randint(2**62, ())) if self._draws else 0
@@ -134,7 +135,7 @@ class AutoregressiveWrapper(Generation, Objective):
     ) -> Prepared:
         """Inputs tokens[:, :-1], targets tokens[:, 1:]; in training, which tokens are hidden."""
         if tokens.ndim != 2 or tokens.shape[1] < 2:
-            raise ValueError(f"tokens: got shape {tuple(tokens.shape)}; give (b, n) with n >= 2")
+            raise ValueError(f"tokens: got {seen(tokens)}; give ids (b, n) with n >= 2")
         real = tokens != self.ignore_index
         filled = tokens.masked_fill(~real, self.pad_value)
         counted = real[:, 1:]
@@ -142,18 +143,17 @@ class AutoregressiveWrapper(Generation, Objective):
             assert self.document_end is not None
             documents = documents_by_end(tokens, self.document_end)
         if documents is not None:
-            if documents.shape != tokens.shape:
-                raise ValueError(
-                    f"documents: got {tuple(documents.shape)}; give {tuple(tokens.shape)}, as long "
-                    "as the tokens: the last one's says whether it is a target"
-                )
+            what = ", as long as the tokens: the last one's says whether it is a target"
+            shapes = [tuple(tokens.shape)]
+            check_shape(documents, name="documents", kind="integer", shapes=shapes, what=what)
             counted = counted & (documents[:, 1:] == documents[:, :-1])
             documents = documents[:, :-1]
-        check_targets(self.net, filled[:, 1:].masked_fill(~counted, 0))
+        targets = tokens[:, 1:].masked_fill(~counted, 0)  # what does not count may be any id
+        check_targets(self.net, targets)
         weights = counted.float()
         prepared = Prepared(
             inputs=filled[:, :-1],
-            targets=filled[:, 1:],
+            targets=targets,
             weights=weights,
             counts=weights.sum(dim=1),
             sample_ids=sample_ids,

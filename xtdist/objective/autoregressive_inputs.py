@@ -11,6 +11,8 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from xtdist.model.tensors import check_shape
+
 PER_TOKEN = ("mask", "self_attn_kv_mask", "sum_embeds")
 """Inputs with the tokens on axis 1."""
 PER_TOKEN_OR_ROW = ("condition", "in_attn_cond")
@@ -47,30 +49,31 @@ def _cut(value: Tensor, n: int, *, axis: int) -> Tensor:
 
 
 def real_tokens(
-    x: Int[Tensor, "b n"], inputs: Mapping[str, Any], lens: Int[Tensor, " b"] | None
+    x: Int[Tensor, "b n"],
+    inputs: Mapping[str, Any],
+    lens: Int[Tensor, " b"] | None,
+    *,
+    whole: bool = False,
 ) -> Bool[Tensor, "b n"] | None:
     """The tokens that are no padding by ``lens``, ``mask`` and ``seq_start_pos``; None: all.
+    ``whole``: a mask may not leave out the last one.
 
     Raises:
-        ValueError: lengths that are not one for each row.
+        ValueError: other types, or not one for each row or token.
     """
     (b, n), place = x.shape, torch.arange(x.shape[1], device=x.device)
     found: list[Tensor] = []
     if lens is not None:
-        if lens.shape != (b,) or lens.is_floating_point():
-            raise ValueError(
-                f"lens: got {lens.dtype} {tuple(lens.shape)}; give the real tokens of each of "
-                f"{b} rows, integers ({b},)"
-            )
+        what = ", the real tokens of each row"
+        check_shape(lens, name="lens", kind="integer", shapes=[(b,)], what=what)
         found.append(place < rearrange(lens, "b -> b 1"))
     start, mask = inputs.get("seq_start_pos"), inputs.get("mask")
     if start is not None:
+        check_shape(start, name="seq_start_pos", kind="integer", shapes=[(b,)])
         found.append(place >= rearrange(start, "b -> b 1"))
     if mask is not None:
-        if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape not in ((b, n), (b, n - 1)):
-            raise ValueError(
-                f"mask: got {mask.dtype} {tuple(mask.shape)}; give bool {(b, n)}, True = real token"
-            )
+        shapes, what = [(b, n), *([] if whole else [(b, n - 1)])], ", True = a real token"
+        check_shape(mask, name="mask", kind="bool", shapes=shapes, what=what)
         found.append(F.pad(mask, (0, n - mask.shape[1]), value=True))
     return torch.stack(found).all(dim=0) if found else None
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from xtdist.config import ConfigError
 from xtdist.model import ModelConfig, TransformerWrapper
+from xtdist.model.tensors import check_ids
 from xtdist.model.tokens import BESIDE, check_predicts_tokens
 from xtdist.nn.aux import AuxLoss
 from xtdist.objective.loss import cross_entropy_of
@@ -96,13 +97,15 @@ def check_trainable(config: ModelConfig, *, causal: bool, name: str, alone: bool
 
 
 def check_targets(net: TransformerWrapper, targets: Int[Tensor, "..."]) -> None:
-    """Refuse targets that a network with fewer logits than tokens (``logits_dim``) can't predict.
+    """Refuse targets that a network can't predict.
 
     Raises:
-        ConfigError: one of them.
+        ConfigError: one that has no logit because there are fewer than tokens (``logits_dim``).
+        ValueError: no token ids, or one that is in no vocabulary.
     """
-    count = net.config.head.dim
-    if count is None or count >= net.num_tokens or not targets.numel():
+    count = net.config.head.dim or net.num_tokens
+    if count >= net.num_tokens or not targets.numel():
+        check_ids(targets, count, name="targets", what="token ids")
         return
     highest = int(targets.max())
     if highest >= count:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from xtdist.config import ConfigError, derive_seed
 from xtdist.decode.fill import mask_predict
 from xtdist.decode.maskpredict import MaskPredictParams
+from xtdist.model.tensors import check_shape, check_tensor, is_integer, seen
 from xtdist.objective.config import NonAutoregressiveConfig
 from xtdist.objective.masking import Masking, Tabulated
 from xtdist.objective.nonautoregressive_passes import MaskedPasses
@@ -115,14 +116,18 @@ def to_fill(
 
     Raises:
         ConfigError: sizes that can't be.
+        ValueError: a prompt that is no tensor.
     """
+    for name, value in (("batch_size", batch_size), ("seq_len", seq_len)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ConfigError(f"{name}: got {value!r:.80}; give a whole number")
     if prompt is None:
         prompt = torch.empty(0, dtype=torch.long)
         seq_len = longest if seq_len is None else seq_len
-    if prompt.ndim not in (1, 2) or prompt.is_floating_point():
-        raise ConfigError(
-            f"prompt: got {prompt.dtype} {tuple(prompt.shape)}; give ids (n,) or (b, n)"
-        )
+    if check_tensor(prompt, name="prompt").ndim not in (1, 2) or not is_integer(prompt):
+        raise ConfigError(f"prompt: got {seen(prompt)}; give ids (n,) or (b, n)")
+    if prompt.ndim == 2 and not len(prompt):
+        raise ConfigError(f"prompt: got {seen(prompt)}; give at least one row")
     if prompt.ndim == 2 and batch_size not in (None, len(prompt)):
         raise ConfigError(f"batch_size: got {batch_size}; the prompt has {len(prompt)} rows")
     if batch_size is not None and batch_size < 1:
@@ -164,6 +169,7 @@ def fill(
     Raises:
         TypeError: an input that can't be given.
         ConfigError: what ``mask_predict`` refuses.
+        ValueError: inputs that are not one for each row or token.
     """
     given = {name: value for name, value in inputs.items() if value is not None}
     unknown = sorted(given.keys() - {*OF_ROWS, *OF_TOKENS})
@@ -174,6 +180,14 @@ def fill(
         )
     if not given:
         return mask_predict(model, tokens, params=params, mask=mask)
+    shape = tuple(tokens.shape)
+    if mask is not None:
+        check_shape(mask, name="mask", kind="bool", shapes=[shape], what=", True = a real position")
+    for name, value in given.items():
+        if name in OF_TOKENS:
+            check_shape(value, name=name, kind="integer", shapes=[shape])
+        elif check_tensor(value, name=name).shape[:1] != shape[:1]:
+            raise ValueError(f"{name}: got {seen(value)}; give one for each of {shape[0]} rows")
     seed = int(torch.randint(2**62, ())) if params.seed is None else params.seed
     out = []
     for i in range(len(tokens)):

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -132,10 +130,18 @@ class Tabulated(Schedule):
 def schedule_of(
     given: str | ScheduleFunction, *, longest: int = 1, weighted: bool = True
 ) -> Schedule:
-    """The schedule of that name, or that a function describes."""
+    """The schedule of that name, or that a function describes.
+
+    Raises:
+        ConfigError: something else.
+    """
     named: dict[str, type[Schedule]] = {"linear": Linear, "cosine": Cosine}
     if isinstance(given, str):
         return named[given]()
+    if not callable(given):
+        raise ConfigError(
+            f"schedule: got {given!r:.80}; give linear, cosine, or a function of times"
+        )
     return Tabulated(given, longest=longest, weighted=weighted)
 
 
@@ -188,15 +194,3 @@ class Masking:
 def uniform(seed: int, purpose: str, ids: list[int]) -> Float[Tensor, " b"]:
     """A number in [0, 1) for each row."""
     return torch.tensor([(derive_seed(seed, purpose, i) >> 39) / 2**24 for i in ids])
-
-
-def padding_of(
-    x: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None, inputs: Mapping[str, Any]
-) -> Bool[Tensor, "b n"]:
-    """What ``mask`` and ``seq_start_pos`` say is no token."""
-    padding = torch.zeros_like(x, dtype=torch.bool) if mask is None else ~mask
-    start = inputs.get("seq_start_pos")
-    if start is None:
-        return padding
-    place = torch.arange(x.shape[1], device=x.device)
-    return padding | (place < rearrange(start, "b -> b 1"))

@@ -17,17 +17,23 @@ from xtdist.config import ConfigError, derive_seed
 from xtdist.decode.noise import noise_key
 from xtdist.model import TransformerWrapper
 from xtdist.model.options.resolver import documents_refused
+from xtdist.model.tensors import check_shape, check_tensor, is_integer, seen
 from xtdist.nn.aux import AuxLoss
 from xtdist.nn.linear import Linear
-from xtdist.objective.autoregressive_inputs import documents_by_end
-from xtdist.objective.base import LossOutput, Prepared, check_trainable, cross_entropies
+from xtdist.objective.autoregressive_inputs import documents_by_end, real_tokens
+from xtdist.objective.base import (
+    LossOutput,
+    Prepared,
+    check_targets,
+    check_trainable,
+    cross_entropies,
+)
 from xtdist.objective.config import NonAutoregressiveConfig
 from xtdist.objective.critic import check_critics, critic_loss, drawn_tokens, position_keys
 from xtdist.objective.filling import FillingPasses
 from xtdist.objective.masking import (
     Masking,
     ScheduleFunction,
-    padding_of,
     schedule_of,
     uniform,
 )
@@ -89,8 +95,8 @@ class NonAutoregressiveWrapper(FillingPasses):
         self.masking = Masking(
             config=config,
             schedule=schedule_of(
-                schedule if callable(schedule) else config.schedule,
-                longest=getattr(net, "max_seq_len", 1),
+                config.schedule if schedule is None or isinstance(schedule, str) else schedule,
+                longest=net.max_seq_len,
                 weighted=config.weight == "elbo",
             ),
             mask_id=mask_id,
@@ -127,13 +133,16 @@ class NonAutoregressiveWrapper(FillingPasses):
         without it). ``inputs`` go to the network; a separate critic gets those that concern it too.
 
         Raises:
-            ValueError: parts that exclude each other, or that there are not.
+            ValueError: parts that exclude each other, or that there are not; ids, masks or
+                documents of other types, shapes or values.
         """
         trained = self._trained(only_train_generator, only_train_critic)
         temperature = generator_sample_temperature
         if temperature is not None and not (temperature >= 0 and math.isfinite(temperature)):
             raise ValueError(f"generator_sample_temperature: got {temperature}; give 0 or more")
-        x = x.masked_fill(padding_of(x, mask, inputs), self.config.ignore_index)
+        self._check_rows(x, name="x")
+        real = real_tokens(x, {**inputs, "mask": mask}, None, whole=True)
+        x = x if real is None else x.masked_fill(~real, self.config.ignore_index)
         device = None if generator is None else generator.device
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
         ids = torch.arange(len(x))
@@ -225,13 +234,16 @@ class NonAutoregressiveWrapper(FillingPasses):
         sample_ids: Int[Tensor, " b"],
         documents: Int[Tensor, "b n"] | None = None,
     ) -> MaskedTokens:
-        if tokens.ndim != 2 or tokens.shape[1] < 1:
-            raise ValueError(f"tokens: got shape {tuple(tokens.shape)}; give (b, n) with n >= 1")
+        self._check_rows(tokens, name="tokens")
+        if documents is not None:
+            shapes = [tuple(tokens.shape)]
+            check_shape(documents, name="documents", kind="integer", shapes=shapes)
         tokens = tokens.cpu()
         if documents is None and self.document_end is not None and self.config.separate_documents:
             documents = documents_by_end(tokens, self.document_end)
         real = tokens != self.config.ignore_index
         targets = tokens.masked_fill(~real, self.pad_id)
+        check_targets(self.net, tokens.masked_fill(~real, 0))
         drawn = [
             self.masking.draw(
                 row,
@@ -253,6 +265,16 @@ class NonAutoregressiveWrapper(FillingPasses):
             documents=documents,
             **self._further_noise(seed, sample_ids),
         )
+
+    def _check_rows(self, tokens: Any, *, name: str) -> None:
+        """Ids of sequences for which the loss is one: beyond max_seq_len a schedule may have masked
+        fractions out of reach."""
+        shape = check_tensor(tokens, name=name).shape
+        if len(shape) != 2 or 0 in shape or shape[1] > self.max_seq_len or not is_integer(tokens):
+            raise ValueError(
+                f"{name}: got {seen(tokens)}; give ids (b, n) with b >= 1 and n from 1 to "
+                f"{self.max_seq_len} (max_seq_len)"
+            )
 
     def _further_noise(self, seed: int, sample_ids: Int[Tensor, " b"]) -> dict[str, Tensor]:
         """What self-conditioning and the critic draw for each row."""
