@@ -213,12 +213,11 @@ def test_a_search_that_finds_too_few_repeats_its_best() -> None:
 
 
 def test_a_search_that_finds_nothing_ends_with_empty_choices() -> None:
-    model = make_model(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(float("nan"))
+    def nothing(tokens: Any, scores: torch.Tensor) -> torch.Tensor:
+        return scores.fill_(-math.inf)
+
     params = GenerationParams(max_tokens=6, num_beams=3, n=2)
-    (completion,) = run(model, [[1, 2]], params)
+    (completion,) = Engine(make_model(0)).generate([[1, 2]], params, processor=nothing)
     assert [(c.token_ids, c.finish_reason, c.score) for c in completion.choices] == [
         ((), "length", None)
     ] * 2

@@ -12,7 +12,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from xtdist.decode import GenerationParams
+from xtdist.decode import GenerationParams, RequestFailed
 from xtdist.decode.penalties import adjust
 from xtdist.decode.sampling import Row
 
@@ -102,5 +102,7 @@ def test_a_hook_can_forbid_but_not_permit(forbidden: float) -> None:
 
 def test_a_hook_that_changes_the_shape_is_refused() -> None:
     row = Row(GenerationParams(), 0, [1, 5, 6], 1, processors=(lambda tokens, scores: scores[:3],))
-    with pytest.raises(ValueError, match="keep the shape"):
+    with pytest.raises(RequestFailed) as e:
         adjust(torch.zeros(1, VOCABULARY), [row], None)
+    assert isinstance(e.value.__cause__, ValueError)
+    assert "keep the shape" in str(e.value.__cause__)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from xtdist.config import ConfigError
-from xtdist.decode import GenerationParams, Output, QueueFull
+from xtdist.decode import GenerationParams, Output, QueueFull, RequestFailed
 from xtdist.serve.engine_thread import EngineThread
 from xtdist.serve.errors import ApiError
 from xtdist.serve.job import Job
@@ -20,7 +20,7 @@ class ScriptedEngine:
 
     Prompts that begin with -1, -2, -3 are refused as wrong, for a full queue, by a crash;
     a step with a request whose prompt begins with -4 raises; -5 never ends; -6 is forgotten
-    without an end; -7 is known for ever, but is no work.
+    without an end; -7 is known for ever, but is no work; -8 fails alone.
     """
 
     def __init__(self, max_requests: int = 100) -> None:
@@ -50,6 +50,9 @@ class ScriptedEngine:
         self.gate.wait()
         self.threads.add(threading.get_ident())
         outputs = []
+        for name in [name for name, tokens in self.requests.items() if tokens[0] == -8]:
+            del self.requests[name]
+            raise RequestFailed(name)
         for name, tokens in list(self.requests.items()):
             if tokens[0] == -6:
                 del self.requests[name]
@@ -211,6 +214,21 @@ def test_a_job_that_the_engine_has_forgotten_ends_with_an_error(thread, engine):
 
     assert run(main()) == "internal_error"
     assert not thread.broken
+
+
+def test_a_job_with_a_request_that_fails_in_a_step_ends_alone(thread, engine):
+    async def main():
+        good, bad = job([1, 2, 3]), job([4, 5, 6, 7, 8], [9, -8])
+        thread.submit(good)
+        thread.submit(bad)
+        assert await tokens(good) == [[1, 2, 3]]
+        with pytest.raises(ApiError) as e:
+            await tokens(bad)
+        return e.value.code
+
+    assert run(main()) == "internal_error"
+    assert not thread.broken
+    assert not engine.requests
 
 
 def test_a_cancelled_job_stops_before_the_next_step(thread, engine):

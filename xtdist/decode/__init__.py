@@ -5,7 +5,14 @@ from xtdist.decode.denoiser import Denoiser, PlainDenoiser
 from xtdist.decode.engine import Engine, generate, stream
 from xtdist.decode.fill import mask_predict
 from xtdist.decode.maskpredict import MaskPredictParams
-from xtdist.decode.outputs import Choice, Completion, Output, QueueFull, TokenLogprob
+from xtdist.decode.outputs import (
+    Choice,
+    Completion,
+    Output,
+    QueueFull,
+    RequestFailed,
+    TokenLogprob,
+)
 from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams, GrammarParams
 from xtdist.decode.stream import OutputStream
 
@@ -23,6 +30,7 @@ __all__ = [
     "OutputStream",
     "PlainDenoiser",
     "QueueFull",
+    "RequestFailed",
     "TokenLogprob",
     "generate",
     "mask_predict",

@@ -120,6 +120,13 @@ class Admission:
         known = self.expert.num_tokens if self.tokenizer is None else self.tokenizer.vocab_size
         return range(known, self.expert.num_tokens)
 
+    def check_marks(self, eos_ids: Sequence[int], banned_ids: Sequence[int]) -> None:
+        """Raises ConfigError for ids that the model has not, and where none is left to choose."""
+        self._check_ids("eos_ids", eos_ids)
+        self._check_ids("banned_ids", banned_ids)
+        if len({*banned_ids, *self.unused_ids}) >= self.expert.num_tokens:
+            raise ConfigError("banned_ids: no id is left to go on with; ban fewer")
+
     def check(
         self, prompt: tuple[int, ...], params: GenerationParams, *, context: Any, pool: KVPool
     ) -> None:
@@ -149,7 +156,7 @@ class Admission:
             f"{field}: got parameters for {asked} amateurs, {loaded} are loaded; give fewer"
         )
 
-    def _check_ids(self, name: str, ids: tuple[int, ...]) -> None:
+    def _check_ids(self, name: str, ids: Sequence[int]) -> None:
         tokens = self.expert.num_tokens
         wrong = [i for i in ids if not 0 <= i < tokens]
         if wrong:

@@ -11,10 +11,10 @@ from torch import Tensor
 from xtdist.decode.beam import Candidate, Finished
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.lockstep import Ready, StepLogits
-from xtdist.decode.outputs import Output
+from xtdist.decode.outputs import Output, RequestFailed
 from xtdist.decode.penalties import adjust
 from xtdist.decode.request import Request, Sequence
-from xtdist.decode.sampling import Sampler
+from xtdist.decode.sampling import Sampler, not_numbers
 from xtdist.decode.stopping import Release, TextStream, Tokenizer
 
 
@@ -43,6 +43,8 @@ class BeamGroup:
             return bool(request.params.stop) and self._spell(request, tokens_of(c))[1]
 
         scores = self._scores(group, logits)
+        if bool(scores.amax(-1).isnan().any()):
+            raise not_numbers(request.id)
         running = request.beams.advance(scores, ends=ends, tokens_of=tokens_of)
         request.branched = True
         if not request.beams.done:
@@ -91,11 +93,14 @@ class BeamGroup:
         params = request.params
         stream = TextStream(self.tokenizer, params.stop, params.min_tokens)
         release = Release()
-        for token in tokens:
-            release = release + stream.push(token, visible=token not in request.ends)
-            if stream.stopped:
-                return release, True
-        release = release + stream.finish()
+        try:
+            for token in tokens:
+                release = release + stream.push(token, visible=token not in request.ends)
+                if stream.stopped:
+                    return release, True
+            release = release + stream.finish()
+        except Exception as e:  # the tokenizer's
+            raise RequestFailed(request.id) from e
         return release, stream.stopped
 
     def _output(self, request: Request, index: int, finished: Finished) -> Output:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.lockstep import Ready, StepLogits
-from xtdist.decode.outputs import FinishReason, Output, TokenLogprob, best_of
+from xtdist.decode.outputs import FinishReason, Output, RequestFailed, TokenLogprob, best_of
 from xtdist.decode.penalties import adjust
 from xtdist.decode.request import Request, Sequence
 from xtdist.decode.sampling import NOTHING, Sampler, record_logprob
@@ -100,16 +100,24 @@ def announce(
     is cut short like one that is too long.
 
     If that was the end, its pages are freed and it leaves its request.
+
+    Raises:
+        RequestFailed: from what the tokenizer raises.
     """
     token = sequence.tokens[-1]
     ended = not dry and token in request.ends
-    release = Release()
-    if not dry:
-        release = sequence.stream.push(token, extra=logprob, visible=not ended)
     full = len(sequence.tokens) - len(request.prompt) >= request.params.max_tokens
+    release = Release()
     reason: FinishReason | None = None
-    if dry or ended or full or sequence.stream.stopped:
-        release = release + sequence.stream.finish()
+    try:
+        if not dry:
+            release = sequence.stream.push(token, extra=logprob, visible=not ended)
+        over = dry or ended or full or sequence.stream.stopped
+        if over:
+            release = release + sequence.stream.finish()
+    except Exception as e:
+        raise RequestFailed(request.id) from e
+    if over:
         reason = "stop" if ended or sequence.stream.stopped else "length"
         pool.release(sequence.table)
         request.sequences.remove(sequence)

@@ -17,9 +17,10 @@ from xtdist.decode.denoiser import Denoiser
 from xtdist.decode.fill_request import FillRequest
 from xtdist.decode.maskpredict import Filling
 from xtdist.decode.noise import gumbel
-from xtdist.decode.outputs import Output
+from xtdist.decode.outputs import Output, RequestFailed
 from xtdist.decode.params import GREEDY_BELOW
 from xtdist.decode.runner import evaluating
+from xtdist.decode.sampling import not_numbers
 from xtdist.decode.stopping import Release
 
 Drawn = tuple[Tensor, Tensor | None]
@@ -50,16 +51,16 @@ class Denoising:
         module: Any = self.denoiser
         with evaluating(module):
             for group in (fresh, going):  # the first step conditions on nothing
-                fillings = [r.filling for r in group]
-                if not fillings:
+                if not group:
                     continue
-                drawn = self._criticised(fillings, self._draw(fillings))
+                drawn = self._criticised([r.filling for r in group], self._draw(group))
                 outputs += [self._accept(r, d) for r, d in zip(group, drawn, strict=True)]
         return outputs
 
-    def _draw(self, fillings: Sequence[Filling]) -> list[Drawn]:
+    def _draw(self, requests: Sequence[FillRequest]) -> list[Drawn]:
         """A token for each mask, and where the order asks for it the log-probability of each
         candidate: its own, also where it stood there before."""
+        fillings = [r.filling for r in requests]
         ids, real = self._padded([f.ids for f in fillings])
         predicted = [f.predicted for f in fillings]
         logits, hidden = self.denoiser.denoise(
@@ -75,6 +76,8 @@ class Denoising:
         for i, (filling, places, ours, sure) in enumerate(
             zip(fillings, positions, tokens.split(counts), sureness.split(counts), strict=True)
         ):
+            if bool(sure.isnan().any()):
+                raise not_numbers(requests[i].id)
             if hidden is not None:
                 filling.previous = hidden[i, : len(filling.ids)]
             ids_now, sure_now = filling.ids.clone(), torch.zeros(len(filling.ids))
@@ -151,11 +154,15 @@ class Denoising:
         if not filling.params.remask and not filling.done:
             stop = int(filling.masked.nonzero()[0])
         release = Release()
-        for token in sequence.tokens[request.shown : stop]:
-            release += sequence.stream.push(token, visible=token not in self.eos_ids)
+        try:
+            for token in sequence.tokens[request.shown : stop]:
+                release += sequence.stream.push(token, visible=token not in self.eos_ids)
+            if filling.done:
+                release += sequence.stream.finish()
+        except Exception as e:  # the tokenizer's
+            raise RequestFailed(request.id) from e
         request.shown = stop
         if filling.done:
-            release += sequence.stream.finish()
             request.sequences.remove(sequence)
         return Output(
             request_id=request.id,

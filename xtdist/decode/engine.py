@@ -7,6 +7,7 @@ Example:
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,14 +23,15 @@ from xtdist.decode.denoiser import Denoiser, as_denoiser
 from xtdist.decode.denoising import Denoising
 from xtdist.decode.fill_request import FillAdmission, FillRequest, NoPages
 from xtdist.decode.maskpredict import MaskPredictParams
-from xtdist.decode.outputs import Completion, Output, QueueFull, collect
+from xtdist.decode.outputs import Completion, Output, QueueFull, RequestFailed, collect
 from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.processors import LogitsProcessor
 from xtdist.decode.request import Request
-from xtdist.decode.scheduler import Scheduler
+from xtdist.decode.scheduler import Scheduler, Work
 from xtdist.decode.speculative import DraftCount
 from xtdist.decode.stopping import Tokenizer
 from xtdist.decode.stream import Mail, OutputStream
+from xtdist.decode.undo import Undo
 
 
 class Engine:
@@ -71,6 +73,7 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._mail = Mail()
         self._added = 0
+        self._numbers = itertools.count()
         self._seed = self.config.seed if self.config.seed is not None else _fresh_seed()
         denoiser = as_denoiser(model)
         self._denoising: Denoising | None = None
@@ -115,7 +118,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a request is waiting or running, or an output is not read yet."""
-        return bool(self._requests or self._mail.unread)
+        return bool(self._requests or self._mail.waits)
 
     def add(
         self,
@@ -140,7 +143,10 @@ class Engine:
                 f"the engine's queue is full: {self.config.max_waiting} requests wait already; "
                 "ask again later or raise max_waiting"
             )
-        name = request_id if request_id is not None else f"request-{self._added}"
+        name = request_id
+        if name is None:  # never a second time, nor one that a caller has taken
+            free = (f"request-{i}" for i in self._numbers)
+            name = next(name for name in free if name not in self._requests)
         if name in self._requests:
             raise ConfigError(f"request_id: {name!r} is in use; give every request its own")
         request = self._request(name, prompt, params, context=context, processor=processor)
@@ -151,24 +157,56 @@ class Engine:
 
     def step(self) -> list[Output]:
         """One forward pass; returns what is new, but for requests that are read as streams. Empty
-        if there is nothing to do."""
+        if there is nothing to do.
+
+        Raises:
+            RequestFailed: a request failed by itself; step again, the others go on.
+        """
         self.pump()
         return self._mail.take()
 
+    @torch.inference_mode()
     def pump(self) -> None:
-        """One forward pass; outputs wait for the stream, or the ``step``, that reads them."""
-        with torch.inference_mode():
-            work = self.scheduler.plan()
-            if not work:
-                return
-            if self._denoising is None:
-                self._mail.sort(self._text.advance(work))
-            else:
-                filling = [w.request for w in work if isinstance(w.request, FillRequest)]
-                self._mail.sort(self._denoising.advance(filling))
-        for request in {id(w.request): w.request for w in work}.values():
+        """One forward pass; outputs wait for the stream, or the ``step``, that reads them.
+
+        Whatever is raised in it, nothing of the step has happened then: it may be tried again, or
+        requests aborted. Where one request alone is to blame, that one is dropped instead, and its
+        reader is told.
+        """
+        work = self._plan()
+        if not work:
+            return
+        requests = {id(w.request): w.request for w in work}.values()
+        undo = Undo(requests)
+        try:
+            outputs = self._advance(work)
+        except BaseException as e:
+            undo.restore(self.pool, self._requests.values())
+            if not isinstance(e, RequestFailed):
+                raise
+            self._forget(self._requests[e.request_id])
+            self._mail.failures[e.request_id] = e
+            return
+        self._mail.sort(outputs)
+        for request in requests:
             if not request.sequences:
                 self._forget(request)
+
+    def _plan(self) -> list[Work]:
+        try:
+            work = self.scheduler.plan()
+        except BaseException:
+            self.scheduler.restart(self._requests.values())
+            raise
+        if not work and self._requests:
+            raise RuntimeError(f"the engine has no work for {sorted(self._requests)}; report this")
+        return work
+
+    def _advance(self, work: list[Work]) -> list[Output]:
+        if self._denoising is None:
+            return self._text.advance(work)
+        filling = [w.request for w in work if isinstance(w.request, FillRequest)]
+        return self._denoising.advance(filling)
 
     def stream(
         self,
@@ -218,7 +256,8 @@ class Engine:
         processor: LogitsProcessor | None = None,
     ) -> list[Completion]:
         """Run all prompts to their end, many at a time; completions in the order of the prompts.
-        ``contexts``: one for each prompt; ``processor``: one for all."""
+        ``contexts``: one for each prompt; ``processor``: one for all, and what it raises ends the
+        call."""
         if contexts is not None and len(contexts) != len(prompts):
             raise ConfigError(
                 f"contexts: got {len(contexts)} for {len(prompts)} prompts; give one for each"
@@ -234,6 +273,7 @@ class Engine:
                     outputs[name] = self._mail.open(name)
                     left.pop()
                 self.pump()
+                self._mail.check(outputs)
         finally:
             for name in outputs:
                 self._mail.close(name)

@@ -59,7 +59,7 @@ class FillAdmission:
         banned_ids: Iterable[int],
         config: EngineConfig,
     ) -> None:
-        """Raises ConfigError for a tokenizer that does not fit."""
+        """Raises ConfigError for a tokenizer that does not fit and for ids that do not exist."""
         self.denoiser, self.tokenizer = denoiser, tokenizer
         known = denoiser.num_tokens if tokenizer is None else tokenizer.vocab_size
         if known > denoiser.num_tokens:
@@ -68,6 +68,12 @@ class FillAdmission:
                 "give the tokenizer that the model was trained with"
             )
         self.banned = {*banned_ids, *range(known, denoiser.num_tokens)}
+        wrong = [i for i in self.banned if not 0 <= i < denoiser.num_tokens]
+        if wrong:
+            raise ConfigError(
+                f"banned_ids: token id {wrong[0]} is not in the vocabulary; ids are 0 to "
+                f"{denoiser.num_tokens - 1}"
+            )
         self.longest = min(
             denoiser.max_seq_len,
             config.max_sequence_tokens or denoiser.max_seq_len,

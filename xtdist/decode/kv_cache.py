@@ -9,13 +9,15 @@ Shapes: h heads, n new tokens, j cached tokens, d dim per head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from xtdist.config import ConfigError
 from xtdist.nn.attention.cache import Kept
 
 
@@ -98,7 +100,13 @@ class KVStore:
 
     def _allocate(self, like: Float[Tensor, "n h d"]) -> Tensor:
         _, heads, dim = like.shape
-        return like.new_empty(self.num_pages, heads, self.page_tokens, dim)
+        try:
+            return like.new_empty(self.num_pages, heads, self.page_tokens, dim)
+        except RuntimeError as e:  # the allocator's
+            raise ConfigError(
+                f"pool_tokens: a KV cache of {self.num_pages} pages of {self.page_tokens} tokens "
+                "does not fit into memory; lower pool_tokens, max_sequences or max_sequence_tokens"
+            ) from e
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +195,12 @@ class KVPool:
             self._drop(page)
         table.pages.clear()
         table.length = table.dropped = 0
+
+    def recount(self, tables: Iterable[PageTable]) -> None:
+        """A step was broken off: a page belongs to the tables that have it, the others are free."""
+        held = Counter(page for table in tables for page in table.pages)
+        self.references = [held[page] for page in range(self.num_pages)]
+        self.free_pages = [p for p in range(self.num_pages - 1, -1, -1) if not held[p]]
 
     def _fits(self, wanted: Sequence[tuple[PageTable, int]]) -> bool:
         """Whether the free pages suffice. Of k tables that share a page and write to it, all but

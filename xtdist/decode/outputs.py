@@ -15,6 +15,16 @@ class QueueFull(ResourceError):
     """The engine's waiting queue has no room: ask again later."""
 
 
+class RequestFailed(Exception):
+    """What belongs to one request alone has failed: a processor, its grammar, the tokenizer on its
+    tokens, or its scores are no numbers. The cause says how. The request is gone, the others of the
+    engine go on."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request {request_id!r} failed; the engine goes on without it")
+        self.request_id = request_id
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """Log-probability of a chosen token under the model's own distribution, and the best others

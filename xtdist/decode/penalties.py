@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xtdist.decode.outputs import RequestFailed
 from xtdist.decode.processors import processed
-from xtdist.decode.sampling import Row
+from xtdist.decode.sampling import Row, not_numbers
 
 Pairs = Iterable[tuple[int, int, float]]
 """(row, token id, amount)"""
@@ -25,6 +26,9 @@ def adjust(scores: Float[Tensor, "r v"], rows: Sequence[Row], banned: Tensor | N
     """All stages, in place, on logits or log-probabilities. ``banned``: ids of no row.
 
     A row may end up without any candidate: all -inf.
+
+    Raises:
+        RequestFailed: from what a processor of a row raises.
     """
     if banned is not None:
         scores.index_fill_(1, banned, -math.inf)
@@ -33,11 +37,20 @@ def adjust(scores: Float[Tensor, "r v"], rows: Sequence[Row], banned: Tensor | N
         return
     for i, row in active:
         if row.processors:
-            scores[i] = processed(scores[i], row.tokens[row.prompt_tokens :], row.processors)
+            scores[i] = _processed(scores[i], row)
     _add(scores, ((i, token, -math.inf) for i, row in active for token in _forbidden(row)))
     _add(scores, ((i, *pair) for i, row in active for pair in row.params.logit_bias.items()))
     _penalise_repetition(scores, active)
     _add(scores, ((i, *pair) for i, row in active for pair in _presence(row)))
+
+
+def _processed(scores: Float[Tensor, " v"], row: Row) -> Float[Tensor, " v"]:
+    if bool(scores.isnan().any()):
+        raise not_numbers(row.request_id)
+    try:
+        return processed(scores, row.tokens[row.prompt_tokens :], row.processors)
+    except Exception as e:
+        raise RequestFailed(row.request_id) from e
 
 
 def _forbidden(row: Row) -> set[int]:

@@ -107,6 +107,7 @@ class Request:
             prompt_tokens=len(self.prompt),
             ends=self.ends,
             processors=self.processors,
+            request_id=self.id,
         )
 
     def _seed_of(self, index: int) -> int:

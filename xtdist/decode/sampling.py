@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xtdist.decode.filters import above_square, first_k, near_best, nucleus, typical
 from xtdist.decode.noise import gumbel, noise_key
-from xtdist.decode.outputs import TokenLogprob
+from xtdist.decode.outputs import RequestFailed, TokenLogprob
 from xtdist.decode.params import GenerationParams
 from xtdist.decode.processors import LogitsProcessor
 
@@ -36,6 +36,7 @@ class Row:
     prompt_tokens: int
     ends: tuple[int, ...] = ()
     processors: tuple[LogitsProcessor, ...] = ()
+    request_id: str = ""
 
     @property
     def generated(self) -> int:
@@ -65,7 +66,6 @@ class Sampler:
         cut = [i for i in drawn if params[i].top_k > 0 or params[i].top_p < 1.0]
         plain = sorted(set(drawn) - set(cut))
         self.any_drawn = bool(drawn)
-        self.may_run_dry = any(p.bad_words or p.min_tokens for p in params)
         self.stages = [_Stage(rows, self.params, device) for rows in (plain, cut) if rows]
 
     def fits(self, rows: Sequence[Row]) -> bool:
@@ -74,11 +74,17 @@ class Sampler:
         return same and all(r.params is p for r, p in zip(rows, self.params, strict=True))
 
     def draw(self, logits: Float[Tensor, "r v"], rows: Sequence[Row]) -> list[int]:
-        """One token id per row; ``NOTHING`` where the penalties left no candidate."""
-        tokens = self._draw(logits, rows)
-        if self.may_run_dry or any(row.processors for row in rows):
-            dry = logits.amax(dim=-1).isneginf().tolist()
-            return [NOTHING if d else token for d, token in zip(dry, tokens, strict=True)]
+        """One token id per row; ``NOTHING`` where there is no candidate.
+
+        Raises:
+            RequestFailed: the scores of a row are nan.
+        """
+        best, tokens = self._draw(logits, rows)
+        for i, score in enumerate(best):
+            if not score > -math.inf:
+                if math.isnan(score):
+                    raise not_numbers(rows[i].request_id)
+                tokens[i] = NOTHING
         return tokens
 
     def filtered(self, logits: Float[Tensor, "r v"]) -> Float[Tensor, "r v"]:
@@ -91,18 +97,23 @@ class Sampler:
             out[stage.indices] = values
         return out
 
-    def _draw(self, logits: Float[Tensor, "r v"], rows: Sequence[Row]) -> list[int]:
-        if not self.any_drawn:
-            return logits.argmax(dim=-1).tolist()
-        whole = any(len(stage.indices) == len(rows) for stage in self.stages)
-        tokens = [0] * len(rows) if whole else logits.argmax(dim=-1).tolist()
+    def _draw(
+        self, logits: Float[Tensor, "r v"], rows: Sequence[Row]
+    ) -> tuple[list[float], list[int]]:
+        """The best score of each row, with its noise, and whose it is."""
+        if any(len(stage.indices) == len(rows) for stage in self.stages):
+            best, tokens = [0.0] * len(rows), [0] * len(rows)
+        else:
+            highest = logits.max(dim=-1)
+            best, tokens = highest.values.tolist(), highest.indices.tolist()
         for stage in self.stages:
             keys = [noise_key(rows[i].seed, len(rows[i].tokens)) for i in stage.indices]
             own = logits if len(stage.indices) == len(rows) else logits[stage.indices]
             drawn = stage.draw(own, torch.tensor(keys, dtype=torch.int32, device=self.device))
-            for i, token in zip(stage.indices, drawn.tolist(), strict=True):
-                tokens[i] = token
-        return tokens
+            found = zip(stage.indices, *(x.tolist() for x in drawn), strict=True)
+            for i, score, token in found:
+                best[i], tokens[i] = score, token
+        return best, tokens
 
 
 class _Stage:
@@ -134,13 +145,17 @@ class _Stage:
         self.top_a = column([log(p.top_a) for p in own], -math.inf)
         self.typical_p = column([p.typical_p for p in own], 1.0)
 
-    def draw(self, logits: Float[Tensor, "r v"], keys: Int[Tensor, "r 2"]) -> Int[Tensor, " r"]:
+    def draw(
+        self, logits: Float[Tensor, "r v"], keys: Int[Tensor, "r 2"]
+    ) -> tuple[Float[Tensor, " r"], Int[Tensor, " r"]]:
+        """The best score with noise, and its id."""
         values, ids = self.kept(logits)
         if ids is None:
             every = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)[None]
-            return (values + gumbel(keys, every)).argmax(dim=-1)
-        choice = (values + gumbel(keys, ids)).argmax(dim=-1, keepdim=True)
-        return ids.gather(1, choice)[:, 0]
+            best = (values + gumbel(keys, every)).max(dim=-1)
+            return best.values, best.indices
+        best = (values + gumbel(keys, ids)).max(dim=-1, keepdim=True)
+        return best.values[:, 0], ids.gather(1, best.indices)[:, 0]
 
     def kept(
         self, logits: Float[Tensor, "r v"]
@@ -198,6 +213,16 @@ class _Stage:
             everything = logits.logsumexp(-1, keepdim=True)
             total = torch.where(self.top_k.isinf(), everything, total)
         return nucleus(values, self.top_p, total=total)
+
+
+def not_numbers(request_id: str) -> RequestFailed:
+    """The failure of a request whose scores are nan."""
+    failure = RequestFailed(request_id)
+    failure.__cause__ = FloatingPointError(
+        "logits: the model gives nan; look for nan or inf in its weights and in the context, or "
+        "for overflow in its precision"
+    )
+    return failure
 
 
 def record_logprob(raw: Float[Tensor, " v"], chosen: int, *, top: int) -> TokenLogprob:

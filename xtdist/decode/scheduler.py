@@ -6,9 +6,10 @@ all that rule.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from xtdist.decode.kv_cache import KVPool
+from xtdist.decode.kv_cache import KVPool, PageTable
 from xtdist.decode.params import EngineConfig
 from xtdist.decode.request import Request, Sequence
 
@@ -83,6 +84,16 @@ class Scheduler:
             self.running.remove(request)
         else:
             self.waiting.remove(request)
+
+    def restart(self, requests: Iterable[Request]) -> None:
+        """A plan was broken off: all ``requests``, in the order in which they came, wait for pages
+        and compute what they know again."""
+        self.waiting, self.running = deque(requests), []
+        for request in self.waiting:
+            for sequence in request.sequences:
+                sequence.table = PageTable()
+            request.rewind()
+        self.pool.recount(())
 
     def _admit(self) -> None:
         width = sum(r.width for r in self.running)

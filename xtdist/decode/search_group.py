@@ -14,7 +14,7 @@ from xtdist.decode.lockstep import Ready, StepLogits
 from xtdist.decode.outputs import Output
 from xtdist.decode.penalties import adjust
 from xtdist.decode.request import Sequence
-from xtdist.decode.sampling import record_logprob
+from xtdist.decode.sampling import not_numbers, record_logprob
 
 
 @dataclass
@@ -54,6 +54,8 @@ class SearchGroup:
         raw = logits.experts([ready])
         scores = raw.clone()
         adjust(scores, [ready.state], self.banned)
+        if bool(scores.isnan().any()):
+            raise not_numbers(ready.request.id)
         values, ids = scores.softmax(-1)[0].topk(min(params.top_k, scores.shape[-1]))
         return [
             Candidate(

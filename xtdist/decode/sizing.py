@@ -39,12 +39,18 @@ def make_pool(
     sized = KVPool(0, page, window=kept)
     pages = config.max_sequences * sized.most_pages(longest)
     if config.pool_tokens:
-        pages = config.pool_tokens // page
+        pages = min(pages, config.pool_tokens // page)  # more could never be used
     if pages == 0:
         raise ConfigError(
             f"pool_tokens: got {config.pool_tokens}, less than one page of {page} tokens"
         )
-    return KVPool(pages, page, models=models, window=kept)
+    try:
+        return KVPool(pages, page, models=models, window=kept)
+    except (MemoryError, OverflowError):
+        raise ConfigError(
+            f"max_sequences, pool_tokens: they ask for {pages} KV pages of {page} tokens, more "
+            "than the memory holds; lower them"
+        ) from None
 
 
 def shared_window(specs: Iterable[CacheSpec], *, longest: int) -> int | None:

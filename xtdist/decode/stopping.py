@@ -78,6 +78,20 @@ class TextStream:
         self.waiting.append(_Piece(token_id, start, len(self.text) + partial, extra))
         return self._after_growth(start)
 
+    def progress(self) -> tuple[Any, ...] | None:
+        """What ``resume`` goes back to; None without a tokenizer, where there is nothing."""
+        if self.tokenizer is None:
+            return None
+        fields = {**vars(self), "waiting": self.waiting.copy()}
+        return fields, self._decoder.getstate()
+
+    def resume(self, progress: tuple[Any, ...] | None) -> None:
+        """Go on from there."""
+        if progress is not None:
+            fields, decoder = progress
+            vars(self).update(fields)
+            self._decoder.setstate(decoder)
+
     def finish(self) -> Release:
         """Everything that is still held back, once no more tokens come."""
         if self.stopped or self.tokenizer is None:

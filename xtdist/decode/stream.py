@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from xtdist.decode.outputs import Output
+from xtdist.decode.outputs import Output, RequestFailed
 
 
 class Stepping(Protocol):
@@ -21,10 +21,17 @@ class Stepping(Protocol):
 @dataclass
 class Mail:
     """Keeps outputs for those who read them: ``boxes`` of requests that are iterated over, and
-    ``unread`` for whoever asks the engine for its next outputs."""
+    ``unread`` for whoever asks the engine for its next outputs. ``failures``: of requests that came
+    to no end, until somebody is told."""
 
     boxes: dict[str, deque[Output]] = field(default_factory=dict)
     unread: list[Output] = field(default_factory=list)
+    failures: dict[str, RequestFailed] = field(default_factory=dict)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something that belongs to no box."""
+        return bool(self.unread) or any(name not in self.boxes for name in self.failures)
 
     def open(self, request_id: str) -> deque[Output]:
         """The box of a request that was just added."""
@@ -33,7 +40,8 @@ class Mail:
 
     def close(self, request_id: str) -> None:
         """Nobody reads this box any more."""
-        self.boxes.pop(request_id, None)
+        if self.boxes.pop(request_id, None) is not None:
+            self.failures.pop(request_id, None)
 
     def sort(self, outputs: Iterable[Output]) -> None:
         """Put every output where it is read."""
@@ -44,8 +52,25 @@ class Mail:
         """Forget what is unread of an aborted request."""
         self.unread = [o for o in self.unread if o.request_id != request_id]
 
+    def check(self, request_ids: Iterable[str]) -> None:
+        """Raises what made one of these requests fail."""
+        if not self.failures:
+            return
+        for name in request_ids:
+            if name in self.failures:
+                cause = self.failures.pop(name).__cause__
+                assert cause is not None
+                raise cause
+
     def take(self) -> list[Output]:
-        """What belongs to no box, once."""
+        """What belongs to no box, once.
+
+        Raises:
+            RequestFailed: for each such request that failed, once; the outputs stay.
+        """
+        lost = next((name for name in self.failures if name not in self.boxes), None)
+        if lost is not None:
+            raise self.failures.pop(lost)
         taken, self.unread = self.unread, []
         return taken
 
@@ -55,6 +80,8 @@ class OutputStream(Iterator[Output]):
 
     Several streams of one engine may be read in any order, by one thread. The request ends with the
     stream: by ``close``, at the end of a ``with`` block, or when nobody holds the stream any more.
+    What its own processor or grammar raises comes after the outputs before it; the engine and its
+    other streams go on.
     """
 
     def __init__(self, engine: Stepping, request_id: str, mail: Mail) -> None:
@@ -71,7 +98,10 @@ class OutputStream(Iterator[Output]):
             raise
         if self._box:
             return self._box.popleft()
-        self.close()
+        try:
+            self._mail.check((self.request_id,))
+        finally:
+            self.close()
         raise StopIteration
 
     def close(self) -> None:

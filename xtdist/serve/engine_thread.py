@@ -2,8 +2,9 @@
 
 The loop never waits for the engine and the engine never waits for a client: jobs go in by a queue
 that is read between steps, and each step comes back as one wake-up of the loop, however many
-requests it served. An exception in a request's admission fails that request; one in a step fails
-all jobs and marks the engine as broken, and the replica is replaced.
+requests it served. An exception in a request's admission, and one in a step that the engine blames
+on one request, fails that request; any other in a step fails all jobs and marks the engine as
+broken, and the replica is replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from xtdist.config import ConfigError
-from xtdist.decode.outputs import Output, QueueFull
+from xtdist.decode.outputs import Output, QueueFull, RequestFailed
 from xtdist.decode.params import GenerationParams
 from xtdist.serve.errors import deadline_exceeded, internal, overloaded
 from xtdist.serve.job import Event, Job, Piece
@@ -136,10 +137,18 @@ class EngineThread:
                 self._drop(job)
                 events.append((job, deadline_exceeded(job.timeout_s)))
         if self.engine.has_work:
-            events += self._collect(self.engine.step())
+            events += self._collect(self._step())
             self.steps += 1
         events += self._end_lost()
         self._wake_loop(events)
+
+    def _step(self) -> list[Output]:
+        """A request that fails alone is lost; the engine goes on with the others."""
+        try:
+            return self.engine.step()
+        except RequestFailed:
+            log.exception("engine %s dropped a request", self.name)
+            return []
 
     def _admit(self, job: Job) -> Event:
         """Add all prompts of a job or none; the event that tells which."""
