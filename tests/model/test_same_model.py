@@ -3,6 +3,7 @@ logits are equal after a conversion, or it is refused by name."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ DEMO = Path(__file__).parents[2] / "jobs" / "configs" / "demo_ar.yaml"
 def test_what_runs_start_with_goes_to_x_transformers(name: str) -> None:
     """norm.eps is 1e-6 or 1e-5 here and nothing there, which shows where the stream is as small as
     its start values: the less, the larger they are."""
-    config = load(RunSpec, DEMO, ["model.num_tokens=40", "model.max_seq_len=24"]).config.model
+    config = dataclasses.replace(load(RunSpec, DEMO).config.model, num_tokens=40, max_seq_len=24)
     if name == "llama-tiny":
         config = preset(name, num_tokens=40, max_seq_len=24)
     ours, theirs = made(dict(vars(config))), theirs_by_keywords(config)
