@@ -150,7 +150,7 @@ def test_inputs_of_the_network_are_those_of_each_row() -> None:
     context = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0)) * 3
     lengths = torch.tensor([5, 2, 4])
     real = torch.arange(5) < lengths[:, None]
-    given = {"start_temperature": 0.0, "seed": 0}
+    given = {"start_temperature": 0.0, "noise_level_scale": 0.0, "seed": 0}
     out = wrapper.generate(3, context=context, context_mask=real, **given)
     for i in range(3):
         alone = wrapper.generate(1, context=context[i : i + 1, : lengths[i]], **given)
@@ -196,3 +196,24 @@ def test_what_can_not_be_honoured_is_refused(
 @pytest.mark.parametrize(("dropped", "left"), [(0.7, 6), (0.9, 2), (0.0, 20), (None, 0)])
 def test_the_filter_drops_that_part_of_the_vocabulary(dropped: float | None, left: int) -> None:
     assert top_count(dropped, 20) == left
+
+
+def test_noise_and_random_order_make_rows_differ_without_a_critic() -> None:
+    """A network that draws the likeliest tokens: only the order in which they stay can differ."""
+    wrapper = make(make_net(causal=False, position={"kind": "learned"}), steps=16)
+    with torch.no_grad():
+        for parameter in wrapper.parameters():
+            parameter.mul_(2)
+
+    def rows(**given: Any) -> int:
+        drawn = wrapper.generate(24, start_temperature=0.0, seed=0, **given)
+        return len({tuple(row) for row in drawn.tolist()})
+
+    assert rows(noise_level_scale=0.0) == 1
+    assert rows(noise_level_scale=5.0) > 12
+    assert rows(order="random") > 12
+    assert rows(order="confidence", noise_level_scale=0.0) == 1
+    with pytest.raises(ConfigError, match="order: got 'critic', but there is none"):
+        rows(order="critic")
+    with pytest.raises(ConfigError, match='order: got "sure"'):
+        rows(order="sure")

@@ -345,7 +345,7 @@ def test_x_transformers_keywords_are_taken_and_others_refused() -> None:
 def test_a_decoder_and_a_mask_without_an_embedding_are_refused() -> None:
     with pytest.raises(ConfigError, match="bidirectional"):
         NonAutoregressiveWrapper(make_net(causal=True), mask_id=MASK)
-    with pytest.raises(ConfigError, match="make room for the mask"):
+    with pytest.raises(ConfigError, match="mask_id: got 20; give one of the ids 0 to 19"):
         NonAutoregressiveWrapper(make_net(causal=False), mask_id=VOCABULARY)
 
 

@@ -126,3 +126,26 @@ def test_a_schedule_of_steps_gives_one_number(found: Any) -> None:
     params = MaskPredictParams(schedule=lambda _: found, mask_id=MASK)
     with pytest.raises(ConfigError, match="schedule: at t="):
         mask_predict(make_net(causal=False), PROMPT, params=params)
+
+
+@pytest.mark.parametrize("length", [-1, 9, 99])
+def test_lengths_that_a_row_can_not_have_are_refused(length: int) -> None:
+    wrapper = AutoregressiveWrapper(make_net(causal=True))
+    with pytest.raises(ValueError, match=f"lens: got {length}"):
+        wrapper(IDS, lens=torch.tensor([8, length]))
+    wrapper(IDS, lens=torch.tensor([8, 0]))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize(
+    "given", [{}, {"mask": torch.arange(8) < torch.tensor([[5], [8]])}], ids=str
+)
+def test_ids_may_be_whole_numbers_of_any_type(kind: torch.dtype, given: dict[str, Any]) -> None:
+    wrapper = AutoregressiveWrapper(make_net(causal=True))
+    torch.testing.assert_close(wrapper(IDS.to(kind), **given), wrapper(IDS, **given))
+    other = masked()
+    one, two = (
+        other(ids, generator=torch.Generator().manual_seed(0), **given).loss
+        for ids in (IDS, IDS.to(kind))
+    )
+    torch.testing.assert_close(one, two)

@@ -88,8 +88,8 @@ def test_without_earlier_states_it_is_the_network_alone() -> None:
 
 
 def test_in_training_what_is_added_stays_as_small_as_the_embeddings() -> None:
-    """Adam moves each weight by its rate; without a size of its own the sum over the channels would
-    be ten times the embeddings after these steps, and the network would learn worse than without."""
+    """Adam moves each weight by its rate; without a size of its own the sum over the channels is
+    ten times the embeddings after these steps, and the network learns worse than without it."""
     wrapper = make()
     assert wrapper.self_conditioning is not None
     added: list[torch.Tensor] = []

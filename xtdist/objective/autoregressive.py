@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Unpack
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from xtdist.config import ConfigError, from_mapping
 from xtdist.model import ModelInputs, TransformerWrapper
-from xtdist.model.options.resolver import documents_refused
 from xtdist.model.outputs import Intermediates, ModelOutput
 from xtdist.model.surface import attention_z_loss, kept
 from xtdist.model.tensors import check_shape, check_tensor, seen
@@ -22,6 +20,7 @@ from xtdist.nn.aux import AuxLoss
 from xtdist.objective.autoregressive_inputs import (
     behind,
     documents_by_end,
+    indices,
     real_tokens,
     without_last,
 )
@@ -36,6 +35,7 @@ from xtdist.objective.base import (
     cross_entropies,
     with_aux,
 )
+from xtdist.objective.checks import check_documents, check_id, check_terms, unknown_keyword
 from xtdist.objective.config import AutoregressiveConfig
 from xtdist.objective.generation import Generation
 
@@ -77,7 +77,9 @@ class AutoregressiveWrapper(Generation, Objective):
     ) -> None:
         check_trainable(net.config, causal=True, name="AutoregressiveWrapper")
         super().__init__(net)
-        self.config = config or _keyword_config(keywords)
+        if config is not None and keywords:
+            raise ConfigError(f"config: it says all; leave out {', '.join(sorted(keywords))}")
+        self.config = _keyword_config(keywords) if config is None else config
         self.ignore_index, self.pad_value = self.config.ignore_index, pad_value
         self.mask_id, self.document_end = mask_id, document_end
         self.max_seq_len = net.max_seq_len
@@ -105,6 +107,7 @@ class AutoregressiveWrapper(Generation, Objective):
         real = None
         if check_tensor(x, name="x").ndim == 2:
             real = real_tokens(x, inputs, lens)
+            x = indices(x)
             x = x if real is None else x.masked_fill(~real, self.ignore_index)
         seed = int(torch.randint(2**62, ())) if self._draws else 0
         prepared = self.prepare(
@@ -136,6 +139,7 @@ class AutoregressiveWrapper(Generation, Objective):
         """Inputs tokens[:, :-1], targets tokens[:, 1:]; in training, which tokens are hidden."""
         if tokens.ndim != 2 or tokens.shape[1] < 2:
             raise ValueError(f"tokens: got {seen(tokens)}; give ids (b, n) with n >= 2")
+        tokens = indices(tokens)
         real = tokens != self.ignore_index
         filled = tokens.masked_fill(~real, self.pad_value)
         counted = real[:, 1:]
@@ -220,27 +224,21 @@ class AutoregressiveWrapper(Generation, Objective):
 
     def _check(self) -> None:
         config, net = self.config, self.net
-        known = self.mask_id is not None and 0 <= self.mask_id < net.num_tokens
-        if config.mask_token_prob and not known:
+        check_id("pad_value", self.pad_value, net.num_tokens)
+        if self.mask_id is not None:
+            check_id("mask_id", self.mask_id, net.num_tokens)
+        elif config.mask_token_prob:
             raise ConfigError(
-                f"mask_id: got {self.mask_id}; mask_token_prob={config.mask_token_prob} needs the "
-                f"token to put in, one of the ids 0 to {net.num_tokens - 1} that the network embeds"
+                f"mask_id: got None; mask_token_prob={config.mask_token_prob} needs the token to "
+                f"put in, one of the ids 0 to {net.num_tokens - 1} that the network embeds"
             )
-        if config.separate_documents:
-            if self.document_end is None:
-                raise ConfigError(
-                    "separate_documents: needs the token that ends a document; give document_end, "
-                    "or documents with each batch"
-                )
-            refused = documents_refused(net.config)
-            if refused:
-                raise ConfigError(f"separate_documents: they can't be kept apart ({refused})")
+        check_documents(config, net.config, document_end=self.document_end)
+        check_terms(config, net.config)
 
 
 def _keyword_config(keywords: Mapping[str, Any]) -> AutoregressiveConfig:
     for keyword in keywords:
         if keyword not in KEYWORDS:
-            near = difflib.get_close_matches(keyword, KEYWORDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KEYWORDS)}"
+            hint = unknown_keyword(keyword, KEYWORDS, of=AutoregressiveConfig)
             raise TypeError(f"AutoregressiveWrapper: unknown keyword {keyword!r}; {hint}")
     return from_mapping(AutoregressiveConfig, keywords, where="AutoregressiveWrapper")

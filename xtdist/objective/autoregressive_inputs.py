@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from xtdist.model.tensors import check_shape
+from xtdist.model.tensors import check_ids, check_shape, is_integer
 
 PER_TOKEN = ("mask", "self_attn_kv_mask", "sum_embeds")
 """Inputs with the tokens on axis 1."""
@@ -66,6 +66,7 @@ def real_tokens(
     if lens is not None:
         what = ", the real tokens of each row"
         check_shape(lens, name="lens", kind="integer", shapes=[(b,)], what=what)
+        check_ids(lens, n + 1, name="lens", what="the real tokens of each row")
         found.append(place < rearrange(lens, "b -> b 1"))
     start, mask = inputs.get("seq_start_pos"), inputs.get("mask")
     if start is not None:
@@ -76,6 +77,12 @@ def real_tokens(
         check_shape(mask, name="mask", kind="bool", shapes=shapes, what=what)
         found.append(F.pad(mask, (0, n - mask.shape[1]), value=True))
     return torch.stack(found).all(dim=0) if found else None
+
+
+def indices(ids: Tensor) -> Tensor:
+    """Whole numbers of any type as one that can index and hold ``ignore_index``; others as they
+    are."""
+    return ids.long() if is_integer(ids) else ids
 
 
 def documents_by_end(tokens: Int[Tensor, "b n"], end: int) -> Int[Tensor, "b n"]:

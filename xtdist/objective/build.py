@@ -34,6 +34,8 @@ def build_objective(
     Raises:
         ConfigError: a network of the wrong direction for this objective.
     """
+    if not config.separate_documents:
+        document_end = None
     match config:
         case AutoregressiveConfig():
             return AutoregressiveWrapper(

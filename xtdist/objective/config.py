@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +20,14 @@ from xtdist.config import (
 )
 from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
+
+RENAMED = {"use_simple_mdlm_loss_weight": "weight: elbo (for true) or none (for false)"}
+"""x-transformers' keywords that have another name here."""
+
+
+def explain_key(key: str) -> str:
+    """What to write instead of x-transformers' ``key``; empty if it has no other name here."""
+    return f"it is {RENAMED[key]} here" if key in RENAMED else ""
 
 
 @configclass
@@ -77,6 +86,8 @@ class NonAutoregressiveConfig:
     steps: denoising steps at generation.
     can_mask_prev_unmasked: at generation, tokens that were kept may be masked again.
     """
+
+    explain_key: ClassVar[Callable[[str], str]] = explain_key
 
     kind: Literal["nonautoregressive"] = "nonautoregressive"
     schedule: Literal["linear", "cosine"] = "linear"

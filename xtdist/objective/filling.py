@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -55,6 +55,7 @@ class FillingPasses(MaskedPasses):
         filter_thres: float | None = 0.7,
         noise_level_scale: float = 1.0,
         *,
+        order: Literal["confidence", "critic", "random"] | None = None,
         prompt: Int[Tensor, "b n"] | Int[Tensor, " n"] | None = None,
         seq_len: int | None = None,
         mask: Bool[Tensor, "b n"] | None = None,
@@ -70,7 +71,12 @@ class FillingPasses(MaskedPasses):
         Args:
             start_temperature: of the draw; falls linearly towards 0.
             filter_thres: the part of the vocabulary that can't be drawn, the least likely tokens.
-            noise_level_scale: of the noise on the critic's scores, which falls towards 0 too.
+            noise_level_scale: of the noise on what says which tokens stay (``order``), which falls
+                towards 0 too. With 0, and without a prompt, rows tend to be alike: the first token
+                to stay is the likeliest one anywhere, and decides the others.
+            order: which tokens stay: those that the critic finds right (the default with one),
+                those that the network is surest of, or random ones, as in training (the most
+                different rows; ``noise_level_scale`` then says nothing).
             prompt: ids that stay; ``mask_id`` among them marks places to fill. Masks follow it up
                 to ``seq_len`` (default: the prompt's own length; without a prompt max_seq_len).
             mask: True = real position, False = padding.
@@ -90,12 +96,18 @@ class FillingPasses(MaskedPasses):
             longest=self.max_seq_len,
             device=self.device,
         )
+        if order == "critic" and not self.has_critic:
+            raise ConfigError(
+                "order: got 'critic', but there is none; give token_critic or self_token_critic to "
+                "the wrapper, or order='confidence' or 'random'"
+            )
         params = replace(
             self.filling,
             steps=self.config.steps if steps is None else steps,
             temperature=start_temperature,
             top_k=top_count(filter_thres, self.num_tokens),
-            noise=noise_level_scale if self.has_critic else 0.0,
+            noise=noise_level_scale,
+            order=self.filling.order if order is None else order,
             seed=seed,
         )
         filled = fill(self, tokens, params, mask=mask, inputs=inputs)

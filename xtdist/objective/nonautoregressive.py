@@ -16,11 +16,10 @@ from torch import Tensor
 from xtdist.config import ConfigError, derive_seed
 from xtdist.decode.noise import noise_key
 from xtdist.model import TransformerWrapper
-from xtdist.model.options.resolver import documents_refused
 from xtdist.model.tensors import check_shape, check_tensor, is_integer, seen
 from xtdist.nn.aux import AuxLoss
 from xtdist.nn.linear import Linear
-from xtdist.objective.autoregressive_inputs import documents_by_end, real_tokens
+from xtdist.objective.autoregressive_inputs import documents_by_end, indices, real_tokens
 from xtdist.objective.base import (
     LossOutput,
     Prepared,
@@ -28,6 +27,7 @@ from xtdist.objective.base import (
     check_trainable,
     cross_entropies,
 )
+from xtdist.objective.checks import check_documents, check_id, check_terms
 from xtdist.objective.config import NonAutoregressiveConfig
 from xtdist.objective.critic import check_critics, critic_loss, drawn_tokens, position_keys
 from xtdist.objective.filling import FillingPasses
@@ -52,8 +52,10 @@ Trained = Literal["both", "generator", "critic"]
 class NonAutoregressiveWrapper(FillingPasses):
     """An encoder trained to restore masked tokens, and perhaps to tell which of them it got wrong.
 
-    Give a ``config``, or x-transformers' keywords (``KEYWORDS``). Positions that hold
-    ``ignore_index`` are padding: never masked, never counted, never attended to.
+    Give a ``config``, or its fields and x-transformers' keywords, with x-transformers' defaults:
+    ``no_replace_prob=0.15`` and ``random_token_prob=0.1``, with which the loss in training is no
+    bound; a config has 0 for both. Positions that hold ``ignore_index`` are padding: never masked,
+    never counted, never attended to.
 
     Args:
         mask_id: the token that stands for a masked one.
@@ -103,8 +105,9 @@ class NonAutoregressiveWrapper(FillingPasses):
             num_tokens=net.num_tokens,
         )
         check_critics(config, token_critic, net)
-        if config.separate_documents:
-            _check_separate(net, document_end)
+        check_id("pad_id", pad_id, net.num_tokens)
+        check_documents(config, net.config, document_end=document_end)
+        check_terms(config, net.config, critic=token_critic is not None)
         dim = net.config.dim
         self.self_conditioning = (
             SelfConditioning(dim, net.config.emb_dim) if config.self_cond else None
@@ -142,6 +145,7 @@ class NonAutoregressiveWrapper(FillingPasses):
             raise ValueError(f"generator_sample_temperature: got {temperature}; give 0 or more")
         self._check_rows(x, name="x")
         real = real_tokens(x, {**inputs, "mask": mask}, None, whole=True)
+        x = indices(x)
         x = x if real is None else x.masked_fill(~real, self.config.ignore_index)
         device = None if generator is None else generator.device
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
@@ -238,7 +242,7 @@ class NonAutoregressiveWrapper(FillingPasses):
         if documents is not None:
             shapes = [tuple(tokens.shape)]
             check_shape(documents, name="documents", kind="integer", shapes=shapes)
-        tokens = tokens.cpu()
+        tokens = indices(tokens).cpu()
         if documents is None and self.document_end is not None and self.config.separate_documents:
             documents = documents_by_end(tokens, self.document_end)
         real = tokens != self.config.ignore_index
@@ -292,20 +296,4 @@ class NonAutoregressiveWrapper(FillingPasses):
 
 def _check_net(net: TransformerWrapper, mask_id: int) -> None:
     check_trainable(net.config, causal=False, name="NonAutoregressiveWrapper")
-    if not 0 <= mask_id < net.num_tokens:
-        raise ConfigError(
-            f"mask_id: got {mask_id}; the network embeds ids 0 to {net.num_tokens - 1}: make "
-            "room for the mask in num_tokens"
-        )
-
-
-def _check_separate(net: TransformerWrapper, document_end: int | None) -> None:
-    """Whether the network can keep the documents of one sequence apart."""
-    if document_end is None:
-        raise ConfigError(
-            "separate_documents: needs the token that ends a document; give document_end, or "
-            "documents with each batch"
-        )
-    refused = documents_refused(net.config)
-    if refused:
-        raise ConfigError(f"separate_documents: they can't be kept apart ({refused})")
+    check_id("mask_id", mask_id, net.num_tokens)

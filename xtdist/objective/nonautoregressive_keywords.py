@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from xtdist.config import from_mapping
+from xtdist.config import ConfigError, from_mapping
+from xtdist.objective.checks import unknown_keyword
 from xtdist.objective.config import NonAutoregressiveConfig
 
 KEYWORDS: dict[str, Any] = {
@@ -22,6 +23,7 @@ KEYWORDS: dict[str, Any] = {
     "use_simple_mdlm_loss_weight": True,
 }
 """Those that are numbers and names, and their defaults there."""
+FIELDS = tuple(f.name for f in fields(NonAutoregressiveConfig) if f.name != "kind")
 
 
 def keyword_config(keywords: Mapping[str, Any]) -> NonAutoregressiveConfig:
@@ -31,11 +33,16 @@ def keyword_config(keywords: Mapping[str, Any]) -> NonAutoregressiveConfig:
         TypeError: an unknown keyword, with the nearest one.
         ConfigError: a value that can't be.
     """
+    known = tuple(dict.fromkeys((*KEYWORDS, *FIELDS)))
     for keyword in keywords:
-        if keyword not in KEYWORDS:
-            near = difflib.get_close_matches(keyword, KEYWORDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KEYWORDS)}"
+        if keyword not in known:
+            hint = unknown_keyword(keyword, known, of=NonAutoregressiveConfig)
             raise TypeError(f"NonAutoregressiveWrapper: unknown keyword {keyword!r}; {hint}")
+    if {"weight", "use_simple_mdlm_loss_weight"} <= keywords.keys():
+        raise ConfigError("weight, use_simple_mdlm_loss_weight: they say the same; leave one out")
     tree = {**KEYWORDS, **keywords}
-    tree["weight"] = "elbo" if tree.pop("use_simple_mdlm_loss_weight") else "none"
+    simple = tree.pop("use_simple_mdlm_loss_weight")
+    if not isinstance(simple, bool):
+        raise ConfigError(f"use_simple_mdlm_loss_weight: got {simple!r}; give True or False")
+    tree.setdefault("weight", "elbo" if simple else "none")
     return from_mapping(NonAutoregressiveConfig, tree, where="NonAutoregressiveWrapper")
