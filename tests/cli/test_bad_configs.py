@@ -44,6 +44,49 @@ def test_a_wrong_value_is_shown_with_what_is_allowed(refused, make_config, chang
     assert said in message
 
 
+CRITIC = {"dim": 24, "depth": 1, "heads": 2, "causal": False}
+MASKED = {"model.causal": False, "objective.kind": "nonautoregressive"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.max_seq_len": 8}, "model.max_seq_len: got 8, less than data.seq_len (16)"),
+        (
+            {"objective": {"kind": "autoregressive", "next_embed_loss_weight": 1.0}},
+            "objective.next_embed_loss_weight: got 1.0, which has no effect",
+        ),
+        (
+            {"objective": {"kind": "autoregressive", "looped_exit_loss_weight": 2.0}},
+            "objective.looped_exit_loss_weight: got 2.0, which has no effect",
+        ),
+        (
+            {**MASKED, "objective.critic_loss_weight": 3.0},
+            "objective.critic_loss_weight: got 3.0, which has no effect",
+        ),
+        (
+            {**MASKED, "objective.token_critic": {**CRITIC, "head": {"dim": 4}}},
+            "objective.token_critic.head: a critic gives one number",
+        ),
+        (
+            {**MASKED, "objective.token_critic": {**CRITIC, "pool": {"kind": "mean"}}},
+            "objective.token_critic.pool: a critic judges each token",
+        ),
+        (
+            {
+                "objective": {"kind": "autoregressive", "separate_documents": True},
+                "model.shift_tokens": 1,
+            },
+            "objective.separate_documents: they can't be kept apart",
+        ),
+    ],
+)
+def test_what_no_data_could_make_possible_is_refused_where_a_config_is_shown(
+    refused, make_config, changes, said
+):
+    assert said in refused("config", make_config(changes))
+
+
 def test_a_required_key_that_is_missing_is_named(refused, tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     message = refused("train", tmp_path / "empty.yaml")

@@ -80,7 +80,9 @@ class NonAutoregressiveConfig:
         with probability self_cond_train_prob, its own first pass; at generation the step before.
     token_critic, self_token_critic: a second network, with one logit for each token, or one more
         output of the same network learns to tell which tokens the first one drew wrong, and says
-        at generation which are drawn again. Its loss counts with critic_loss_weight.
+        at generation which are drawn again. Its loss counts with critic_loss_weight. In YAML the
+        network is written out like a model (it has no presets), without vocabulary, length and
+        head: ``token_critic: {dim: 128, depth: 2, heads: 2, causal: false}``.
     separate_documents: tokens read only tokens of their own document. Without it, a sequence is one
         text.
     steps: denoising steps at generation.

@@ -27,6 +27,7 @@ from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
 from xtdist.model.presets import expand
 from xtdist.objective.base import check_trainable
+from xtdist.objective.checks import check_critic_config, check_separable, check_terms
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import OptimConfig
 from xtdist.track.config import TrackConfig
@@ -124,6 +125,15 @@ class RunSpec:
             resolve(self.model)
         causal = isinstance(self.objective, AutoregressiveConfig)
         check_trainable(self.model, causal=causal, name="model", alone=True)
+        with within(type(self), "objective"):
+            check_separable(self.objective, self.model)
+            check_terms(self.objective, self.model)
+            check_critic_config(self.objective)
+        if self.model.max_seq_len and self.model.max_seq_len < self.data.seq_len:
+            raise ConfigError(
+                f"model.max_seq_len: got {self.model.max_seq_len}, less than data.seq_len "
+                f"({self.data.seq_len}): leave it out or raise it"
+            )
         if self.batch.tokens_per_step % self.data.seq_len:
             low = max(self.batch.tokens_per_step // self.data.seq_len, 1) * self.data.seq_len
             raise ConfigError(
@@ -168,11 +178,6 @@ def fit_to_data(spec: RunSpec, *, vocab_size: int) -> RunSpec:
         raise ConfigError(
             f"model.num_tokens: got {model.num_tokens}, but the dataset's tokenizer has "
             f"{vocab_size}: leave it out"
-        )
-    if model.max_seq_len and model.max_seq_len < seq_len:
-        raise ConfigError(
-            f"model.max_seq_len: got {model.max_seq_len}, less than data.seq_len ({seq_len}): "
-            "leave it out or raise it"
         )
     model = dataclasses.replace(
         model, num_tokens=vocab_size, max_seq_len=model.max_seq_len or seq_len
