@@ -219,7 +219,7 @@ def test_a_search_that_finds_nothing_ends_with_empty_choices() -> None:
     params = GenerationParams(max_tokens=6, num_beams=3, n=2)
     (completion,) = Engine(make_model(0)).generate([[1, 2]], params, processor=nothing)
     assert [(c.token_ids, c.finish_reason, c.score) for c in completion.choices] == [
-        ((), "length", None)
+        ((), "exhausted", None)
     ] * 2
 
 

@@ -14,6 +14,7 @@ from xtdist.decode.outputs import (
     TokenLogprob,
 )
 from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams, GrammarParams
+from xtdist.decode.stopping import Tokenizer
 from xtdist.decode.stream import OutputStream
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "QueueFull",
     "RequestFailed",
     "TokenLogprob",
+    "Tokenizer",
     "generate",
     "mask_predict",
     "stream",

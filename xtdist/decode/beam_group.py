@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class BeamGroup:
         n = request.params.n
         best = request.beams.finished[:n]
         if not best:
-            return [Output(request.id, i, finish_reason="length") for i in range(n)]
+            return [Output(request.id, i, finish_reason="exhausted") for i in range(n)]
         best += best[:1] * (n - len(best))
         return [self._output(request, i, finished) for i, finished in enumerate(best)]
 
@@ -68,7 +69,9 @@ class BeamGroup:
             scores = logits.experts(group)
             adjust(scores, [r.state for r in group], self.banned)
             logits.contrast(scores, group)
-            return Sampler([params] * len(group), scores.device).filtered(scores).log_softmax(-1)
+            scores = Sampler([params] * len(group), scores.device).filtered(scores)
+            ends_here = scores.isneginf().all(-1, keepdim=True)
+            return scores.log_softmax(-1).masked_fill(ends_here, -math.inf)
         scores = logits.experts(group).log_softmax(-1)
         adjust(scores, [r.state for r in group], self.banned)
         logits.contrast(scores, group, logprobs=True)

@@ -96,8 +96,7 @@ def announce(
     logprob: TokenLogprob | None = None,
     dry: bool = False,
 ) -> Output:
-    """What the newest token of a sequence shows; ``dry``: it has none, because none may come, and
-    is cut short like one that is too long.
+    """What the newest token of a sequence shows; ``dry``: it has none, because none may come.
 
     If that was the end, its pages are freed and it leaves its request.
 
@@ -118,7 +117,8 @@ def announce(
     except Exception as e:
         raise RequestFailed(request.id) from e
     if over:
-        reason = "stop" if ended or sequence.stream.stopped else "length"
+        rest: FinishReason = "exhausted" if dry else "length"
+        reason = "stop" if ended or sequence.stream.stopped else rest
         pool.release(sequence.table)
         request.sequences.remove(sequence)
     return Output(

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
+from xtdist.decode.given import as_net
 from xtdist.model.tokens import check_predicts_tokens
 
 
@@ -61,6 +62,7 @@ class PlainDenoiser(nn.Module):
     def __init__(self, net: Any) -> None:
         """Raises ConfigError for a model that can't fill masks."""
         super().__init__()
+        net = as_net(net)
         check_fills(net)
         self.net = net
         self.num_tokens, self.max_seq_len = net.config.num_tokens, net.max_seq_len
@@ -86,14 +88,15 @@ class PlainDenoiser(nn.Module):
 
 
 def as_denoiser(model: Any) -> Denoiser | None:
-    """``model`` if it denoises, an adapter of it if it is bidirectional; None: it is causal.
+    """``model`` if it denoises, an adapter of its network if that is bidirectional; None: it is
+    causal.
 
     Raises:
-        ConfigError: a bidirectional model that can't fill masks.
+        ConfigError: no network, or a bidirectional one that can't fill masks.
     """
     if isinstance(model, Denoiser):
         return model
-    return None if model.config.causal else PlainDenoiser(model)
+    return None if as_net(model).config.causal else PlainDenoiser(model)
 
 
 def check_fills(net: Any) -> None:

@@ -22,6 +22,14 @@ from xtdist.decode.autoregression import Autoregression
 from xtdist.decode.denoiser import Denoiser, as_denoiser
 from xtdist.decode.denoising import Denoising
 from xtdist.decode.fill_request import FillAdmission, FillRequest, NoPages
+from xtdist.decode.given import (
+    as_ids,
+    as_made,
+    as_net,
+    as_prompts,
+    check_tokenizer,
+    of_prompt,
+)
 from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.outputs import Completion, Output, QueueFull, RequestFailed, collect
 from xtdist.decode.params import EngineConfig, GenerationParams
@@ -46,8 +54,8 @@ class Engine:
     Not thread-safe: one thread calls ``add``, ``step`` and ``abort``.
 
     Args:
-        model: a ``TransformerWrapper``, or a ``Denoiser``; it stays where it is and in the mode it
-            is in.
+        model: a ``TransformerWrapper``, a training wrapper around one, or a ``Denoiser``; it stays
+            where it is and in the mode it is in.
         amateur: the weaker model of contrastive decoding, which also drafts; same vocabulary, any
             size. Of several, the first one drafts, and a request is contrasted with as many as it
             has ``ContrastiveParams``, in order.
@@ -67,9 +75,11 @@ class Engine:
         config: EngineConfig | None = None,
     ) -> None:
         """Raises ConfigError for models that can't be served, alone or together."""
-        self.config = config or EngineConfig()
-        self.tokenizer = tokenizer
-        self.eos_ids = tuple(eos_ids)
+        given = EngineConfig() if config is None else config
+        self.config = as_made(given, EngineConfig, name="config")
+        self.tokenizer = tokenizer = check_tokenizer(tokenizer)
+        self.eos_ids = as_ids(eos_ids, name="eos_ids")
+        banned_ids = as_ids(banned_ids, name="banned_ids")
         self._requests: dict[str, Request] = {}
         self._mail = Mail()
         self._added = 0
@@ -81,7 +91,7 @@ class Engine:
             self._denoise(denoiser, amateur, banned_ids)
             return
         self._text = Autoregression(
-            model,
+            as_net(model),
             _amateurs(amateur),
             tokenizer=tokenizer,
             eos_ids=self.eos_ids,
@@ -137,7 +147,7 @@ class Engine:
             ConfigError: a prompt or parameters that can't be honoured.
             QueueFull: ``max_waiting`` requests wait already.
         """
-        prompt = tuple(int(t) for t in prompt_ids)
+        prompt = as_ids(prompt_ids, name="prompt")
         if len(self.scheduler.waiting) >= self.config.max_waiting:
             raise QueueFull(
                 f"the engine's queue is full: {self.config.max_waiting} requests wait already; "
@@ -258,6 +268,7 @@ class Engine:
         """Run all prompts to their end, many at a time; completions in the order of the prompts.
         ``contexts``: one for each prompt; ``processor``: one for all, and what it raises ends the
         call."""
+        prompts = as_prompts(prompts)
         if contexts is not None and len(contexts) != len(prompts):
             raise ConfigError(
                 f"contexts: got {len(contexts)} for {len(prompts)} prompts; give one for each"
@@ -269,7 +280,8 @@ class Engine:
             while left or any(name in self._requests for name in outputs):
                 while left and len(self.scheduler.waiting) < self.config.max_waiting:
                     prompt, context = left[-1]
-                    name = self.add(prompt, params, context=context, processor=processor)
+                    with of_prompt(len(outputs), count=len(prompts)):
+                        name = self.add(prompt, params, context=context, processor=processor)
                     outputs[name] = self._mail.open(name)
                     left.pop()
                 self.pump()
@@ -290,24 +302,27 @@ class Engine:
         processor: LogitsProcessor | None,
     ) -> Request:
         """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
-        seed = params.seed if params.seed is not None else derive_seed(self._seed, self._added)
         if self._denoising is None:
-            if not isinstance(params, GenerationParams):
-                raise ConfigError(
-                    "params: got MaskPredictParams, but the model is causal; give GenerationParams"
-                )
+            why = "the model is causal"
+            params = as_made(params, GenerationParams, name="params", why=why)
             return self._text.request(
-                name, prompt, params, seed=seed, context=context, processor=processor
+                name,
+                prompt,
+                params,
+                seed=self._seed_for(params.seed),
+                context=context,
+                processor=processor,
             )
-        if not isinstance(params, MaskPredictParams):
-            raise ConfigError(
-                "params: got GenerationParams, but the model fills masks; give MaskPredictParams"
-            )
+        params = as_made(params, MaskPredictParams, name="params", why="the model fills masks")
         if processor is not None:
             raise ConfigError("processor: a model that fills masks has none; leave it out")
         if context is not None:
             raise ConfigError("context: the model has no cross attention to read it; leave it out")
-        return self._fill_admission.request(name, prompt, params, seed=seed)
+        return self._fill_admission.request(name, prompt, params, seed=self._seed_for(params.seed))
+
+    def _seed_for(self, asked: int | None) -> int:
+        """The root of the draws of the request that is being added."""
+        return derive_seed(self._seed, self._added) if asked is None else asked
 
     def _forget(self, request: Request) -> None:
         self.scheduler.remove(request)
@@ -315,10 +330,15 @@ class Engine:
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], params: GenerationParams, **options: Any
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    params: GenerationParams | MaskPredictParams,
+    **options: Any,
 ) -> list[Completion]:
-    """Continue ``prompts`` with an engine made for this call; ``options`` are ``Engine``'s."""
-    width = min(params.width * max(1, len(prompts)), max(params.width, 8))
+    """Continue ``prompts``, or fill their masks, with an engine made for this call; ``options`` are
+    ``Engine``'s. Raises as ``Engine`` and ``Engine.add``."""
+    each = params.width if isinstance(params, GenerationParams) else 1
+    width = min(each * max(1, len(as_prompts(prompts))), max(each, 8))
     options.setdefault("config", EngineConfig(max_sequences=width))
     return Engine(model, **options).generate(prompts, params)
 
@@ -337,9 +357,9 @@ def stream(
 def _amateurs(given: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
     if given is None:
         return ()
-    if isinstance(given, Sequence | nn.ModuleList):
-        return tuple(given)
-    return (given,)
+    several = tuple(given) if isinstance(given, Sequence | nn.ModuleList) else (given,)
+    names = [f"amateur {i}" if len(several) > 1 else "amateur" for i in range(len(several))]
+    return tuple(as_net(a, name=name) for a, name in zip(several, names, strict=True))
 
 
 def _fresh_seed() -> int:

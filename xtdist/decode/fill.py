@@ -12,7 +12,9 @@ from torch import Tensor
 
 from xtdist.config import ConfigError
 from xtdist.decode.batch import MOST_AT_ONCE
+from xtdist.decode.denoiser import PlainDenoiser, as_denoiser
 from xtdist.decode.engine import Engine
+from xtdist.decode.given import as_made
 from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.params import EngineConfig
 from xtdist.model.tensors import check_shape, check_tensor, is_integer, seen
@@ -45,7 +47,8 @@ def mask_predict(
         raise ConfigError(f"tokens: got {seen(tokens)}; give ids (b, n)")
     if mask is not None:
         check_shape(mask, name="mask", kind="bool", shapes=[tuple(tokens.shape)])
-    params = params or MaskPredictParams()
+    given = MaskPredictParams() if params is None else params
+    params = as_made(given, MaskPredictParams, name="params")
     seed = int(torch.randint(2**62, ())) if params.seed is None else params.seed
     asked = params.mask_id if mask_id is None else mask_id
     params = dataclasses.replace(params, seed=None, mask_id=asked)
@@ -56,7 +59,8 @@ def mask_predict(
         max_step_tokens=max(EngineConfig().max_step_tokens, out.shape[1]),
         seed=seed,
     )
-    engine = Engine(model, banned_ids=banned_ids, config=config)
+    filler: Any = as_denoiser(model) or PlainDenoiser(model)
+    engine = Engine(filler, banned_ids=banned_ids, config=config)
     rows = [row[kept].tolist() for row, kept in zip(out, real, strict=True)]
     completions = engine.generate([row for row in rows if row], params)
     filled = [i for i, row in enumerate(rows) if row]

@@ -36,17 +36,17 @@ def as_net(model: Any, *, name: str = "model") -> Any:
     )
 
 
-def as_made(value: Any, *kinds: type[T], name: str) -> T:
-    """``value``, made by one of ``kinds``.
+def as_made(value: Any, kind: type[T], *, name: str, why: str = "") -> T:
+    """``value``, made by ``kind``; ``why`` it must be that.
 
     Raises:
         ConfigError: something else, a mapping of the fields included.
     """
-    if isinstance(value, kinds):
+    if isinstance(value, kind):
         return value
-    wanted = " or ".join(kind.__name__ for kind in kinds)
-    how = f": {kinds[0].__name__}(**{name})" if isinstance(value, dict) else ""
-    raise ConfigError(f"{name}: got {_kind(value)}; give {wanted}{how}")
+    wanted = f"{why}: give {kind.__name__}" if why else f"give {kind.__name__}"
+    how = f", as in {kind.__name__}(**{name})" if isinstance(value, dict) else ""
+    raise ConfigError(f"{name}: got {_kind(value)}; {wanted}{how}")
 
 
 def as_ids(given: Any, *, name: str) -> tuple[int, ...]:
@@ -75,13 +75,13 @@ def as_prompts(given: Any) -> Sequence[Any]:
     """
     several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
     if not several and getattr(given, "ndim", 0) != 2:
-        hint = "give a list of prompts, each a list of token ids"
+        got = _kind(given)
     elif len(given) and _is_id(given[0]):
-        hint = "give a list of prompts, like [[1, 2]]; it is one prompt"
+        got = "one prompt"
     else:
         prompts: Sequence[Any] = given
         return prompts
-    raise ConfigError(f"prompts: got {_kind(given)}; {hint}")
+    raise ConfigError(f"prompts: got {got}; give a list of prompts, like [[1, 2], [3]]")
 
 
 def check_tokenizer(tokenizer: Any) -> Tokenizer | None:

@@ -8,7 +8,9 @@ from typing import Literal
 
 from xtdist.config import ResourceError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "exhausted"]
+"""An end or a stop string; ``max_tokens``; or no token may come: grammar, ``bad_words``,
+``min_tokens`` or a processor have forbidden them all."""
 
 
 class QueueFull(ResourceError):

@@ -42,7 +42,8 @@ def make_pool(
         pages = min(pages, config.pool_tokens // page)  # more could never be used
     if pages == 0:
         raise ConfigError(
-            f"pool_tokens: got {config.pool_tokens}, less than one page of {page} tokens"
+            f"pool_tokens: got {config.pool_tokens}, less than one page of {page} tokens; "
+            "give at least that, or 0: as many as max_sequences need"
         )
     try:
         return KVPool(pages, page, models=models, window=kept)

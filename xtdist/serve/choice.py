@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass, field
+from typing import Literal
 
-from xtdist.decode.outputs import FinishReason, Output, TokenLogprob
+from xtdist.decode.outputs import Output, TokenLogprob
 from xtdist.serve.protocol import Choice, Logprobs
 from xtdist.serve.served import TokenizerLike
 
@@ -22,7 +23,7 @@ class GrowingChoice:
 
     echo: str = ""
     text: str = ""
-    finish_reason: FinishReason | None = None
+    finish_reason: Literal["stop", "length"] | None = None
     score: float | None = None
     tokens: list[TokenLogprob] = field(default_factory=list)
     offset: int = 0
@@ -33,7 +34,8 @@ class GrowingChoice:
     def take(self, output: Output) -> None:
         self.text += output.text
         self.tokens += output.logprobs
-        self.finish_reason = output.finish_reason or self.finish_reason
+        if output.finish_reason is not None:  # OpenAI knows no text that can't go on
+            self.finish_reason = "stop" if output.finish_reason == "stop" else "length"
         self.score = output.score if output.score is not None else self.score
 
     def release(self, index: int, *, tokenizer: TokenizerLike, logprobs: bool) -> Choice:
