@@ -133,7 +133,8 @@ def test_a_config_names_what_is_renamed_in_it() -> None:
 
 
 def test_a_wrapper_around_a_wrapper_is_told_where_the_network_is() -> None:
-    for wrapped in (autoregressive(), nonautoregressive()):
+    wrappers: list[Any] = [autoregressive(), nonautoregressive()]
+    for wrapped in wrappers:
         for make in (AutoregressiveWrapper, NonAutoregressiveWrapper):
             keywords: Any = {"mask_id": 1} if make is NonAutoregressiveWrapper else {}
             with pytest.raises(ConfigError, match=r"a training wrapper is its `\.net`$"):

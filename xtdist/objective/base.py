@@ -69,8 +69,8 @@ def check_trainable(config: ModelConfig, *, causal: bool, name: str, alone: bool
     """
     if not hasattr(config, "head"):
         raise ConfigError(
-            f"{name}: got layers without embedding and head (a Decoder, an Encoder); give "
-            "TransformerWrapper(num_tokens=…, max_seq_len=…, attn_layers=…)"
+            f"{name}: got something without embedding and head; give TransformerWrapper("
+            "num_tokens=…, max_seq_len=…, attn_layers=…), which of a training wrapper is its `.net`"
         )
     if config.causal != causal:
         why = "sees the tokens" if causal else "does not see what stands after the tokens"
