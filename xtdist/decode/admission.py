@@ -24,7 +24,8 @@ class Limits:
     """What one model allows. ``max_seq_len`` counts prompt and generated tokens together; it is
     what the model was made for, and ``longest`` what it can do at all. ``context_dim`` is the width
     of what its cross attention reads, None without any. ``prefix``: the tokens of the prompt see
-    each other. ``position_table``: it has a vector for each position and none beyond."""
+    each other. ``position_table``: it has a vector for each position and none beyond.
+    ``predicted``: ids that it can predict, embedded or not; 0: ``num_tokens``."""
 
     num_tokens: int
     max_seq_len: int
@@ -32,6 +33,7 @@ class Limits:
     context_dim: int | None = None
     prefix: bool = False
     position_table: bool = False
+    predicted: int = 0
 
     @property
     def longest(self) -> int | None:
@@ -58,6 +60,7 @@ class Limits:
             context_dim=(config.dim_context or config.dim) if config.cross_attention else None,
             prefix=config.prefix,
             position_table=isinstance(config.position, LearnedConfig),
+            predicted=config.head.dim or config.num_tokens,
         )
 
 
@@ -123,8 +126,9 @@ class Admission:
     def check_marks(self, eos_ids: Sequence[int], banned_ids: Sequence[int]) -> None:
         """Raises ConfigError for ids that the model has not, and where none is left to choose."""
         self._check_ids("eos_ids", eos_ids)
-        self._check_ids("banned_ids", banned_ids)
-        if len({*banned_ids, *self.unused_ids}) >= self.expert.num_tokens:
+        count = max(self.expert.num_tokens, self.expert.predicted)
+        self._check_ids("banned_ids", banned_ids, count=count)
+        if len({*banned_ids, *self.unused_ids}) >= count:
             raise ConfigError("banned_ids: no id is left to go on with; ban fewer")
 
     def check(
@@ -156,8 +160,8 @@ class Admission:
             f"{field}: got parameters for {asked} amateurs, {loaded} are loaded; give fewer"
         )
 
-    def _check_ids(self, name: str, ids: Sequence[int]) -> None:
-        tokens = self.expert.num_tokens
+    def _check_ids(self, name: str, ids: Sequence[int], *, count: int | None = None) -> None:
+        tokens = self.expert.num_tokens if count is None else count
         wrong = [i for i in ids if not 0 <= i < tokens]
         if wrong:
             raise ConfigError(
