@@ -73,8 +73,23 @@ def cross_entropy(net: TransformerWrapper, tokens: torch.Tensor) -> torch.Tensor
 
 
 def train_loss(net: TransformerWrapper, tokens: torch.Tensor) -> torch.Tensor:
-    aux = net.run(tokens[:, :-1]).aux
-    return cross_entropy(net, tokens) + sum(part.scale * part.sum / part.weight for part in aux)
+    out = net.run(tokens[:, :-1])
+    aux = sum(part.scale * part.sum / part.weight for part in out.aux)
+    if out.exit_logits:
+        return looped_loss(net, out, tokens[:, 1:]) + aux
+    return cross_entropy(net, tokens) + aux
+
+
+def looped_loss(net: TransformerWrapper, out: Any, targets: torch.Tensor) -> torch.Tensor:
+    """Of two passes: what leaves after the first, the rest after the second, and the gate."""
+    first, second = (
+        F.cross_entropy(net.to_logits(h).transpose(1, 2), targets, reduction="none")
+        for h in (out.pass_hiddens[0], out.hidden)
+    )
+    gate = out.exit_logits[0][..., 0].sigmoid()
+    leaves = gate.detach()
+    should = (50 * (0.05 - (first - second).detach())).sigmoid()
+    return (leaves * first + (1 - leaves) * second).mean() + F.binary_cross_entropy(gate, should)
 
 
 def rows_of(data: TokenDataset, windows: Any, seq_len: int) -> torch.Tensor:
