@@ -72,8 +72,9 @@ class FillingPasses(MaskedPasses):
             start_temperature: of the draw; falls linearly towards 0.
             filter_thres: the part of the vocabulary that can't be drawn, the least likely tokens.
             noise_level_scale: of the noise on what says which tokens stay (``order``), which falls
-                towards 0 too. With 0, and without a prompt, rows tend to be alike: the first token
-                to stay is the likeliest one anywhere, and decides the others.
+                towards 0 too. 0 makes the fewest mistakes, but without a prompt rows are then much
+                alike: the first token to stay is the likeliest one anywhere, and decides the rest.
+                x-transformers has noise with a critic only: 0 is what it does without one.
             order: which tokens stay: those that the critic finds right (the default with one),
                 those that the network is surest of, or random ones, as in training (the most
                 different rows; ``noise_level_scale`` then says nothing).
