@@ -273,11 +273,11 @@ class Attention(nn.Module):
         if own.added is not None:
             k, v, visible = prepend(k, v, own.added, how.visible)
             how = replace(how, visible=visible)
-        if config.zero_kv:
-            k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
-            how = replace(how, visible=how.visible.after(1))
         if config.laser is not None:
             q, k, v = q.float(), k.float(), laser_in(v, config.laser)
+        if config.zero_kv:  # adds nothing, to a sum of exponentials too
+            k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
+            how = replace(how, visible=how.visible.after(1))
         eager = how.keep_scores or how.previous is not None
         reading = BACKENDS["eager" if eager else self.backend](q, k, v, how)
         if config.laser is None:
