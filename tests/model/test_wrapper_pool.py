@@ -143,7 +143,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(ConfigError, match="num_pooled_tokens=2 has no effect without attn_pool"):
         ours({"num_pooled_tokens": 2})
     model = ours({"attn_pool": True}, causal=False)
-    with pytest.raises(ValueError, match="logit_rows: the output is pooled"):
+    with pytest.raises(ValueError, match="logit_rows: the output is one for the whole sequence"):
         model(ids(2, 9), logit_rows=torch.tensor([0]))
     with pytest.raises(ValueError, match=r"documents: can't be kept apart .*attention pooling"):
         model(ids(2, 9), documents=torch.zeros(2, 9, dtype=torch.long))
