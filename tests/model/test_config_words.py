@@ -214,7 +214,7 @@ def test_what_is_no_model_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="build_model: got a dict; give a ModelConfig"):
         build_model({"dim": 64, "depth": 2})  # type: ignore[arg-type]
     for stack in (Decoder, Encoder):
-        with pytest.raises(ConfigError, match="AutoregressiveWrapper: got .* give TransformerWrapper"):
+        with pytest.raises(ConfigError, match=r"AutoregressiveWrapper: got .*; give Tr"):
             AutoregressiveWrapper(stack(dim=32, depth=2))  # type: ignore[arg-type]
 
 
