@@ -65,7 +65,6 @@ class Sampler:
         drawn = [i for i, p in enumerate(params) if not p.greedy]
         cut = [i for i in drawn if params[i].top_k > 0 or params[i].top_p < 1.0]
         plain = sorted(set(drawn) - set(cut))
-        self.any_drawn = bool(drawn)
         self.stages = [_Stage(rows, self.params, device) for rows in (plain, cut) if rows]
 
     def fits(self, rows: Sequence[Row]) -> bool:
