@@ -18,9 +18,11 @@ SPLITS: tuple[Split, ...] = ("train", "valid")
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """One kept document. ``lot`` is a number in [0, 1) drawn from its content, for subsets."""
+    """One kept document. ``lot`` is a number in [0, 1) drawn from its content, for subsets;
+    ``doc_id`` the first 16 bytes of its sha256."""
 
     text: str
+    doc_id: bytes
     bytes: int
     split: Split
     lot: float
@@ -69,7 +71,13 @@ def texts(source: SourceConfig, valid_fraction: float, counts: Counts) -> Iterat
             split: Split = "valid" if _lot(content[16:24]) < valid_fraction else "train"
             counts.documents[split] += 1
             counts.text_bytes[split] += len(raw)
-            yield Text(text=document.text, bytes=len(raw), split=split, lot=_lot(content[24:32]))
+            yield Text(
+                text=document.text,
+                doc_id=content[:16],
+                bytes=len(raw),
+                split=split,
+                lot=_lot(content[24:32]),
+            )
     counts.sha256 = everything.hexdigest()
 
 

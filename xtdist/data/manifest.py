@@ -1,15 +1,16 @@
 """The manifest: what a dataset holds, written last. No manifest, no dataset.
 
-``dataset_id`` is the sha256 of the manifest's canonical text, and the manifest holds the sha256 of
-every shard and of the tokenizer: the id stands for every token. It goes into every checkpoint.
+``dataset_id`` is the sha256 of the manifest's canonical content, and the manifest holds the sha256
+of every shard and of the tokenizer: the id stands for every token. It goes into every checkpoint,
+and into the manifest's file itself, so that a changed byte shows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
 from xtdist.config import (
     ConfigError,
@@ -22,7 +23,7 @@ from xtdist.config import (
 )
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @configclass
@@ -40,7 +41,7 @@ class ShardInfo:
 
 @configclass
 class TokenizerInfo:
-    kind: Literal["byte", "bpe"]
+    kind: str
     sha256: str
 
 
@@ -57,7 +58,7 @@ class BuildInfo:
 
 @configclass
 class Manifest:
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     dtype: Literal["uint16", "uint32"]
     vocab_size: PositiveInt
     eot_id: NonNegativeInt
@@ -67,13 +68,17 @@ class Manifest:
 
     @property
     def dataset_id(self) -> str:
-        """sha256 of the canonical text (64 hex digits)."""
-        return hashlib.sha256(canonical_text(self).encode()).hexdigest()
+        """sha256 of the canonical content (64 hex digits)."""
+        return hashlib.sha256(_dump(to_mapping(self)).encode()).hexdigest()
 
 
 def canonical_text(manifest: Manifest) -> str:
-    """The one text that a manifest is written as: sorted keys, fixed spacing."""
-    return json.dumps(to_mapping(manifest), sort_keys=True, indent=1) + "\n"
+    """The one text that a manifest is written as: its content and its id, keys sorted."""
+    return _dump({**to_mapping(manifest), "dataset_id": manifest.dataset_id})
+
+
+def _dump(tree: dict[str, Any]) -> str:
+    return json.dumps(tree, sort_keys=True, indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -89,42 +94,66 @@ def read_manifest(folder: Path) -> Manifest:
         )
     path = folder / MANIFEST_FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
             f"{folder}: has no {MANIFEST_FILE}, so it is not a (finished) dataset; give the folder "
             "that `xtdist prepare` made"
         ) from None
-    except (OSError, UnicodeDecodeError) as e:
+    except OSError as e:
         raise DataError(f"{path}: can't be read ({e})") from None
+    return parse_manifest(raw, str(path))
+
+
+def parse_manifest(raw: bytes, path: str) -> Manifest:
+    """The manifest that ``raw`` holds; ``path`` is its name in messages.
+
+    Raises:
+        DataError: of another format version, or not byte for byte what was written.
+    """
     try:
+        text = raw.decode()
         tree = json.loads(text)
         if isinstance(tree, dict) and tree.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{path}: format_version is {tree.get('format_version')!r}, this version reads "
                 f"{FORMAT_VERSION}; prepare the dataset again"
             )
+        said = tree.pop("dataset_id", None) if isinstance(tree, dict) else None
         manifest = from_mapping(Manifest, tree)
-        intact = canonical_text(manifest) == text
     except (ConfigError, ValueError, RecursionError) as e:
         raise DataError(f"{path}: damaged ({e}); prepare the dataset again") from None
-    if not intact:
+    if said != manifest.dataset_id:
+        raise DataError(
+            f"{path}: was changed since it was written (dataset_id is {said!r}, its content gives "
+            f"{manifest.dataset_id!r}); restore it, or prepare the dataset again"
+        )
+    if canonical_text(manifest) != text:
         raise DataError(f"{path}: was edited by hand; prepare the dataset again")
     _check(manifest, path)
     return manifest
 
 
-def _check(manifest: Manifest, path: Path) -> None:
+def _check(manifest: Manifest, path: str) -> None:
     """Things that types alone don't say."""
     limit = 2**16 if manifest.dtype == "uint16" else 2**32
     if manifest.vocab_size > limit:
         raise DataError(f"{path}: {manifest.vocab_size} ids don't fit {manifest.dtype}")
-    for shards in manifest.splits.values():
-        for shard in shards:
-            if Path(shard.path).name != shard.path or not shard.path.endswith(".arrow"):
-                raise DataError(f"{path}: {shard.path!r} is not a shard of the dataset's folder")
+    if manifest.eot_id >= manifest.vocab_size:
+        raise DataError(
+            f"{path}: eot_id is {manifest.eot_id}, the vocabulary ends at {manifest.vocab_size - 1}"
+        )
+    seen: set[str] = set()
+    for split, shards in manifest.splits.items():
+        for i, shard in enumerate(shards):
+            key = f"{path}: splits.{split}.{i}"
+            if PurePath(shard.path).name != shard.path or not shard.path.endswith(".arrow"):
+                raise DataError(f"{key}: {shard.path!r} is not a shard of the dataset's folder")
+            if shard.path in seen:
+                raise DataError(f"{key}: {shard.path!r} is listed twice")
             if shard.max_id >= manifest.vocab_size:
                 raise DataError(
-                    f"{path}: {shard.path} holds id {shard.max_id}, the vocabulary ends at "
+                    f"{key}: {shard.path} holds id {shard.max_id}, the vocabulary ends at "
                     f"{manifest.vocab_size - 1}"
                 )
+            seen.add(shard.path)

@@ -132,7 +132,7 @@ def _build(config: PrepareConfig, folder: Path, counts: Counts, report: OnProgre
     eot = np.array([tokenizer.eot_id], np.uint32)
     for text in texts(config.source, config.valid_fraction, again):
         tokens = np.concatenate([tokenizer.encode(text.text), eot])
-        writers[text.split].add(tokens, text_bytes=text.bytes)
+        writers[text.split].add(tokens, text_bytes=text.bytes, doc_id=text.doc_id)
         report(
             Progress(stage="encode", done_bytes=again.total_bytes, total_bytes=counts.total_bytes)
         )

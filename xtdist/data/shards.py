@@ -2,13 +2,15 @@
 
 The column ``tokens: list<uint16>`` (``uint32`` for vocabularies above 65 536) has the flat token
 stream as its child buffer, read zero-copy from a memory map, and the document boundaries as its
-offsets. Every document ends with the end-of-text id.
+offsets. Every document ends with the end-of-text id. The column ``doc_id`` holds 16 bytes for each:
+the first of the sha256 of its text in UTF-8.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,7 @@ from xtdist.data.manifest import FORMAT_VERSION, ShardInfo
 
 Tokens = NDArray[Any]
 
+DOC_ID_BYTES = 16
 RESTORE = "restore the file, or delete the folder and prepare the dataset again"
 
 
@@ -30,10 +33,22 @@ def token_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
+def shard_schema(dtype: str, *, tokenizer_sha256: str) -> Any:
+    """The Arrow schema of a shard; its metadata tell what a lone shard belongs to."""
+    return pa.schema(
+        [
+            pa.field("tokens", pa.list_(pa.field("item", dtype, nullable=False)), nullable=False),
+            pa.field("doc_id", pa.binary(DOC_ID_BYTES), nullable=False),
+        ],
+        metadata={"format_version": str(FORMAT_VERSION), "tokenizer_sha256": tokenizer_sha256},
+    )
+
+
 class ShardWriter:
     """Collects documents and writes one shard per ``shard_tokens`` tokens (documents stay whole).
 
-    Each file is written under a temporary name, synced and renamed. Memory: one shard's tokens.
+    Shards are named ``<prefix>-00000.arrow`` and on; each is one record batch, written under a
+    temporary name, synced and renamed. Memory: one shard's tokens, in one buffer used again.
     """
 
     def __init__(
@@ -41,49 +56,60 @@ class ShardWriter:
     ) -> None:
         self.folder, self.prefix, self.shard_tokens = folder, prefix, shard_tokens
         self.shards: list[ShardInfo] = []
-        self._schema = pa.schema(
-            [pa.field("tokens", pa.list_(pa.field("item", dtype, nullable=False)), nullable=False)],
-            metadata={"format_version": str(FORMAT_VERSION), "tokenizer_sha256": tokenizer_sha256},
-        )
-        self._dtype = dtype
+        self._schema = shard_schema(dtype, tokenizer_sha256=tokenizer_sha256)
+        self._buffer = np.empty(0, dtype)
         self._reset()
 
-    def add(self, tokens: Tokens, *, text_bytes: int) -> None:
+    def add(self, tokens: Tokens, *, text_bytes: int, doc_id: bytes) -> None:
         """Append one document; its last token is the end-of-text id."""
+        start = self._ends[-1]
+        stop = start + len(tokens)
         if len(tokens) >= 2**31 - self.shard_tokens:
             raise DataError(f"a document of {len(tokens)} tokens is too long; cut it into parts")
-        self._docs.append(tokens.astype(self._dtype, copy=False))
-        self._tokens += len(tokens)
+        if len(tokens) == 0 or len(doc_id) != DOC_ID_BYTES:
+            raise ValueError(f"a document has tokens and a doc_id of {DOC_ID_BYTES} bytes")
+        if tokens.max() > np.iinfo(self._buffer.dtype).max:
+            raise DataError(f"id {tokens.max()} doesn't fit {self._buffer.dtype}")
+        if stop > len(self._buffer):
+            larger = np.empty(max(stop, 2 * len(self._buffer)), self._buffer.dtype)
+            larger[:start] = self._buffer[:start]
+            self._buffer = larger
+        self._buffer[start:stop] = tokens
+        self._ends.append(stop)
+        self._doc_ids += doc_id
         self._text_bytes += text_bytes
-        if self._tokens >= self.shard_tokens:
+        if stop >= self.shard_tokens:
             self._write()
 
     def close(self) -> tuple[ShardInfo, ...]:
         """Write what is left; all shards, in order."""
-        if self._docs:
+        if len(self._ends) > 1:
             self._write()
         return tuple(self.shards)
 
     def _reset(self) -> None:
-        self._docs: list[Tokens] = []
-        self._tokens = 0
+        self._ends = array("i", [0])
+        self._doc_ids = bytearray()
         self._text_bytes = 0
 
     def _write(self) -> None:
         name = f"{self.prefix}-{len(self.shards):05d}.arrow"
-        flat = np.concatenate(self._docs)
-        ends = np.cumsum([len(d) for d in self._docs], dtype=np.int64)
-        offsets = np.concatenate([[0], ends]).astype(np.int32)
-        column = pa.ListArray.from_arrays(
-            pa.array(offsets), pa.array(flat), type=self._schema.field("tokens").type
-        )
-        size, sha256 = _write_file(self.folder / name, pa.record_batch([column], self._schema))
+        docs, flat = len(self._ends) - 1, self._buffer[: self._ends[-1]]
+        lists, ids = (self._schema.field(i).type for i in range(2))
+        columns = [
+            pa.Array.from_buffers(
+                lists, docs, [None, pa.py_buffer(self._ends)], children=[pa.array(flat)]
+            ),
+            pa.Array.from_buffers(ids, docs, [None, pa.py_buffer(self._doc_ids)]),
+        ]
+        batch = pa.record_batch(columns, self._schema)
+        size, sha256 = _write_file(self.folder / name, batch)
         self.shards.append(
             ShardInfo(
                 path=name,
                 bytes=size,
-                docs=len(self._docs),
-                tokens=self._tokens,
+                docs=docs,
+                tokens=len(flat),
                 text_bytes=self._text_bytes,
                 max_id=int(flat.max()),
                 sha256=sha256,
