@@ -72,13 +72,6 @@ MASKED = {"model.causal": False, "objective.kind": "nonautoregressive"}
             {**MASKED, "objective.token_critic": {**CRITIC, "pool": {"kind": "mean"}}},
             "objective.token_critic.pool: a critic judges each token",
         ),
-        (
-            {
-                "objective": {"kind": "autoregressive", "separate_documents": True},
-                "model.shift_tokens": 1,
-            },
-            "objective.separate_documents: they can't be kept apart",
-        ),
     ],
 )
 def test_what_no_data_could_make_possible_is_refused_where_a_config_is_shown(

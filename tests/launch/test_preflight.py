@@ -123,10 +123,6 @@ def test_a_model_that_tokens_alone_can_not_train_is_refused_when_the_config_is_r
     ("changes", "message"),
     [
         ({"model": {"head": {"dim": 7}}}, r"model\.head\.dim: got 7, but all 259 tokens"),
-        (
-            {"model": {"shift_tokens": 1}, "objective": {"separate_documents": True}},
-            "separate_documents: they can't be kept apart",
-        ),
     ],
 )
 def test_what_the_workers_would_refuse_is_refused_before_they_start(spec, changes, message):

@@ -98,7 +98,7 @@ def test_nothing_is_hidden_or_smoothed_in_evaluation() -> None:
 
 
 def test_the_first_token_of_each_document_and_of_the_real_ones_is_never_hidden() -> None:
-    wrapper = wrapped(mask_prob=0.9, separate_documents=True, document_end=END)
+    wrapper = wrapped(mask_prob=0.9, document_end=END)
     x = some_ids(2, 13).where(torch.arange(13) % 4 != 3, END)
     x[1, :5] = -100
     prepared = wrapper.prepare(x, seed=0, sample_ids=torch.arange(2))
@@ -111,7 +111,7 @@ def test_the_first_token_of_each_document_and_of_the_real_ones_is_never_hidden()
 @settings(max_examples=40, deadline=None)
 @given(ends=st.lists(st.booleans(), min_size=12, max_size=12), seed=st.integers(0, 9))
 def test_packed_documents_cost_what_each_costs_alone(ends: list[bool], seed: int) -> None:
-    wrapper = wrapped({"position": {"kind": "rotary"}}, separate_documents=True, document_end=END)
+    wrapper = wrapped({"position": {"kind": "rotary"}}, document_end=END)
     x = some_ids(1, 12, seed=seed)
     x[x == END] = END - 1
     x = x.where(~torch.tensor(ends), END)
@@ -207,14 +207,13 @@ def test_every_setting_is_in_the_config_and_a_mapping_gives_it() -> None:
         "label_smoothing": 0.1,
         "mask_prob": 0.2,
         "mask_token_prob": 0.15,
-        "separate_documents": True,
     }
     config = from_mapping(AutoregressiveConfig, tree)
-    built = build_objective(config, make_net(causal=True), mask_id=MASK, pad_id=5, document_end=END)
+    built = build_objective(config, make_net(causal=True), mask_id=MASK, pad_id=5)
     assert isinstance(built, AutoregressiveWrapper)
     assert built.config == config
-    assert (built.mask_id, built.document_end, built.pad_value) == (MASK, END, 5)
-    same = AutoregressiveWrapper(built.net, mask_id=MASK, document_end=END, pad_value=5, **tree)
+    assert (built.mask_id, built.document_end, built.pad_value) == (MASK, None, 5)
+    same = AutoregressiveWrapper(built.net, mask_id=MASK, pad_value=5, **tree)
     assert same.config == config
 
 
@@ -225,7 +224,6 @@ def test_every_setting_is_in_the_config_and_a_mapping_gives_it() -> None:
         ({"mask_token_prob": 0.1, "mask_id": VOCABULARY}, "ids 0 to 19"),
         ({"mask_prob": 1.0}, "mask_prob"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
-        ({"separate_documents": True}, "document_end"),
     ],
 )
 def test_values_that_can_not_be_are_refused(keywords: dict[str, Any], named: str) -> None:
@@ -235,7 +233,7 @@ def test_values_that_can_not_be_are_refused(keywords: dict[str, Any], named: str
 
 def test_documents_that_the_model_can_not_keep_apart_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"kept apart.*shift"):
-        wrapped({"shift_tokens": 1}, separate_documents=True, document_end=END)
+        wrapped({"shift_tokens": 1}, document_end=END)
 
 
 def test_an_unknown_keyword_names_the_nearest() -> None:

@@ -9,7 +9,7 @@ import pytest
 from nets import VOCABULARY, make_net
 
 from xtdist.config import ConfigError, from_mapping
-from xtdist.objective import AutoregressiveWrapper, NonAutoregressiveWrapper, build_objective
+from xtdist.objective import AutoregressiveWrapper, NonAutoregressiveWrapper
 from xtdist.objective.config import AutoregressiveConfig, NonAutoregressiveConfig
 
 MASK = VOCABULARY - 1
@@ -30,7 +30,7 @@ def nonautoregressive(**keywords: Any) -> NonAutoregressiveWrapper:
         (nonautoregressive, NonAutoregressiveConfig()),
     ],
 )
-@pytest.mark.parametrize("keywords", [{"separate_documents": False}, {"label_smothing": 2}])
+@pytest.mark.parametrize("keywords", [{"ignore_index": -1}, {"label_smothing": 2}])
 def test_a_config_leaves_nothing_to_keywords(make: Any, config: Any, keywords: Any) -> None:
     with pytest.raises(ConfigError, match=f"it says all; leave out {next(iter(keywords))}"):
         make(config=config, **keywords)
@@ -48,21 +48,9 @@ def test_ids_that_the_network_does_not_embed_are_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=f"mask_id: {said}"):
         NonAutoregressiveWrapper(make_net(causal=False), mask_id=value)
     with pytest.raises(ConfigError, match=f"document_end: {said}"):
-        autoregressive(document_end=value, separate_documents=True)
+        autoregressive(document_end=value)
     with pytest.raises(ConfigError, match=f"document_end: {said}"):
-        nonautoregressive(document_end=value, separate_documents=True)
-
-
-@pytest.mark.parametrize("make", [autoregressive, nonautoregressive])
-def test_an_end_of_documents_that_nothing_asks_for_is_refused(make: Any) -> None:
-    with pytest.raises(ConfigError, match="document_end: got 3, which has no effect without"):
-        make(document_end=3)
-
-
-def test_a_run_gives_its_ids_whatever_the_objective_does_with_them() -> None:
-    for config, causal in ((AutoregressiveConfig(), True), (NonAutoregressiveConfig(), False)):
-        net = make_net(causal=causal)
-        build_objective(config, net, mask_id=MASK, pad_id=0, document_end=1)
+        nonautoregressive(document_end=value)
 
 
 LOOPED = {"loop": {"kind": "looped", "max_steps": 2}, "norm_position": "pre_and_post"}
@@ -98,11 +86,8 @@ def test_the_weight_of_a_critic_needs_a_critic() -> None:
 
 
 def test_keywords_may_be_the_fields_of_the_config() -> None:
-    wrapper = nonautoregressive(
-        weight="none", ignore_index=-7, separate_documents=True, document_end=3
-    )
-    config = wrapper.config
-    assert (config.weight, config.ignore_index, config.separate_documents) == ("none", -7, True)
+    config = nonautoregressive(weight="none", ignore_index=-7, document_end=3).config
+    assert (config.weight, config.ignore_index) == ("none", -7)
     assert nonautoregressive(use_simple_mdlm_loss_weight=False).config.weight == "none"
     with pytest.raises(ConfigError, match="they say the same; leave one out"):
         nonautoregressive(weight="elbo", use_simple_mdlm_loss_weight=False)

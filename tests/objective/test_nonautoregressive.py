@@ -278,7 +278,7 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
 def test_documents_in_one_row_are_as_alone() -> None:
     """Wherever they come from: given, or by the token that ends each."""
     net = make_net(causal=False)
-    config = NonAutoregressiveConfig(separate_documents=True, self_cond=True)
+    config = NonAutoregressiveConfig(self_cond=True)
     wrapper = NonAutoregressiveWrapper(net, mask_id=MASK, config=config, document_end=5).eval()
     one, two = some_ids(1, 6, high=5), some_ids(1, 7, seed=1, high=5)
     one[:, -1] = 5
@@ -304,15 +304,6 @@ def test_documents_in_one_row_are_as_alone() -> None:
     other = torch.cat((one, two.flip(1)), 1)
     assert together.loss != given(x, generator=seeds[1]).loss
     assert together.loss != given(other, documents=documents, generator=seeds[2]).loss
-
-
-def test_documents_that_can_not_be_kept_apart_are_refused() -> None:
-    config = NonAutoregressiveConfig(separate_documents=True)
-    with pytest.raises(ConfigError, match="needs the token that ends a document"):
-        NonAutoregressiveWrapper(make_net(causal=False), mask_id=MASK, config=config)
-    net = make_net(causal=False, shift_tokens=1)
-    with pytest.raises(ConfigError, match="can't be kept apart"):
-        NonAutoregressiveWrapper(net, mask_id=MASK, config=config, document_end=5)
 
 
 def test_config_and_keywords_together_are_refused() -> None:

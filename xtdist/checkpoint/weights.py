@@ -125,7 +125,6 @@ def load_weights(
         build_model(config.model),
         mask_id=tokenizer.mask_id,
         pad_id=tokenizer.pad_id,
-        document_end=tokenizer.eot_id,
     )
     trained = trained.to(device).eval()
     load_state(trained, {**{NET_PREFIX + n: t for n, t in state.items()}, **own}, where=path)

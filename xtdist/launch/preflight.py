@@ -82,7 +82,6 @@ def _built(spec: RunSpec, tokenizer: Tokenizer) -> Objective:
             TransformerWrapper.from_config(spec.model),
             mask_id=tokenizer.mask_id,
             pad_id=tokenizer.pad_id,
-            document_end=tokenizer.eot_id,
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xtdist.config import ConfigError, from_mapping
 from xtdist.model import ModelInputs, TransformerWrapper
+from xtdist.model.around import within_documents
 from xtdist.model.outputs import Intermediates, ModelOutput
 from xtdist.model.surface import attention_z_loss, kept
 from xtdist.model.tensors import check_shape, check_tensor, seen
@@ -35,7 +36,7 @@ from xtdist.objective.base import (
     cross_entropies,
     with_aux,
 )
-from xtdist.objective.checks import check_documents, check_id, check_terms, unknown_keyword
+from xtdist.objective.checks import check_document_end, check_id, check_terms, unknown_keyword
 from xtdist.objective.config import AutoregressiveConfig
 from xtdist.objective.generation import Generation
 
@@ -54,7 +55,9 @@ class AutoregressiveWrapper(Generation, Objective):
 
     Args:
         mask_id: the token that replaces others with ``mask_token_prob``.
-        document_end: the last token of each document, for ``separate_documents``.
+        document_end: the last token of each document. Tokens then read only those of their own, and
+            the first token of a document is no target; without it, or ``documents`` given with a
+            batch, a sequence is one text.
         config: or its fields as keywords, which are x-transformers' where it has them.
 
     Raises:
@@ -136,22 +139,27 @@ class AutoregressiveWrapper(Generation, Objective):
         sample_ids: Int[Tensor, " b"],
         documents: Int[Tensor, "b n+1"] | None = None,
     ) -> Prepared:
-        """Inputs tokens[:, :-1], targets tokens[:, 1:]; in training, which tokens are hidden."""
+        """Inputs tokens[:, :-1], targets tokens[:, 1:]; in training, which tokens are hidden.
+
+        documents: numbers, as long as the tokens. The first token of a document is no target; a
+            negative number, different for each token, is padding.
+        """
         if tokens.ndim != 2 or tokens.shape[1] < 2:
             raise ValueError(f"tokens: got {seen(tokens)}; give ids (b, n) with n >= 2")
         tokens = indices(tokens)
         real = tokens != self.ignore_index
         filled = tokens.masked_fill(~real, self.pad_value)
-        counted = real[:, 1:]
-        if documents is None and self.config.separate_documents:
-            assert self.document_end is not None
+        counted, mask = real[:, 1:], None
+        if documents is None and self.document_end is not None:
             documents = documents_by_end(tokens, self.document_end)
         if documents is not None:
             what = ", as long as the tokens: the last one's says whether it is a target"
             shapes = [tuple(tokens.shape)]
             check_shape(documents, name="documents", kind="integer", shapes=shapes, what=what)
-            counted = counted & (documents[:, 1:] == documents[:, :-1])
+            real = real & (documents >= 0)
+            counted = real[:, 1:] & (documents[:, 1:] == documents[:, :-1])
             documents = documents[:, :-1]
+            mask = None if bool((documents >= 0).all()) else documents >= 0
         targets = tokens[:, 1:].masked_fill(~counted, 0)  # what does not count may be any id
         check_targets(self.net, targets)
         weights = counted.float()
@@ -161,6 +169,7 @@ class AutoregressiveWrapper(Generation, Objective):
             weights=weights,
             counts=weights.sum(dim=1),
             sample_ids=sample_ids,
+            mask=mask,
             documents=documents,
         )
         if not self._draws:
@@ -183,11 +192,15 @@ class AutoregressiveWrapper(Generation, Objective):
     def _given(self, prepared: Prepared, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The network's inputs with what was prepared."""
         given = dict(inputs)
-        keys = given.get("self_attn_kv_mask")
-        if prepared.keys is not None:
-            given["self_attn_kv_mask"] = prepared.keys if keys is None else prepared.keys & keys
+        for name, own in (("mask", prepared.mask), ("self_attn_kv_mask", prepared.keys)):
+            if own is not None:
+                other = given.get(name)
+                given[name] = own if other is None else own & other
         if prepared.documents is not None:
             given["documents"] = prepared.documents
+            if self.net.config.memory_tokens is not None and given.get("pos") is None:
+                # All documents are as far from the memory as the first one.
+                given["pos"] = within_documents(prepared.documents, inputs.get("seq_start_pos"))
         return given
 
     def _run(self, prepared: Prepared, inputs: Mapping[str, Any]) -> ModelOutput:
@@ -232,7 +245,7 @@ class AutoregressiveWrapper(Generation, Objective):
                 f"mask_id: got None; mask_token_prob={config.mask_token_prob} needs the token to "
                 f"put in, one of the ids 0 to {net.num_tokens - 1} that the network embeds"
             )
-        check_documents(config, net.config, document_end=self.document_end)
+        check_document_end(net.config, self.document_end)
         check_terms(config, net.config)
 
 

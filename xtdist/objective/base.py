@@ -148,7 +148,8 @@ class Prepared:
     ``weights``: how much each position's cross-entropy counts in the sum; ``counts``: what each row
     adds to the divisor (tokens). ``mask``: True = real token; None = all are. ``keys``: False = no
     token may read it; None = all may be read. ``documents``: numbers, tokens read only tokens of
-    their own; None = each row is one document.
+    their own; None = each row is one document. Padding among them has a negative number for each
+    token.
     """
 
     inputs: Int[Tensor, "b n"]
@@ -204,10 +205,19 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def prepare(
-        self, tokens: Int[Tensor, "b n+1"], *, seed: int, sample_ids: Int[Tensor, " b"]
+        self,
+        tokens: Int[Tensor, "b n+1"],
+        *,
+        seed: int,
+        sample_ids: Int[Tensor, " b"],
+        documents: Int[Tensor, "b n+1"] | None = None,
     ) -> Prepared:
         """Inputs, targets and weights of ``tokens``. All noise is drawn here, each row's from
-        (``seed``, its sample id) alone: the same on any number of workers."""
+        (``seed``, its sample id) alone: the same on any number of workers.
+
+        documents: numbers; tokens of different ones have nothing to do with each other. Negative
+            ones, different for each token, are padding. None: each row is one document.
+        """
 
     @abstractmethod
     def losses(self, prepared: Prepared) -> LossOutput:

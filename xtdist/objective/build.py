@@ -25,22 +25,18 @@ def build_objective(
     *,
     mask_id: int,
     pad_id: int,
-    document_end: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Objective:
     """``net`` wrapped for training; the ids are the tokenizer's. ``generator``: where the start
-    values of an objective's own parameters come from (torch's default one without it).
+    values of an objective's own parameters come from (torch's default one without it). Documents
+    are kept apart where ``prepare`` is given their numbers.
 
     Raises:
         ConfigError: a network of the wrong direction for this objective.
     """
-    if not config.separate_documents:
-        document_end = None
     match config:
         case AutoregressiveConfig():
-            return AutoregressiveWrapper(
-                net, pad_value=pad_id, mask_id=mask_id, document_end=document_end, config=config
-            )
+            return AutoregressiveWrapper(net, pad_value=pad_id, mask_id=mask_id, config=config)
         case NonAutoregressiveConfig():
             built = NonAutoregressiveWrapper(
                 net,
@@ -48,7 +44,6 @@ def build_objective(
                 pad_id=pad_id,
                 config=config,
                 token_critic=_build_critic(config.token_critic, net),
-                document_end=document_end,
             )
             if generator is not None:
                 for part in built.own_modules:

@@ -44,38 +44,46 @@ def check_id(name: str, value: object, num_tokens: int) -> None:
         )
 
 
-def check_documents(
-    config: ObjectiveConfig, model: ModelConfig, *, document_end: int | None
-) -> None:
-    """Refuse an end of documents where nothing asks for it, and the other way round.
+def check_document_end(model: ModelConfig, document_end: int | None) -> None:
+    """Refuse an end of documents that is no token, or a network that can't keep them apart.
 
     Raises:
-        ConfigError: saying what is missing or too much.
+        ConfigError: naming ``document_end`` and what is wrong with it.
     """
-    if document_end is not None:
-        check_id("document_end", document_end, model.num_tokens)
-        if not config.separate_documents:
-            raise ConfigError(
-                f"document_end: got {document_end}, which has no effect without "
-                "separate_documents=True; give that too, or leave it out"
-            )
-    elif config.separate_documents:
+    if document_end is None:
+        return
+    check_id("document_end", document_end, model.num_tokens)
+    refused = inseparable(model)
+    if refused:
         raise ConfigError(
-            "separate_documents: needs the token that ends a document; give document_end, or "
-            "leave it out and give documents with each batch"
+            f"document_end: documents can't be kept apart ({refused}); leave document_end out"
         )
-    check_separable(config, model)
 
 
-def check_separable(config: ObjectiveConfig, model: ModelConfig) -> None:
-    """Refuse ``separate_documents`` of a network that can't keep them apart.
+def check_separable(config: ObjectiveConfig, model: ModelConfig, *, documents: str) -> None:
+    """Refuse documents that are kept apart (``data.documents``) with a network that can't do that.
 
     Raises:
         ConfigError: naming the parts of the network that mix them.
     """
-    refused = documents_refused(model) if config.separate_documents else ""
-    if refused:
-        raise ConfigError(f"separate_documents: they can't be kept apart ({refused})")
+    critic = config.token_critic if isinstance(config, NonAutoregressiveConfig) else None
+    for name, net in (("model", model), ("objective.token_critic", critic)):
+        refused = "" if net is None else inseparable(net)
+        if refused:
+            raise ConfigError(
+                f"data.documents: got {documents}, but {name} can't keep documents apart "
+                f"({refused}): change that, or set data.documents to joined"
+            )
+
+
+def inseparable(model: ModelConfig) -> str:
+    """Why a network on tokens alone can't keep documents apart; empty if it can."""
+    refused = documents_refused(model)
+    memory = model.memory_tokens
+    if memory is not None and (not model.causal or memory.every is not None):
+        beside = "memory tokens: what they read in one document the others read from them"
+        return f"{refused}; {beside}" if refused else beside
+    return refused
 
 
 def check_critic_config(config: ObjectiveConfig) -> None:

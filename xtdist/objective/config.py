@@ -34,9 +34,6 @@ def explain_key(key: str) -> str:
 class AutoregressiveConfig:
     """Predict each token from those before it. Targets equal to ``ignore_index`` don't count.
 
-    separate_documents: tokens read only tokens of their own document, and the first token of a
-        document is no target. Without it, a sequence is one text.
-
     In training only:
 
     label_smoothing: so much of a target's probability is spread evenly over the vocabulary
@@ -54,7 +51,6 @@ class AutoregressiveConfig:
 
     kind: Literal["autoregressive"] = "autoregressive"
     ignore_index: int = -100
-    separate_documents: bool = False
     label_smoothing: Probability = 0.0
     mask_prob: Probability = 0.0
     mask_token_prob: Probability = 0.0
@@ -83,8 +79,6 @@ class NonAutoregressiveConfig:
         at generation which are drawn again. Its loss counts with critic_loss_weight. In YAML the
         network is written out like a model (it has no presets), without vocabulary, length and
         head: ``token_critic: {dim: 128, depth: 2, heads: 2, causal: false}``.
-    separate_documents: tokens read only tokens of their own document. Without it, a sequence is one
-        text.
     steps: denoising steps at generation.
     can_mask_prev_unmasked: at generation, tokens that were kept may be masked again.
     """
@@ -101,7 +95,6 @@ class NonAutoregressiveConfig:
     token_critic: ModelConfig | None = None
     self_token_critic: bool = False
     critic_loss_weight: NonNegativeFloat = 1.0
-    separate_documents: bool = False
     steps: PositiveInt = 18
     can_mask_prev_unmasked: bool = False
     ignore_index: int = -100

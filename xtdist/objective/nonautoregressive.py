@@ -27,7 +27,7 @@ from xtdist.objective.base import (
     check_trainable,
     cross_entropies,
 )
-from xtdist.objective.checks import check_documents, check_id, check_terms
+from xtdist.objective.checks import check_document_end, check_id, check_terms
 from xtdist.objective.config import NonAutoregressiveConfig
 from xtdist.objective.critic import check_critics, critic_loss, drawn_tokens, position_keys
 from xtdist.objective.filling import FillingPasses
@@ -63,7 +63,8 @@ class NonAutoregressiveWrapper(FillingPasses):
         schedule: linear, cosine, or a function of a tensor of times in [0, 1] that gives the masked
             fractions (``config.schedule`` then stands for nothing).
         token_critic: a network with logits_dim=1 that judges tokens.
-        document_end: the last token of each document, for ``separate_documents``.
+        document_end: the last token of each document; tokens then read only tokens of their own.
+            Without it, or ``documents`` given with a batch, a sequence is one text.
 
     Raises:
         TypeError: an unknown keyword, with the nearest one.
@@ -106,7 +107,7 @@ class NonAutoregressiveWrapper(FillingPasses):
         )
         check_critics(config, token_critic, net)
         check_id("pad_id", pad_id, net.num_tokens)
-        check_documents(config, net.config, document_end=document_end)
+        check_document_end(net.config, document_end)
         check_terms(config, net.config, critic=token_critic is not None)
         dim = net.config.dim
         self.self_conditioning = (
@@ -158,11 +159,25 @@ class NonAutoregressiveWrapper(FillingPasses):
         return self._terms(rows.to(x.device), inputs, trained).means()
 
     def prepare(
-        self, tokens: Int[Tensor, "b n+1"], *, seed: int, sample_ids: Int[Tensor, " b"]
+        self,
+        tokens: Int[Tensor, "b n+1"],
+        *,
+        seed: int,
+        sample_ids: Int[Tensor, " b"],
+        documents: Int[Tensor, "b n+1"] | None = None,
     ) -> MaskedTokens:
         """Mask tokens[:, :-1] (the last one is only there because windows overlap by one). Outside
-        of training only masks stand in place of tokens, and all rows are self-conditioned."""
-        return self._prepare_rows(tokens[:, :-1], seed=seed, sample_ids=sample_ids)
+        of training only masks stand in place of tokens, and all rows are self-conditioned.
+
+        documents: numbers, as long as the tokens; a negative one, different for each token, is
+            padding: never masked, never counted, never attended to.
+        """
+        if documents is not None:
+            check_shape(documents, name="documents", kind="integer", shapes=[tuple(tokens.shape)])
+            documents = documents[:, :-1]
+        return self._prepare_rows(
+            tokens[:, :-1], seed=seed, sample_ids=sample_ids, documents=documents
+        )
 
     def losses(self, prepared: Prepared) -> LossOutput:
         """Σ weighted cross-entropy over masked tokens, weight = number of real tokens (with weight
@@ -243,9 +258,12 @@ class NonAutoregressiveWrapper(FillingPasses):
             shapes = [tuple(tokens.shape)]
             check_shape(documents, name="documents", kind="integer", shapes=shapes)
         tokens = indices(tokens).cpu()
-        if documents is None and self.document_end is not None and self.config.separate_documents:
+        if documents is None and self.document_end is not None:
             documents = documents_by_end(tokens, self.document_end)
         real = tokens != self.config.ignore_index
+        if documents is not None:
+            documents = documents.cpu()
+            real = real & (documents >= 0)
         targets = tokens.masked_fill(~real, self.pad_id)
         check_targets(self.net, tokens.masked_fill(~real, 0))
         drawn = [

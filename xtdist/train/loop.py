@@ -223,7 +223,6 @@ def start(job: WorkerJob) -> Iterator[Run]:
         net,
         mask_id=data.tokenizer.mask_id,
         pad_id=data.tokenizer.pad_id,
-        document_end=data.tokenizer.eot_id,
         generator=generator,
     )
     module = TrainModule(objective)

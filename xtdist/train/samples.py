@@ -30,7 +30,6 @@ def draw_samples(engine: Any, spec: RunSpec, tokenizer: Tokenizer, folder: Path,
         build_model(spec.model),
         mask_id=tokenizer.mask_id,
         pad_id=tokenizer.pad_id,
-        document_end=tokenizer.eot_id,
     )
     load_state(trained, weights, where=folder)
     trained.eval()

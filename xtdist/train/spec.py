@@ -27,7 +27,7 @@ from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
 from xtdist.model.presets import expand
 from xtdist.objective.base import check_trainable
-from xtdist.objective.checks import check_critic_config, check_separable, check_terms
+from xtdist.objective.checks import check_critic_config, check_terms
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import OptimConfig
 from xtdist.track.config import TrackConfig
@@ -37,6 +37,7 @@ from xtdist.track.config import TrackConfig
 class RunDataConfig(DataConfig):
     """Which dataset, and the length of the sequences it is cut into."""
 
+    path: str
     seq_len: PositiveInt = 512
 
 
@@ -126,7 +127,6 @@ class RunSpec:
         causal = isinstance(self.objective, AutoregressiveConfig)
         check_trainable(self.model, causal=causal, name="model", alone=True)
         with within(type(self), "objective"):
-            check_separable(self.objective, self.model)
             check_terms(self.objective, self.model)
             check_critic_config(self.objective)
         if self.model.max_seq_len and self.model.max_seq_len < self.data.seq_len:
