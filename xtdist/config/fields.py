@@ -67,6 +67,8 @@ def type_at(cls: Any, path: tuple[str | int, ...]) -> Any:
     for key in path:
         if isinstance(key, int):
             inner = [a for t in _alternatives(tp) for a in get_args(t) if a is not Ellipsis]
+        elif (named := _named(tp)) is not None:
+            inner = [named]
         else:
             inner = [h[key] for m in _members(tp) if key in (h := hints_of(m))]
         if not inner:
@@ -134,6 +136,14 @@ def allowed_keys(cls: Any, loc: tuple[str | int, ...]) -> list[str]:
     return _names(fields)
 
 
+def takes_any_key(cls: Any, path: tuple[str, ...]) -> bool:
+    """Whether names at ``path`` are the user's own."""
+    fields = field_types(cls)
+    for part in path:
+        fields = field_types(fields.get(part)) if fields is not None else None
+    return isinstance(fields, _AnyName)
+
+
 def _names(fields: dict[str, Any] | None) -> list[str]:
     return sorted(k for k in fields or {} if not k.startswith("kind="))
 
@@ -141,6 +151,8 @@ def _names(fields: dict[str, Any] | None) -> list[str]:
 def field_types(tp: Any) -> dict[str, Any] | None:
     """Fields of a dataclass type; of a union of dataclasses, all of them, plus ``kind=<tag>``
     entries that hold each member's own fields."""
+    if (named := _named(tp)) is not None:
+        return _AnyName(named)
     members = _members(tp)
     if not members:
         return None
@@ -151,6 +163,26 @@ def field_types(tp: Any) -> dict[str, Any] | None:
         if isinstance(tag, str):
             fields[f"kind={tag}"] = member
     return fields
+
+
+class _AnyName(dict[str, Any]):
+    """The fields of a mapping: any name, all of one type."""
+
+    def __init__(self, tp: Any) -> None:
+        super().__init__()
+        self.tp = tp
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return default if key.startswith("kind=") else self.tp
+
+
+def _named(tp: Any) -> Any:
+    """The type of the values where ``tp`` is a mapping from names; else None."""
+    found = [get_args(t)[1] for t in _alternatives(tp) if get_origin(t) is dict and get_args(t)]
+    return found[0] if found else None
 
 
 def _by_kind(fields: dict[str, Any], tag: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ import yaml
 
 from xtdist.config.base import from_mapping
 from xtdist.config.errors import ConfigError
-from xtdist.config.fields import PRESET, allowed_keys
+from xtdist.config.fields import PRESET, allowed_keys, takes_any_key
 from xtdist.config.messages import of_unknown_key
 
 T = TypeVar("T")
@@ -186,7 +186,7 @@ def _apply(
     source, node = f"override {text!r}", tree
     for i, key in enumerate(keys):
         allowed = _keys(cls, tuple(keys[:i]))
-        if key not in allowed:
+        if key not in allowed and not takes_any_key(cls, tuple(keys[:i])):
             hint = of_unknown_key(cls, tuple(keys[:i]), key, allowed)
             raise ConfigError(f"override {text!r}: unknown key {key!r}; {hint}")
         if i < len(keys) - 1:
