@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from xtdist.config import ConfigError, DataError
+from xtdist.config import DataError
 from xtdist.data.storage.config import CacheConfig
-from xtdist.data.storage.location import is_remote
+from xtdist.data.storage.location import is_remote, locate
 
 if TYPE_CHECKING:
     from xtdist.data.manifest import ShardInfo
@@ -109,8 +109,11 @@ def open_folder(path: str | Path, cache: CacheConfig | None = None) -> Folder:
             need none.
 
     Raises:
-        ConfigError: no such kind of path.
+        ConfigError: see ``locate``.
+        ResourceError: the cache's folder can't be made.
     """
     if not is_remote(path):
         return LocalFolder(path)
-    raise ConfigError(f"{path}: remote storage is not supported yet; give a local path")
+    from xtdist.data.storage.remote import RemoteFolder  # a local run loads nothing of it
+
+    return RemoteFolder(locate(path), cache or CacheConfig())

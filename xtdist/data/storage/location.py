@@ -104,18 +104,22 @@ def _parts(uri: str) -> tuple[str, str, str, dict[str, str]]:
 def _s3(bucket: str, options: dict[str, str], env: Mapping[str, str]) -> Any:
     from pyarrow import fs
 
+    endpoint, scheme = options.get("endpoint_override"), options.get("scheme")
+    if endpoint is None:
+        url = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
+        before, found, after = url.partition("://")
+        endpoint, scheme = (after, before) if found else (url, scheme)
     region = options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
-    endpoint = options.get("endpoint_override")
-    elsewhere = endpoint or env.get("AWS_ENDPOINT_URL") or env.get("AWS_ENDPOINT_URL_S3")
     if region is None:
-        region = "us-east-1" if elsewhere else _region(bucket)
+        region = "us-east-1" if endpoint else _region(bucket)
     return fs.S3FileSystem(
         anonymous=options.get("anonymous") == "true",
         region=region,
-        endpoint_override=endpoint,
-        scheme=options.get("scheme"),
+        endpoint_override=endpoint.rstrip("/") or None,
+        scheme=scheme,
         connect_timeout=10,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # ours are in retry.py
+        # one page of a long listing is tried again here, everything else in retry.py
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
     )
 
 
@@ -138,5 +142,5 @@ def _google(bucket: str, options: dict[str, str], env: Mapping[str, str]) -> Any
         anonymous=options.get("anonymous") == "true",
         endpoint_override=options.get("endpoint_override"),
         scheme=options.get("scheme"),
-        retry_time_limit=timedelta(seconds=5),  # ours are in retry.py
+        retry_time_limit=timedelta(seconds=5),  # beyond it: retry.py
     )

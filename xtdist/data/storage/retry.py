@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from xtdist.config import DataError
+from xtdist.config import DataError, ResourceError
 
 T = TypeVar("T")
 
@@ -79,6 +79,7 @@ def retry(
     Raises:
         FileNotFoundError: there is no such object (never tried again).
         DataError: naming ``what``, when the error is not worth another try or tries have run out.
+        ResourceError: this machine's disk is full or read-only, or it is out of file handles.
     """
     began = clock()
     for failures in range(1, backoff.tries + 1):
@@ -87,6 +88,8 @@ def retry(
         except FileNotFoundError:
             raise
         except OSError as e:
+            if e.errno in _LOCAL:
+                raise ResourceError(f"{what}: {e.strerror} on this machine") from None
             if not worth_retrying(e):
                 raise DataError(f"{what}: {_refusal(e)}") from None
             error = e
