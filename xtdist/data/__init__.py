@@ -4,16 +4,21 @@ from xtdist.data.config import (
     BpeTokenizerConfig,
     ByteTokenizerConfig,
     DataConfig,
-    FilesSource,
-    JsonlSource,
     PrepareConfig,
-    StdlibSource,
 )
 from xtdist.data.dataset import TokenDataset
 from xtdist.data.loader import Loader, StepBatch
 from xtdist.data.manifest import Manifest, read_manifest
 from xtdist.data.order import Order, rank_slice
 from xtdist.data.prepare import PrepareReport, Progress, prepare
+from xtdist.data.sources import (
+    Document,
+    FilesSource,
+    HfFolderSource,
+    JsonlSource,
+    ParquetSource,
+    StdlibSource,
+)
 from xtdist.data.tokenizer import (
     TOKENIZER_FILE,
     Tokenizer,
@@ -27,11 +32,14 @@ __all__ = [
     "BpeTokenizerConfig",
     "ByteTokenizerConfig",
     "DataConfig",
+    "Document",
     "FilesSource",
+    "HfFolderSource",
     "JsonlSource",
     "Loader",
     "Manifest",
     "Order",
+    "ParquetSource",
     "PrepareConfig",
     "PrepareReport",
     "Progress",

@@ -18,11 +18,10 @@ from xtdist.config import (
     PositiveInt,
     configclass,
 )
+from xtdist.data.sources.config import SourceConfig
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|mask|>", "<|pad|>")
 MIN_BPE_VOCAB = 256 + len(SPECIAL_TOKENS) + 1
-
-OnBadDocument = Literal["error", "skip"]
 
 
 def local_path(path: str | Path) -> Path:
@@ -59,41 +58,6 @@ class BpeTokenizerConfig:
     train_bytes: Annotated[int, Field(gt=0)] = 32_000_000
 
 
-@configclass
-class FilesSource:
-    """Every file under ``path`` that matches ``pattern`` is one document (UTF-8)."""
-
-    kind: Literal["files"] = "files"
-    path: str
-    pattern: str = "**/*.txt"
-    bad_documents: OnBadDocument = "error"
-
-    def __post_init__(self) -> None:
-        _check_local("path", self.path)
-
-
-@configclass
-class JsonlSource:
-    """Every line of a ``.jsonl`` file (or of all under a folder) is one document: its ``field``."""
-
-    kind: Literal["jsonl"] = "jsonl"
-    path: str
-    field: str = "text"
-    bad_documents: OnBadDocument = "error"
-
-    def __post_init__(self) -> None:
-        _check_local("path", self.path)
-
-
-@configclass
-class StdlibSource:
-    """The source of the running Python's standard library: real text that needs no download.
-    Files that are not UTF-8 (a handful of codec tests) are left out."""
-
-    kind: Literal["stdlib"] = "stdlib"
-
-
-SourceConfig = Annotated[FilesSource | JsonlSource | StdlibSource, Field(discriminator="kind")]
 TokenizerConfig = Annotated[ByteTokenizerConfig | BpeTokenizerConfig, Field(discriminator="kind")]
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from xtdist.config import DataError
-from xtdist.data.config import SourceConfig
-from xtdist.data.sources import documents
+from xtdist.data.sources import SourceConfig, documents
 
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")

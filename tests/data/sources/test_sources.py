@@ -62,9 +62,9 @@ def test_a_bad_json_line_is_named_or_skipped(tmp_path: Path, line: bytes) -> Non
         list(documents(JsonlSource(path=str(tmp_path))))
     found = list(documents(JsonlSource(path=str(path), bad_documents="skip")))
     assert [(d.name, d.text) for d in found] == [
-        ("a.jsonl:1", "one"),
-        ("a.jsonl:3", None),
-        ("a.jsonl:4", "two"),
+        ("a.jsonl@0", "one"),
+        ("a.jsonl@17", None),
+        (f"a.jsonl@{18 + len(line)}", "two"),
     ]
 
 

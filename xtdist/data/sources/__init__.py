@@ -1,0 +1,30 @@
+"""Text in: sources of documents, cut into units that any machine can read."""
+
+from xtdist.data.sources.config import (
+    FilesSource,
+    HfFolderSource,
+    JsonlSource,
+    ParquetSource,
+    SourceConfig,
+    StdlibSource,
+)
+from xtdist.data.sources.plan import documents, input_sha256, inputs, plan_units, read_unit
+from xtdist.data.sources.unit import Document, Input, Part, Unit
+
+__all__ = [
+    "Document",
+    "FilesSource",
+    "HfFolderSource",
+    "Input",
+    "JsonlSource",
+    "ParquetSource",
+    "Part",
+    "SourceConfig",
+    "StdlibSource",
+    "Unit",
+    "documents",
+    "input_sha256",
+    "inputs",
+    "plan_units",
+    "read_unit",
+]
