@@ -84,7 +84,7 @@ class Admission:
     ) -> Admission:
         """Raises ConfigError unless all are causal and share the tokenizer's vocabulary."""
         limits = Limits.of(model, "model")
-        names = [f"amateur {i}" if len(amateurs) > 1 else "amateur" for i in range(len(amateurs))]
+        names = _amateur_names(len(amateurs))
         weaker = [Limits.of(a, name) for a, name in zip(amateurs, names, strict=True)]
         for other, name in zip(weaker, names, strict=True):
             check_amateur(limits.num_tokens, other.num_tokens, name=name)
@@ -103,6 +103,11 @@ class Admission:
     @property
     def models(self) -> list[Limits]:
         return [self.expert, *self.amateurs]
+
+    @property
+    def names(self) -> list[str]:
+        """How the user knows them."""
+        return ["model", *_amateur_names(len(self.amateurs))]
 
     def longest(self, *models: Limits) -> int:
         """Tokens that a sequence of all ``models`` may have."""
@@ -206,3 +211,7 @@ class Admission:
                 f"the request may need {needed} KV pages, the pool has {pool.num_pages}; "
                 "lower max_tokens or the number of sequences, or raise pool_tokens"
             )
+
+
+def _amateur_names(count: int) -> list[str]:
+    return [f"amateur {i}" if count > 1 else "amateur" for i in range(count)]

@@ -12,6 +12,7 @@ from xtdist.config import ConfigError
 from xtdist.decode.admission import Admission
 from xtdist.decode.beam import BeamSearch
 from xtdist.decode.beam_group import BeamGroup
+from xtdist.decode.compiled import check_compiles
 from xtdist.decode.continuation import Continuation
 from xtdist.decode.contrastive_search import Search
 from xtdist.decode.dola import exit_layers
@@ -66,12 +67,16 @@ class Autoregression:
             models=len(limits),
             on_cpu=device.type == "cpu",
         )
+        if config.compile_sequences:
+            on_cpu = device.type == "cpu"
+            for limit, name in zip(limits, self.admission.names, strict=True):
+                check_compiles(limit, self.pool, longest=longest, name=name, on_cpu=on_cpu)
         banned = sorted({*banned_ids, *self.admission.unused_ids})
         ids: Tensor | None = torch.tensor(banned, device=device) if banned else None
         self._grammars = None if tokenizer is None else Grammars(tokenizer, frozenset(eos_ids))
         self.drafts = DraftCount()
         expert, *weaker = (
-            make_runner(m, limit, store)
+            make_runner(m, limit, store, compile_sequences=config.compile_sequences)
             for m, limit, store in zip((model, *amateurs), limits, self.pool.stores, strict=True)
         )
         drafter = Drafter(weaker[0], ids, self.drafts) if weaker else None

@@ -223,7 +223,10 @@ class EngineConfig:
     model has no table of positions: every token then stands at its true position and reads
     everything before it (or its window), nothing is dropped or rescaled; the amateurs too. ``seed``
     is the root of the draws of requests without a seed of their own (null: from the operating
-    system).
+    system). ``compile_sequences``: steps in which so many sequences at most go on by one token each
+    are compiled (0: none). Each number of sequences is a graph of its own, made when it first comes
+    up: about a minute on CPU, less for the next process. Steps with prompts, drafts, early exits or
+    hidden states are not compiled. Logits may differ in their last bits.
     """
 
     max_sequences: PositiveInt = 8
@@ -233,6 +236,7 @@ class EngineConfig:
     max_sequence_tokens: NonNegativeInt = 0
     max_waiting: PositiveInt = 64
     seed: Seed | None = None
+    compile_sequences: Annotated[int, Field(ge=0, le=64)] = 0
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < self.max_sequences:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from xtdist.decode.admission import Limits
+from xtdist.decode.compiled import CompiledStep
 from xtdist.decode.dola import exit_logits
 from xtdist.decode.kv_cache import KVStore
 from xtdist.decode.scheduler import Work
@@ -48,12 +49,21 @@ class Runner(Protocol):
 
 
 class CachedRunner:
-    """Runs a model over its own store. ``back``: how far any query of it reads back; None: all."""
+    """Runs a model over its own store. ``back``: how far any query of it reads back; None: all.
+    ``compiled`` takes the steps that it can."""
 
-    def __init__(self, model: nn.Module, store: KVStore, *, back: int | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        store: KVStore,
+        *,
+        back: int | None,
+        compiled: CompiledStep | None = None,
+    ) -> None:
         self.model = model
         self.store = store
         self.back = back
+        self.compiled = compiled
 
     def run(self, work: Sequence[Work], *, hidden: bool = False, exits: Sequence[int] = ()) -> Rows:
         tokens: list[int] = []
@@ -67,13 +77,15 @@ class CachedRunner:
                 wanted += range(len(tokens) - 1 - w.drafted, len(tokens))
         device = next(self.model.parameters()).device
         ids = torch.tensor([tokens], device=device)
+        pos = torch.tensor([positions_of(segments)], device=device)
+        plain = not hidden and not exits
+        if plain and self.compiled is not None and self.compiled.takes(segments):
+            with evaluating(self.model):
+                return Rows(self.compiled.run(ids, pos=pos, segments=segments).float())
         rows = torch.tensor(wanted, dtype=torch.long, device=device)
-        inputs = {
-            "pos": torch.tensor([positions_of(segments)], device=device),
-            "cache": StepCache(self.store, segments, device, back=self.back),
-        }
+        inputs = {"pos": pos, "cache": StepCache(self.store, segments, device, back=self.back)}
         with evaluating(self.model):
-            if not hidden and not exits:
+            if plain:
                 return Rows(self.model(ids, logit_rows=rows, **inputs).float())
             found, states = _with_states(self.model, ids, rows, exits=exits, inputs=inputs)
         parts = [Hidden(s.table.length, states[s.rows]) for s in segments]
@@ -129,10 +141,15 @@ class RecomputingRunner:
         return Rows(found.logits, found.exits, [Hidden(0, states)])
 
 
-def make_runner(model: nn.Module, limits: Limits, store: KVStore) -> Runner:
+def make_runner(
+    model: nn.Module, limits: Limits, store: KVStore, *, compile_sequences: int = 0
+) -> Runner:
     """With a cache where the model allows one."""
     if not limits.cache.refused:
-        return CachedRunner(model, store, back=limits.cache.window)
+        compiled = None
+        if compile_sequences:
+            compiled = CompiledStep(model, store, sequences=compile_sequences)
+        return CachedRunner(model, store, back=limits.cache.window, compiled=compiled)
     return RecomputingRunner(
         model,
         num_tokens=limits.num_tokens,

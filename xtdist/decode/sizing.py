@@ -19,13 +19,13 @@ def make_pool(
 ) -> KVPool:
     """Pages for all models.
 
-    A page is a whole sequence on CPU, where it is read as a view. With a window it is small, so
-    that what no query reads any more is soon given up.
+    A page is a whole sequence on CPU and in compiled steps, where it is read as a view. With a
+    window it is small, so that what no query reads any more is soon given up.
 
     Raises:
         ConfigError: less than one page.
     """
-    page = longest if on_cpu else DEVICE_PAGE_TOKENS
+    page = longest if on_cpu or config.compile_sequences else DEVICE_PAGE_TOKENS
     if window is not None:
         page = min(page, max(SMALLEST_PAGE_TOKENS, window // 4))
     page = min(config.page_tokens or page, longest)
