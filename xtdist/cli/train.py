@@ -9,7 +9,7 @@ from pathlib import Path
 
 from xtdist.config import ConfigError, load
 from xtdist.config.load import parse_value
-from xtdist.launch.preflight import local_path
+from xtdist.launch.datasets import data_paths, local_path
 from xtdist.launch.submit import ROOT, submit
 from xtdist.launch.trainer import TrainingFailedError, run_training
 from xtdist.train.spec import RunSpec
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _submit(args: argparse.Namespace, spec: RunSpec) -> int:
     """The job runs elsewhere in the tree: paths that are relative here are made absolute."""
-    paths = {"output": spec.output, "data.path": spec.data.path}
-    fixed = [f"{k}={_quoted(str(local_path(k, v)))}" for k, v in paths.items()]
+    paths = {"output": str(local_path("output", spec.output)), **data_paths(spec.data)}
+    fixed = [f"{key}={_quoted(path)}" for key, path in paths.items()]
     others = [o for o in args.overrides if o.partition("=")[0] not in paths]
     config = Path(args.config).resolve()
     inside = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config

@@ -10,8 +10,16 @@ from pathlib import Path
 import torch
 
 from xtdist.checkpoint import CheckpointStore
-from xtdist.config import ConfigError, DataError, ResourceError
+from xtdist.config import ConfigError, ResourceError
 from xtdist.data import TokenDataset, Tokenizer
+from xtdist.launch.datasets import (
+    Corpus,
+    check_datasets,
+    corpora_of,
+    data_lines,
+    local_path,
+    with_absolute_paths,
+)
 from xtdist.model import TransformerWrapper
 from xtdist.objective import Objective, build_objective
 from xtdist.optim import check_schedule
@@ -26,7 +34,7 @@ class Plan:
 
     spec: RunSpec
     folder: Path
-    dataset_id: str
+    corpora: tuple[Corpus, ...]
     gpus_per_worker: int
     parameters: int
     done_step: int
@@ -41,7 +49,7 @@ class Plan:
         return [
             f"run      {s.name} in {self.folder}",
             f"model    {self.parameters / 1e6:.2f} M parameters, {s.objective.kind}",
-            f"data     {s.data.path} (id {self.dataset_id[:12]})",
+            *data_lines(s.data, self.corpora),
             f"step     {s.batch.tokens_per_step} tokens = {s.global_batch} sequences of "
             f"{s.data.seq_len}: {s.workers.count} workers x {s.accumulation} micro-batches of "
             f"{s.micro_batch} (at most {s.largest_share} sequences a worker)",
@@ -59,18 +67,11 @@ def resolve(spec: RunSpec) -> RunSpec:
         UserError: dataset, model, batch or schedule can't be what the spec says.
     """
     spec = _with_paths(spec)
-    train = TokenDataset.open(spec.data.path, split="train", verify="size")
-    valid = TokenDataset.open(spec.data.path, split="valid", verify="size")
-    for data in (train, valid):
-        if data.num_windows(spec.data.seq_len) < 1:
-            raise DataError(
-                f"{spec.data.path}: its {data.split} split has {data.total_tokens} tokens, not one "
-                f"window of data.seq_len + 1 = {spec.data.seq_len + 1}"
-            )
+    tokenizer = check_datasets(spec.data)
     check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
-    spec = fit_to_data(spec, vocab_size=train.tokenizer.vocab_size)
-    _built(spec, train.tokenizer)
-    _check_samples(spec, train.tokenizer)
+    spec = fit_to_data(spec, vocab_size=tokenizer.vocab_size)
+    _built(spec, tokenizer)
+    _check_samples(spec, tokenizer)
     return spec
 
 
@@ -86,22 +87,8 @@ def _built(spec: RunSpec, tokenizer: Tokenizer) -> Objective:
 
 
 def _with_paths(spec: RunSpec) -> RunSpec:
-    data = dataclasses.replace(spec.data, path=str(local_path("data.path", spec.data.path)))
-    return dataclasses.replace(spec, data=data, output=str(local_path("output", spec.output)))
-
-
-def local_path(key: str, value: str) -> Path:
-    """``value`` as an absolute path, ``~`` expanded.
-
-    Raises:
-        ConfigError: it is a URL.
-    """
-    if "://" in value:
-        raise ConfigError(
-            f"{key}: got {value!r}; give a folder that all machines of the run see (a mounted "
-            "bucket or shared disk)"
-        )
-    return Path(value).expanduser().resolve()
+    output = str(local_path("output", spec.output))
+    return dataclasses.replace(spec, data=with_absolute_paths(spec.data), output=output)
 
 
 def _check_samples(spec: RunSpec, tokenizer: Tokenizer) -> None:
@@ -124,7 +111,8 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     Raises:
         UserError: the first thing that would stop the run later.
     """
-    data = TokenDataset.open(spec.data.path, split="train", verify="size")
+    corpora = corpora_of(spec.data)
+    data = TokenDataset.open(corpora[0].path, split="train", verify="size")
     gpus = _gpus(spec, cluster_gpus)
     precision = resolve_precision(spec.engine.precision, gpu=bool(gpus))
     spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, precision=precision))
@@ -133,7 +121,7 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     plan = Plan(
         spec=spec,
         folder=folder,
-        dataset_id=data.dataset_id,
+        corpora=corpora,
         gpus_per_worker=gpus,
         parameters=parameters,
         done_step=_done_step(folder, identity(spec, data, precision=precision)),

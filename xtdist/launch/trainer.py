@@ -19,7 +19,6 @@ import yaml
 from xtdist.checkpoint import CheckpointStore
 from xtdist.config import ResourceError, UserError, to_mapping
 from xtdist.connect import check_room, connect, disconnect
-from xtdist.data import TokenDataset
 from xtdist.files import write_atomic
 from xtdist.launch.preflight import Plan, preflight, resolve
 from xtdist.track import MlflowRun, finish_run, open_run, read_series
@@ -222,12 +221,15 @@ def _open_tracking(plan: Plan) -> MlflowRun | None:
         run_folder=plan.folder,
         name=plan.spec.name,
         params=to_mapping(plan.spec),
-        tags={"dataset_id": plan.dataset_id, "parameters": str(plan.parameters)},
+        tags={
+            "dataset_id": ", ".join(c.dataset_id for c in plan.corpora),
+            "parameters": str(plan.parameters),
+        },
     )
     if run is not None:
-        data = TokenDataset.open(plan.spec.data.path, "train", "size")
-        profile = {"tokens": data.total_tokens, "documents": data.num_documents}
-        run.log_dataset(data.dataset_id, plan.spec.data.path, profile)
+        for corpus in plan.corpora:
+            profile = {"tokens": corpus.tokens, "documents": corpus.documents}
+            run.log_dataset(corpus.dataset_id, corpus.path, profile)
     return run
 
 

@@ -27,7 +27,7 @@ from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
 from xtdist.model.presets import expand
 from xtdist.objective.base import check_trainable
-from xtdist.objective.checks import check_critic_config, check_terms
+from xtdist.objective.checks import check_critic_config, check_separable, check_terms
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import OptimConfig
 from xtdist.track.config import TrackConfig
@@ -35,7 +35,7 @@ from xtdist.track.config import TrackConfig
 
 @configclass
 class RunDataConfig(DataConfig):
-    """Which dataset, and the length of the sequences it is cut into."""
+    """Which data, and the length of the sequences it is cut into."""
 
     path: str
     seq_len: PositiveInt = 512
@@ -126,6 +126,8 @@ class RunSpec:
             resolve(self.model)
         causal = isinstance(self.objective, AutoregressiveConfig)
         check_trainable(self.model, causal=causal, name="model", alone=True)
+        if self.data.documents != "joined":
+            check_separable(self.objective, self.model, documents=self.data.documents)
         with within(type(self), "objective"):
             check_terms(self.objective, self.model)
             check_critic_config(self.objective)
