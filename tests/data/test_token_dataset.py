@@ -33,8 +33,8 @@ def rewrite_manifest(folder: Path, tree: dict[str, object]) -> None:
     """Write a manifest as a forger would: in the canonical form, with the id of its content."""
     tree = {k: v for k, v in tree.items() if k != "dataset_id"}
     text = json.dumps(tree, sort_keys=True, indent=1) + "\n"
-    tree["dataset_id"] = hashlib.sha256(text.encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(tree, sort_keys=True, indent=1) + "\n")
+    first = f'{{\n "dataset_id": "{hashlib.sha256(text.encode()).hexdigest()}",'
+    (folder / "manifest.json").write_text(first + text.removeprefix("{"))
 
 
 def test_windows_and_documents_are_the_stream_that_pyarrow_reads(built: Path) -> None:
@@ -141,7 +141,7 @@ def test_any_changed_byte_of_a_shard_is_refused_on_first_touch(dataset: Path) ->
 def test_a_cut_or_missing_shard_is_refused_on_opening(dataset: Path) -> None:
     path = dataset / TokenDataset.open(dataset).manifest.splits["train"][-1].path
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{path.name}: shard has \d+ bytes, the manifest says"):
+    with pytest.raises(DataError, match=rf"{path.name}: shard has \d+ bytes, not"):
         TokenDataset.open(dataset, verify="size")
     path.unlink()
     with pytest.raises(DataError, match=f"{path.name}: shard is missing"):

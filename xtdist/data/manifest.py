@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Literal
 
 from xtdist.config import (
     ConfigError,
@@ -21,6 +21,7 @@ from xtdist.config import (
     from_mapping,
     to_mapping,
 )
+from xtdist.data.storage.folder import Folder, open_folder
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 2
@@ -69,40 +70,45 @@ class Manifest:
     @property
     def dataset_id(self) -> str:
         """sha256 of the canonical content (64 hex digits)."""
-        return hashlib.sha256(_dump(to_mapping(self)).encode()).hexdigest()
+        return hashlib.sha256(_content(self).encode()).hexdigest()
 
 
 def canonical_text(manifest: Manifest) -> str:
-    """The one text that a manifest is written as: its content and its id, keys sorted."""
-    return _dump({**to_mapping(manifest), "dataset_id": manifest.dataset_id})
+    """The one text that a manifest is written as: its content, keys sorted, and its id."""
+    content = _content(manifest)
+    return _with_id(content, hashlib.sha256(content.encode()).hexdigest())
 
 
-def _dump(tree: dict[str, Any]) -> str:
-    return json.dumps(tree, sort_keys=True, indent=1) + "\n"
+def _content(manifest: Manifest) -> str:
+    return json.dumps(to_mapping(manifest), sort_keys=True, indent=1) + "\n"
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the dataset in ``folder``.
+def _with_id(content: str, dataset_id: str) -> str:
+    """Put the id first."""
+    return f'{{\n "dataset_id": "{dataset_id}",' + content.removeprefix("{")
+
+
+def read_manifest(folder: Folder | str | Path) -> Manifest:
+    """The manifest of the dataset in ``folder`` (or at that path).
 
     Raises:
         DataError: no folder, no manifest (unfinished, or not a dataset), or a changed one.
     """
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; make the dataset first: xtdist prepare <config> "
-            f"output={folder}"
-        )
-    path = folder / MANIFEST_FILE
+    if isinstance(folder, str | Path):
+        folder = open_folder(folder)
     try:
-        raw = path.read_bytes()
+        raw = folder.read_bytes(MANIFEST_FILE)
     except FileNotFoundError:
+        if not folder.exists():
+            raise DataError(
+                f"{folder.name}: no such folder; make the dataset first: xtdist prepare <config> "
+                f"output={folder.name}"
+            ) from None
         raise DataError(
-            f"{folder}: has no {MANIFEST_FILE}, so it is not a (finished) dataset; give the folder "
-            "that `xtdist prepare` made"
+            f"{folder.name}: has no {MANIFEST_FILE}, so it is not a (finished) dataset; give the "
+            "folder that `xtdist prepare` made"
         ) from None
-    except OSError as e:
-        raise DataError(f"{path}: can't be read ({e})") from None
-    return parse_manifest(raw, str(path))
+    return parse_manifest(raw, f"{folder.name}/{MANIFEST_FILE}")
 
 
 def parse_manifest(raw: bytes, path: str) -> Manifest:
@@ -123,12 +129,14 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
         manifest = from_mapping(Manifest, tree)
     except (ConfigError, ValueError, RecursionError) as e:
         raise DataError(f"{path}: damaged ({e}); prepare the dataset again") from None
-    if said != manifest.dataset_id:
+    content = _content(manifest)
+    is_ = hashlib.sha256(content.encode()).hexdigest()
+    if said != is_:
         raise DataError(
             f"{path}: was changed since it was written (dataset_id is {said!r}, its content gives "
-            f"{manifest.dataset_id!r}); restore it, or prepare the dataset again"
+            f"{is_!r}); restore it, or prepare the dataset again"
         )
-    if canonical_text(manifest) != text:
+    if _with_id(content, is_) != text:
         raise DataError(f"{path}: was edited by hand; prepare the dataset again")
     _check(manifest, path)
     return manifest

@@ -158,48 +158,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_size(path: Path, info: ShardInfo) -> None:
-    """Raise DataError unless the shard exists with the size that the manifest states."""
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise DataError(f"{path}: shard is missing; {RESTORE}") from None
-    if size != info.bytes:
-        raise DataError(
-            f"{path}: shard has {size} bytes, the manifest says {info.bytes}; {RESTORE}"
-        )
-
-
-def open_shard(path: Path, info: ShardInfo, *, dtype: str, hashed: bool) -> tuple[Tokens, Tokens]:
-    """Map one shard: its flat tokens and its document offsets (``docs + 1`` of them), zero-copy.
-
-    Raises:
-        DataError: naming the file, if it is missing, or (``hashed``) any byte differs from what was
-            written, or it doesn't hold what the manifest says.
-    """
-    check_size(path, info)
-    try:
-        if hashed and file_sha256(path) != info.sha256:
-            raise DataError(
-                f"{path}: content changed since it was written (sha256 differs); {RESTORE}"
-            )
-        with pa.memory_map(str(path)) as source:
-            batches = pa.ipc.open_file(source).read_all().combine_chunks().column("tokens").chunks
-        column = batches[0] if len(batches) == 1 else pa.concat_arrays(batches)
-        column.validate(full=False)
-    except (OSError, pa.ArrowException, KeyError) as e:
-        raise DataError(f"{path}: not a readable shard ({e}); {RESTORE}") from None
-    if len(column) != info.docs or column.type.value_type != pa.type_for_alias(dtype):
-        raise DataError(f"{path}: holds other data than the manifest says; {RESTORE}")
-    offsets = column.offsets.to_numpy()
-    tokens = column.values.to_numpy()
-    if offsets[0] != 0 or offsets[-1] != len(tokens) or len(tokens) != info.tokens:
-        raise DataError(f"{path}: holds other data than the manifest says; {RESTORE}")
-    if tokens.max() > info.max_id:
-        raise DataError(f"{path}: holds id {tokens.max()}, not at most {info.max_id}; {RESTORE}")
-    return tokens, offsets
-
-
 def total(shards: Iterable[ShardInfo], what: str) -> int:
     """Sum of one field over shards."""
     return sum(int(getattr(s, what)) for s in shards)

@@ -127,15 +127,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(train_merges(texts, vocab_size - 256 - len(SPECIAL_TOKENS)))
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a ``tokenizer.json`` that ``Tokenizer.save`` wrote.
+def load_tokenizer(path: str | Path | bytes) -> Tokenizer:
+    """Read a ``tokenizer.json`` that ``Tokenizer.save`` wrote, or its content.
 
     Raises:
         DataError: no such file, not JSON, or not exactly such a tokenizer (the formatting is free).
     """
-    path = Path(path)
+    raw, path = (path, TOKENIZER_FILE) if isinstance(path, bytes) else (None, Path(path))
     try:
-        spec = json.loads(path.read_bytes())
+        spec = json.loads(path.read_bytes() if isinstance(path, Path) else raw or b"")
     except OSError as e:
         raise DataError(f"{path}: can't be read ({e.strerror}); give a tokenizer.json") from None
     except (ValueError, RecursionError):
