@@ -6,8 +6,9 @@
 Greedy tokens (and the best beam) are compared before anything is timed. All engines of a row run in
 turn, again and again; numbers are medians. CPU-ms are processor time of the whole process for one
 step, the prompt's share included, which other work on the machine disturbs least; ratios are
-theirs / ours, above 1: ours is faster. The limit of a step is the time to read every weight and all
-cached keys and values once, at the bandwidth that is measured in the same run.
+theirs / ours, above 1: ours is faster, against our plain and against our compiled steps. The limit
+of a step is the time to read every weight and all cached keys and values once, at the bandwidth
+that is measured in the same run.
 """
 
 from __future__ import annotations
@@ -28,10 +29,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import common
 import decode_peers
-from decode_peers import Engines, Peer, Shape, Tokens
+from decode_peers import COMPILED, OURS, Engines, Peer, Shape, Tokens
 
 FP32, INT8 = 4, 1
-HEADER = ("row", "engine", "CPU-ms per step", "tokens/s", "of the limit", "theirs / ours", "tokens")
+HEADER = (
+    "row",
+    "engine",
+    "CPU-ms per step",
+    "tokens/s",
+    "of the limit",
+    "theirs / ours",
+    "theirs / compiled",
+    "tokens",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +111,7 @@ def measure(row: Row, engines: Engines, shape: Shape, *, repeats: int, rate: flo
     """The lines of one row."""
     peers, prompts = taking_part(row, engines), prompts_of(row, shape)
     found = {name: run(prompts, row.new, beams=row.beams) for name, run in peers.items()}
-    same = [name for name in peers if name != "xtdist" and found[name] == found["xtdist"]]
+    same = [name for name in peers if name != OURS and found[name] == found[OURS]]
     if row.kind != "int8":  # two ways to quantise: other tokens
         decode_peers.agree(found, peers=list(peers))
     steps: dict[str, Callable[[], Any]] = {
@@ -117,8 +127,10 @@ def measure(row: Row, engines: Engines, shape: Shape, *, repeats: int, rate: flo
     costs = {name: _per_step(taken[name], begun.get(name), count) for name in peers}
     for name, runs in costs.items():
         wall, cpu = (statistics.median(column) for column in zip(*runs, strict=True))
-        pairs = zip(runs, costs["xtdist"], strict=True)
-        ratio = statistics.median(theirs[1] / ours[1] for theirs, ours in pairs)
+        ratios = [
+            statistics.median(theirs[1] / mine[1] for theirs, mine in zip(runs, own, strict=True))
+            for own in (costs[OURS], costs.get(COMPILED, costs[OURS]))
+        ]
         lines.append(
             [
                 row.name,
@@ -126,8 +138,9 @@ def measure(row: Row, engines: Engines, shape: Shape, *, repeats: int, rate: flo
                 f"{1e3 * cpu:.2f}",
                 f"{row.batch / wall:.0f}",
                 f"{limit / (1e3 * cpu):.0%}",
-                "-" if name == "xtdist" else f"{ratio:.2f}",
-                "ours" if name == "xtdist" else "the same" if name in same else "others",
+                "-" if name == OURS else f"{ratios[0]:.2f}",
+                "-" if name in (OURS, COMPILED) else f"{ratios[1]:.2f}",
+                "ours" if name == OURS else "the same" if name in same else "others",
             ]
         )
     return lines
@@ -181,7 +194,7 @@ def only(engines: Engines, names: Sequence[str]) -> Engines:
         return engines
 
     def chosen(peers: dict[str, Peer]) -> dict[str, Peer]:
-        return {n: p for n, p in peers.items() if n == "xtdist" or any(w in n for w in names)}
+        return {n: p for n, p in peers.items() if n == OURS or any(w in n for w in names)}
 
     parts = (engines.plain, engines.contrastive, engines.int8)
     return Engines(*(chosen(part) for part in parts))

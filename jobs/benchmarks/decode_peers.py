@@ -76,11 +76,14 @@ class Peer(Protocol):
     def __call__(self, prompts: Tokens, new: int, *, beams: int = 1) -> Tokens: ...
 
 
+OURS, COMPILED = "xtdist", "xtdist, compiled"
+
+
 class Ours:
     """``xtdist.decode.generate``."""
 
-    def __init__(self, model: Any, amateur: Any = None) -> None:
-        self.model, self.amateur = model, amateur
+    def __init__(self, model: Any, amateur: Any = None, *, compiled: bool = False) -> None:
+        self.model, self.amateur, self.compiled = model, amateur, compiled
 
     def __call__(self, prompts: Tokens, new: int, *, beams: int = 1) -> Tokens:
         contrast = None if self.amateur is None else ContrastiveParams(**CONTRAST)
@@ -88,7 +91,12 @@ class Ours:
             max_tokens=new, temperature=0.0, num_beams=beams, contrastive=contrast
         )
         longest = max(map(len, prompts)) + new
-        sizes = EngineConfig(max_sequences=len(prompts) * beams, max_sequence_tokens=longest)
+        width = len(prompts) * beams
+        sizes = EngineConfig(
+            max_sequences=width,
+            max_sequence_tokens=longest,
+            compile_sequences=width if self.compiled else 0,
+        )
         done = generate(self.model, prompts, params, amateur=self.amateur, config=sizes)
         return [list(c.choices[0].token_ids) for c in done]
 
@@ -254,8 +262,12 @@ def build(shape: Shape, folder: Path) -> Engines:
     small = quantize_int8(copy.deepcopy(ours))
     by_columns(ours)  # as loading weights does
     by_columns(weak)
-    plain: dict[str, Peer] = {"xtdist": Ours(ours), "x-transformers": XTransformers(theirs)}
-    int8: dict[str, Peer] = {"xtdist": Ours(small)}
+    plain: dict[str, Peer] = {
+        OURS: Ours(ours),
+        COMPILED: Ours(ours, compiled=True),
+        "x-transformers": XTransformers(theirs),
+    }
+    int8: dict[str, Peer] = {OURS: Ours(small), COMPILED: Ours(small, compiled=True)}
     if has("transformers"):
         peer = llama(ours, shape)
         plain["HF Llama"] = Transformers(peer)
@@ -264,7 +276,8 @@ def build(shape: Shape, folder: Path) -> Engines:
             plain["CTranslate2"] = CTranslate2(made, "float32")
             int8["CTranslate2"] = CTranslate2(made, "int8_float32")
     contrastive: dict[str, Peer] = {
-        "xtdist": Ours(ours, weak),
+        OURS: Ours(ours, weak),
+        COMPILED: Ours(ours, weak, compiled=True),
         "x-transformers": XTransformers(theirs, weak_theirs),
     }
     return Engines(plain, contrastive, int8)
