@@ -61,21 +61,24 @@ def bpe_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def save_model(tmp_path: Path, dataset: Path) -> SaveModel:
-    """``save_model(kind, seed=…, silent=…)``: a folder of weights of a random model that takes 24
-    tokens; a silent one gives every token the same logit."""
+    """``save_model(kind, seed=…, silent=…, documents=…)``: a folder of weights of a random model
+    that takes 24 tokens; a silent one gives every token the same logit."""
 
-    def save(kind: str = "autoregressive", *, seed: int = 0, silent: bool = False) -> Path:
+    def save(
+        kind: str = "autoregressive", *, seed: int = 0, silent: bool = False, documents: str = ""
+    ) -> Path:
         model: dict[str, Any] = {"dim": 16, "depth": 1, "heads": 2, "attention": {"dim_head": 8}}
         model |= {"num_tokens": 259, "max_seq_len": 24, "causal": kind == "autoregressive"}
+        meta = {"step": 7} | ({"documents": documents} if documents else {})
         config = from_mapping(
-            WeightsConfig, {"model": model, "objective": {"kind": kind}, "meta": {"step": 7}}
+            WeightsConfig, {"model": model, "objective": {"kind": kind}, "meta": meta}
         )
         net = build_model(config.model, generator=torch.Generator().manual_seed(seed))
         if silent:
             with torch.no_grad():
                 for parameter in net.parameters():
                     parameter.zero_()
-        folder = tmp_path / f"{kind}-{seed}-{silent}"
+        folder = tmp_path / f"{kind}-{seed}-{silent}-{documents}"
         save_weights(folder, net.state_dict(), config, tokenizer=dataset / "tokenizer.json")
         return folder
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from xtdist.config import FiniteFloat, NonNegativeInt, configclass, derive_seed
 from xtdist.data import TokenDataset
-from xtdist.objective import Objective
+from xtdist.data.config import Documents
+from xtdist.data.windows import Windows, make_windows
+from xtdist.objective import AutoregressiveWrapper, Objective
 
 
 @configclass
@@ -42,40 +45,79 @@ def evaluate_model(
     data: TokenDataset,
     *,
     seq_len: int,
+    documents: Documents = "joined",
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Score:
-    """Score every token of ``data`` but the first, in windows of ``seq_len`` that do not overlap
+    """Score every token of ``data`` that is a target, in windows of ``seq_len`` that do not overlap
     (a token sees only its own window), in batches of about 16k tokens.
 
     For a non-autoregressive objective this is one draw of its upper bound.
+    ``documents``: as in ``data.documents`` of a run. ``joined`` leaves out the first token alone;
+    else a document's first token, which nothing precedes, is no target of next-token prediction.
     ``progress`` is told how many tokens are done.
     """
     device = next(objective.parameters()).device
     objective.eval()
     nats, tokens, done = 0.0, 0.0, 0
-    for ids, rows in _batches(data, seq_len, rows_per_batch=max(1, 16384 // seq_len)):
+    windows = make_windows(data, seq_len, documents)
+    for rows in _batches(data, windows, mode=documents, size=max(1, 16384 // seq_len)):
         prepared = objective.prepare(
-            torch.from_numpy(rows.astype(np.int64)),
+            torch.from_numpy(rows.tokens.astype(np.int64)),
             seed=derive_seed(seed, "evaluate"),
-            sample_ids=torch.from_numpy(ids),
+            sample_ids=torch.from_numpy(rows.ids),
+            documents=None if rows.documents is None else torch.from_numpy(rows.documents),
         )
         out = objective.losses(prepared.to(device))
         nats, tokens = nats + out.sum.double().item(), tokens + out.weight.double().item()
-        done += rows.shape[0] * (rows.shape[1] - 1)
+        done += rows.tokens.shape[0] * (rows.tokens.shape[1] - 1)
         if progress is not None:
             progress(done)
-    return Score(nats=nats, tokens=round(tokens), text_bytes=data.text_bytes)
+    text_bytes = data.text_bytes
+    if documents != "joined" and isinstance(objective, AutoregressiveWrapper):
+        # Bits per byte divide by the text that the targets spell: without the first tokens.
+        text_bytes -= first_token_bytes(data)
+    return Score(nats=nats, tokens=round(tokens), text_bytes=text_bytes)
+
+
+def first_token_bytes(data: TokenDataset) -> int:
+    """Bytes of text that the first tokens of all documents of the split spell."""
+    starts, _ = data.document_bounds(np.arange(data.num_documents, dtype=np.int64))
+    firsts = np.empty((len(starts), 1), data.manifest.dtype)
+    data.gather(starts, firsts)
+    ids, counts = np.unique(firsts, return_counts=True)
+    lengths = [len(data.tokenizer.token_bytes(i)) for i in ids.tolist()]
+    return int(np.dot(lengths, counts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Windows (r, n + 1) with their numbers and, unless joined, the documents in them."""
+
+    ids: np.ndarray
+    tokens: np.ndarray
+    documents: np.ndarray | None
 
 
 def _batches(
-    data: TokenDataset, seq_len: int, *, rows_per_batch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Whole windows in batches; then the rest of the split as one shorter window."""
-    whole = data.num_windows(seq_len)
-    for start in range(0, whole, rows_per_batch):
-        ids = np.arange(start, min(start + rows_per_batch, whole), dtype=np.int64)
-        yield ids, data.windows(ids, seq_len)
-    if data.total_tokens - whole * seq_len > 1:
-        rest = data.read(whole * seq_len, data.total_tokens)
-        yield np.array([whole], dtype=np.int64), rest[None]
+    data: TokenDataset, windows: Windows, *, mode: Documents, size: int
+) -> Iterator[_Rows]:
+    """Whole windows in batches of ``size``; then, where windows follow each other in the split, the
+    rest of it as one shorter window."""
+    width, marks = windows.seq_len + 1, mode != "joined"
+    for start in range(0, windows.count, size):
+        ids = np.arange(start, min(start + size, windows.count), dtype=np.int64)
+        tokens = np.empty((len(ids), width), data.manifest.dtype)
+        documents = np.empty(tokens.shape, np.int32) if marks else None
+        windows.fill(ids, tokens, documents)
+        yield _Rows(ids=ids, tokens=tokens, documents=documents)
+    first = windows.count * windows.seq_len
+    if mode == "packed" or data.total_tokens - first <= 1:
+        return
+    rest = np.arange(first, data.total_tokens, dtype=np.int64)
+    numbers = data.document_at(rest) if marks else None
+    yield _Rows(
+        ids=np.array([windows.count], dtype=np.int64),
+        tokens=data.read(first, data.total_tokens)[None],
+        documents=None if numbers is None else (numbers - numbers[0]).astype(np.int32)[None],
+    )

@@ -22,6 +22,7 @@ from xtdist.config import (
     to_mapping,
 )
 from xtdist.data import TokenDataset
+from xtdist.data.config import Documents
 from xtdist.evaluate.baselines import fit_bigram, score_bigram, xz_bits_per_byte
 from xtdist.evaluate.perplexity import Score, evaluate_model
 from xtdist.files import write_atomic
@@ -31,12 +32,13 @@ from xtdist.track.console import progress_bar
 @configclass
 class Report:
     """Scores on one validation split. ``objective``: the model's kind; ``weights`` and ``dataset``
-    identify what was scored, in windows of ``seq_len``."""
+    identify what was scored, in windows of ``seq_len`` with ``documents`` as in training."""
 
     weights: str
     dataset: str
     seq_len: PositiveInt
     objective: str
+    documents: Documents = "joined"
     step: NonNegativeInt
     model: Score
     bigram: Score
@@ -59,9 +61,10 @@ class Report:
 
 
 def evaluate(
-    weights: Path, data: Path, *, seq_len: int | None = None, saved: Path | None = None
+    weights: Path, data: str | Path, *, seq_len: int | None = None, saved: Path | None = None
 ) -> Report:
-    """Score ``weights`` on the validation split of ``data``; fit and score the yardsticks.
+    """Score ``weights`` on the validation split of ``data``, with documents as in the training run;
+    fit and score the yardsticks.
 
     Args:
         saved: file to keep the report in; if it holds the report of the same weights, data and
@@ -83,12 +86,9 @@ def evaluate(
     if not 1 <= length <= longest:
         raise ConfigError(f"--seq-len: got {length}; this model takes 1 to {longest}")
     _make_room(saved)
-    known = _read(saved)
-    if known and (known.weights, known.dataset, known.seq_len) == (
-        loaded.digest,
-        valid.dataset_id,
-        length,
-    ):
+    documents: Documents = loaded.meta.get("documents", "joined")
+    known, wanted = _read(saved), (loaded.digest, valid.dataset_id, length, documents)
+    if known and (known.weights, known.dataset, known.seq_len, known.documents) == wanted:
         print(f"scored before, nothing to do: {saved}")
         return known
     report = Report(
@@ -96,8 +96,9 @@ def evaluate(
         dataset=valid.dataset_id,
         seq_len=length,
         objective=loaded.objective.kind,
+        documents=documents,
         step=int(loaded.meta.get("step", 0)),
-        model=_score(loaded, valid, length),
+        model=_score(loaded, valid, length, documents),
         bigram=score_bigram(fit_bigram(train), valid),
         xz_bits_per_byte=xz_bits_per_byte(valid),
     )
@@ -106,9 +107,11 @@ def evaluate(
     return report
 
 
-def _score(loaded: LoadedModel, valid: TokenDataset, seq_len: int) -> Score:
+def _score(loaded: LoadedModel, valid: TokenDataset, seq_len: int, documents: Documents) -> Score:
     with progress_bar(valid.total_tokens - 1, "tokens", label="evaluate") as bar:
-        return evaluate_model(loaded.trained, valid, seq_len=seq_len, progress=bar.update)
+        return evaluate_model(
+            loaded.trained, valid, seq_len=seq_len, documents=documents, progress=bar.update
+        )
 
 
 def _make_room(path: Path | None) -> None:
