@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from split_in_memory import PAD, SplitInMemory
 
-from xtdist.data import packed
+from xtdist.data import TokenDataset, packed
 from xtdist.data.packed import Packed
 from xtdist.data.packing import plan_documents
-from xtdist.data.windows import Joined, Masked, Windows
+from xtdist.data.storage.config import CacheConfig
+from xtdist.data.windows import Joined, Masked, Windows, make_windows
 
 LENGTHS = st.lists(st.one_of(st.integers(1, 5), st.integers(1, 90)), min_size=1, max_size=40)
 SEQ_LENS = st.integers(1, 33)
@@ -149,3 +151,31 @@ def test_what_is_read_soon_covers_the_rows_and_little_else(
     assert held <= advised
     assert len(advised - held) <= 3 * len(split.needed)
     windows.will_need(4, 4)
+
+
+@pytest.mark.parametrize("mode", ["joined", "masked", "packed"])
+@pytest.mark.parametrize("seq_len", [1, 7, 64, 1000, 5000])
+def test_shards_read_like_the_list_of_their_documents(
+    built: Path, tmp_path: Path, mode: str, seq_len: int
+) -> None:
+    dataset = TokenDataset.open(built)
+    documents = [d.tolist() for d in dataset.documents()]
+    flat = [t for d in documents for t in d]
+    cache = CacheConfig(folder=str(tmp_path))
+    windows = make_windows(dataset, seq_len, mode, cache=cache)  # type: ignore[arg-type]
+    assert mode == "packed" or windows.count == (len(flat) - 1) // seq_len
+    indices = np.random.default_rng(1).permutation(windows.count)[:200]
+    dtype = np.dtype(dataset.manifest.dtype)
+    tokens = np.empty((len(indices), seq_len + 1), dtype)
+    numbers = np.empty(tokens.shape, np.int32)
+    windows.fill(indices, tokens, numbers)
+    for index, row, number in zip(indices.tolist(), tokens, numbers, strict=True):
+        expected = np.full(seq_len + 1, dataset.tokenizer.pad_id)
+        for piece in windows.trace(index):
+            part = documents[piece.document][piece.start : piece.stop]
+            expected[piece.column : piece.column + len(part)] = part
+        np.testing.assert_array_equal(row, expected)
+        if mode == "joined":
+            assert row.tolist() == flat[index * seq_len : index * seq_len + seq_len + 1]
+        else:
+            assert number.max() == len(windows.trace(index)) - 1

@@ -1,0 +1,191 @@
+"""Buffers that rows are read into, and their way to the device.
+
+Token ids cross the bus as narrow as they lie on disk (their bits as int16 or int32) and become
+int64 there. On CUDA the buffers are pinned and form a ring: a copy runs on a stream of its own, and
+no buffer is filled again before its copy is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xtdist.config import ConfigError
+
+NARROW = {np.dtype(np.uint16): torch.int16, np.dtype(np.uint32): torch.int32}
+
+
+class Event(Protocol):
+    """A point in the work of a device, as ``torch.cuda.Event``."""
+
+    def synchronize(self) -> None:
+        """Wait until the device is there."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """Rows under way to the device: tokens int64, documents int32, both (rows, width). ``done``
+    tells when they are there; None: they are."""
+
+    tokens: Tensor
+    documents: Tensor | None
+    done: Event | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What one batch is: (rows, width) of ids as on disk, with document numbers or without."""
+
+    rows: int
+    width: int
+    dtype: np.dtype[Any]
+    documents: bool
+
+
+class Buffers(Protocol):
+    """``take`` and ``send`` are called in turn by one thread, ``receive`` by the one that computes
+    with the rows, before it does."""
+
+    def take(self) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
+        """Buffers for tokens and documents that nothing reads any more."""
+        ...
+
+    def send(self) -> Sent:
+        """Have what was taken last, now filled, on its way."""
+        ...
+
+    def receive(self, sent: Sent) -> None:
+        """What the caller computes from now on comes after the copy."""
+        ...
+
+
+def make_buffers(shape: Shape, device: torch.device, *, ahead: int) -> Buffers:
+    """Buffers for batches of which up to ``ahead`` wait at a time.
+
+    Raises:
+        ConfigError: no such kind of device.
+    """
+    if device.type == "cpu":
+        return HostBuffers(shape)
+    if device.type == "cuda":
+        return PinnedRing(shape, Cuda(device), slots=ahead + 1)
+    raise ConfigError(f"device: got {device}; batches can be put on cpu and cuda")
+
+
+class HostBuffers:
+    """One narrow scratch buffer for ids, cast into new memory; document numbers are read in place
+    into new memory. Nothing that was sent is written again."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._size = (shape.rows, shape.width)
+        self._tokens = np.empty(self._size, shape.dtype)
+        self._has_documents = shape.documents
+        self._documents: NDArray[np.int32] | None = None
+
+    def take(self) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
+        self._documents = np.empty(self._size, np.int32) if self._has_documents else None
+        return self._tokens, self._documents
+
+    def send(self) -> Sent:
+        documents = None if self._documents is None else torch.from_numpy(self._documents)
+        return Sent(tokens=torch.from_numpy(self._tokens.astype(np.int64)), documents=documents)
+
+    def receive(self, sent: Sent) -> None:
+        pass
+
+
+class Device(Protocol):
+    """What the ring asks of a device that copies beside its computing."""
+
+    def pinned(self, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Host memory that the device can read by itself."""
+        ...
+
+    def send(self, tokens: Tensor, documents: Tensor | None) -> Sent:
+        """Queue copies of pinned tensors, the ids made int64, and don't wait for them."""
+        ...
+
+    def receive(self, sent: Sent) -> None:
+        """What the calling thread computes from now on comes after ``sent``, and no copy gets its
+        memory before that is done."""
+        ...
+
+
+@dataclass
+class _Slot:
+    tokens: Tensor
+    documents: Tensor | None
+    copied: Event | None = None
+
+
+class PinnedRing:
+    """``slots`` pinned buffers in turn. A slot is taken again only when its copy is done."""
+
+    def __init__(self, shape: Shape, device: Device, *, slots: int) -> None:
+        self._shape, self._device = shape, device
+        size, narrow = (shape.rows, shape.width), NARROW[shape.dtype]
+        self._slots = [
+            _Slot(
+                device.pinned(size, narrow),
+                device.pinned(size, torch.int32) if shape.documents else None,
+            )
+            for _ in range(slots)
+        ]
+        self._turn = -1
+
+    def take(self) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
+        self._turn = (self._turn + 1) % len(self._slots)
+        slot = self._slots[self._turn]
+        if slot.copied is not None:
+            slot.copied.synchronize()
+            slot.copied = None
+        documents = None if slot.documents is None else slot.documents.numpy()
+        return slot.tokens.numpy().view(self._shape.dtype), documents
+
+    def send(self) -> Sent:
+        slot = self._slots[self._turn]
+        sent = self._device.send(slot.tokens, slot.documents)
+        slot.copied = sent.done
+        return sent
+
+    def receive(self, sent: Sent) -> None:
+        self._device.receive(sent)
+
+
+class Cuda:
+    """A GPU with a stream of its own for copies."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def pinned(self, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, pin_memory=True)
+
+    def send(self, tokens: Tensor, documents: Tensor | None) -> Sent:
+        with torch.cuda.stream(self.stream):
+            ids = widen(tokens.to(self.device, non_blocking=True))
+            if documents is not None:
+                documents = documents.to(self.device, non_blocking=True)
+            done = torch.cuda.Event(blocking=True)  # waiting for it leaves the CPU to others
+            done.record(self.stream)
+        return Sent(tokens=ids, documents=documents, done=done)
+
+    def receive(self, sent: Sent) -> None:
+        computing = torch.cuda.current_stream(self.device)
+        if sent.done is not None:
+            computing.wait_event(cast(torch.cuda.Event, sent.done))
+        for tensor in (sent.tokens, sent.documents):
+            if tensor is not None:
+                tensor.record_stream(computing)
+
+
+def widen(ids: Tensor) -> Tensor:
+    """Unsigned ids as int64, from their bits in a signed type."""
+    return ids.to(torch.int64).bitwise_and_(2 ** (8 * ids.element_size()) - 1)
