@@ -31,10 +31,10 @@ def stream(folder: Path, split: str) -> tuple[np.ndarray, list[int]]:
 
 def rewrite_manifest(folder: Path, tree: dict[str, object]) -> None:
     """Write a manifest as a forger would: in the canonical form, with the id of its content."""
-    tree = {k: v for k, v in tree.items() if k != "dataset_id"}
-    text = json.dumps(tree, sort_keys=True, indent=1) + "\n"
-    first = f'{{\n "dataset_id": "{hashlib.sha256(text.encode()).hexdigest()}",'
-    (folder / "manifest.json").write_text(first + text.removeprefix("{"))
+    content = {k: v for k, v in tree.items() if k != "dataset_id"}
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["dataset_id"] = hashlib.sha256(plain.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(content, sort_keys=True, indent=1) + "\n")
 
 
 def test_windows_and_documents_are_the_stream_that_pyarrow_reads(built: Path) -> None:

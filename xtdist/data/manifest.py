@@ -1,16 +1,16 @@
 """The manifest: what a dataset holds, written last. No manifest, no dataset.
 
-``dataset_id`` is the sha256 of the manifest's canonical content, and the manifest holds the sha256
+``dataset_id`` is the digest of the manifest's content, and the manifest holds the sha256
 of every shard and of the tokenizer: the id stands for every token. It goes into every checkpoint,
 and into the manifest's file itself, so that a changed byte shows.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
 from xtdist.config import (
     ConfigError,
@@ -18,6 +18,7 @@ from xtdist.config import (
     NonNegativeInt,
     PositiveInt,
     configclass,
+    digest,
     from_mapping,
     to_mapping,
 )
@@ -67,25 +68,19 @@ class Manifest:
     build: BuildInfo
     splits: dict[str, tuple[ShardInfo, ...]]
 
-    @property
+    @functools.cached_property
     def dataset_id(self) -> str:
         """sha256 of the canonical content (64 hex digits)."""
-        return hashlib.sha256(_content(self).encode()).hexdigest()
+        return digest(self)
 
 
 def canonical_text(manifest: Manifest) -> str:
-    """The one text that a manifest is written as: its content, keys sorted, and its id."""
-    content = _content(manifest)
-    return _with_id(content, hashlib.sha256(content.encode()).hexdigest())
+    """The one text that a manifest is written as: its id and its content."""
+    return _text({**to_mapping(manifest), "dataset_id": manifest.dataset_id})
 
 
-def _content(manifest: Manifest) -> str:
-    return json.dumps(to_mapping(manifest), sort_keys=True, indent=1) + "\n"
-
-
-def _with_id(content: str, dataset_id: str) -> str:
-    """Put the id first."""
-    return f'{{\n "dataset_id": "{dataset_id}",' + content.removeprefix("{")
+def _text(tree: dict[str, Any]) -> str:
+    return json.dumps(tree, sort_keys=True, indent=1) + "\n"
 
 
 def read_manifest(folder: Folder | str | Path) -> Manifest:
@@ -125,18 +120,17 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
                 f"{path}: format_version is {tree.get('format_version')!r}, this version reads "
                 f"{FORMAT_VERSION}; prepare the dataset again"
             )
-        said = tree.pop("dataset_id", None) if isinstance(tree, dict) else None
-        manifest = from_mapping(Manifest, tree)
+        said = tree.get("dataset_id") if isinstance(tree, dict) else None
+        content = {k: v for k, v in tree.items() if k != "dataset_id"} if said else tree
+        manifest = from_mapping(Manifest, content)
     except (ConfigError, ValueError, RecursionError) as e:
         raise DataError(f"{path}: damaged ({e}); prepare the dataset again") from None
-    content = _content(manifest)
-    is_ = hashlib.sha256(content.encode()).hexdigest()
-    if said != is_:
+    if said != manifest.dataset_id:
         raise DataError(
             f"{path}: was changed since it was written (dataset_id is {said!r}, its content gives "
-            f"{is_!r}); restore it, or prepare the dataset again"
+            f"{manifest.dataset_id!r}); restore it, or prepare the dataset again"
         )
-    if _with_id(content, is_) != text:
+    if _text(tree) != text:
         raise DataError(f"{path}: was edited by hand; prepare the dataset again")
     _check(manifest, path)
     return manifest

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from xtdist.config import DataError
 from xtdist.data.manifest import ShardInfo
-from xtdist.data.shards import DOC_ID_BYTES, RESTORE, Tokens
+from xtdist.data.shards import DOC_ID_BYTES, RESTORE, Tokens, shard_schema
 from xtdist.data.storage.config import CacheConfig
 from xtdist.data.storage.folder import Folder
 
@@ -111,16 +111,22 @@ def open_shard(path: Path, info: ShardInfo, *, dtype: str, hashed: bool) -> Mapp
         raise DataError(f"{path}: {problem}; {RESTORE}") from None
 
 
+@functools.cache
+def _columns(dtype: str) -> dict[str, Any]:
+    """The Arrow type of each column that is read."""
+    return {field.name: field.type for field in shard_schema(dtype, tokenizer_sha256="")}
+
+
 def _views(batch: Any, info: ShardInfo, *, dtype: str, file: Any) -> MappedShard:
     """The batch as numpy arrays; ValueError says what is wrong with it."""
-    expected = {"tokens": f"list<item: {dtype} not null>", "doc_id": "fixed_size_binary[16]"}
     columns = {}
-    for name, kind in expected.items():
+    for name, kind in _columns(dtype).items():
         at = batch.schema.get_field_index(name)
-        found = str(batch.schema.field(at).type) if at >= 0 else "missing"
-        if found != kind:
-            raise ValueError(f"column {name} is {found}, not {kind}")
+        if at < 0:
+            raise ValueError(f"there is no column {name}")
         columns[name] = batch.column(at)
+        if columns[name].type != kind:
+            raise ValueError(f"column {name} is {columns[name].type}, not {kind}")
         if columns[name].null_count:
             raise ValueError(f"column {name} has nulls")
     batch.validate()
