@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xtdist.config import DataError
-from xtdist.data import Loader, Order, TokenDataset
+from xtdist.data import DataConfig, Loader, Order, TokenDataset
 
 SEQ_LEN = 24
 
@@ -22,7 +22,13 @@ def ds(built: Path) -> TokenDataset:
 
 
 def order_of(ds: TokenDataset, batch: int = 6) -> Order:
-    return Order(num_windows=ds.num_windows(SEQ_LEN), global_batch=batch, seed=5)
+    return Order(
+        config=DataConfig(path=str(ds.folder)),
+        counts={"data": ds.num_windows(SEQ_LEN)},
+        seq_len=SEQ_LEN,
+        global_batch=batch,
+        seed=5,
+    )
 
 
 def loader_threads() -> int:
@@ -35,7 +41,7 @@ def test_all_ranks_together_give_the_global_batch_window_by_window(
 ) -> None:
     order = order_of(ds)
     steps = range(180, 430)  # across an epoch edge and several lookup blocks
-    assert order.num_windows in range(180 * 6, 430 * 6)
+    assert order.counts["data"] in range(180 * 6, 430 * 6)
     ranks = []
     for rank in range(world):
         with Loader(ds, order, seq_len=SEQ_LEN, steps=steps, rank=rank, world=world) as loader:
@@ -43,15 +49,13 @@ def test_all_ranks_together_give_the_global_batch_window_by_window(
     for i, step in enumerate(steps):
         batches = [batches[i] for batches in ranks]
         assert {b.step for b in batches} == {step}
-        ids = order.sample_ids(step)
-        expected = np.stack([ds.window(int(w), SEQ_LEN) for w in order.windows(ids)])
+        samples = order.samples(step)
+        expected = np.stack([ds.window(int(w), SEQ_LEN) for w in samples.index])
         tokens = torch.cat([b.tokens for b in batches])
         assert tokens.dtype == torch.int64
         np.testing.assert_array_equal(tokens.numpy(), expected)
-        np.testing.assert_array_equal(np.concatenate([b.sample_ids for b in batches]), ids)
-        np.testing.assert_array_equal(
-            np.concatenate([b.windows for b in batches]), order.windows(ids)
-        )
+        np.testing.assert_array_equal(np.concatenate([b.sample_ids for b in batches]), samples.ids)
+        np.testing.assert_array_equal(np.concatenate([b.windows for b in batches]), samples.index)
     assert loader_threads() == 0
 
 

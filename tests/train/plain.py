@@ -21,7 +21,11 @@ def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
     data = TokenDataset.open(spec.data.path, "train")
     seq_len = spec.data.seq_len
     order = Order(
-        num_windows=data.num_windows(seq_len), global_batch=spec.global_batch, seed=spec.seed
+        config=spec.data,
+        counts={"data": data.num_windows(seq_len)},
+        seq_len=seq_len,
+        global_batch=spec.global_batch,
+        seed=spec.seed,
     )
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
     net = build_model(spec.model, generator=generator)
@@ -44,7 +48,7 @@ def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
         for group in optimizer.param_groups:
             group["lr"] = optim.lr * min(1.0, (step + 1) / optim.schedule.warmup_steps)
         optimizer.zero_grad()
-        tokens = rows_of(data, order.windows(order.sample_ids(step)), seq_len)
+        tokens = rows_of(data, order.samples(step).index, seq_len)
         loss = torch.stack([train_loss(net, part) for part in tokens.chunk(parts)]).mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), optim.grad_clip or math.inf)

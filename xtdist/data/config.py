@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from xtdist.config import (
     configclass,
 )
 from xtdist.data.sources.config import SourceConfig
+from xtdist.data.storage.config import CacheConfig
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|mask|>", "<|pad|>")
 MIN_BPE_VOCAB = 256 + len(SPECIAL_TOKENS) + 1
@@ -86,6 +88,8 @@ class PrepareConfig:
         _check_local("output", self.output)
 
 
+MAX_SLOTS = 2**20
+"""Samples after which a mixture repeats its pattern, at most."""
 CORPUS_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -151,6 +155,7 @@ class DataConfig:
             each other, ``packed`` also keeps them whole where they fit.
         verify: ``touch`` hashes each shard when it is first read (60 ms per 64 MiB), ``full`` all
             of them on opening, ``size`` trusts file sizes.
+        cache: where shards of remote datasets are kept.
     """
 
     path: str | None = None
@@ -160,6 +165,7 @@ class DataConfig:
     shuffle: Shuffle = UniformShuffle()
     documents: Documents = "joined"
     verify: Literal["touch", "full", "size"] = "touch"
+    cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:
         if (self.path is None) == (not self.corpora):
@@ -219,8 +225,19 @@ PLAIN = "data"
 
 
 def _check_weights(where: str, weights: Mapping[str, float]) -> None:
-    if weights and not any(weights.values()):
-        raise ConfigError(f"{where}: all weights are 0; at least one must be larger")
+    if not weights:
+        return
+    total = sum(weights.values())
+    if not 0 < total < math.inf:
+        raise ConfigError(
+            f"{where}: the weights add up to {total}; give numbers such as 0.7 and 0.3"
+        )
+    for name, weight in weights.items():
+        if 0 < weight * MAX_SLOTS < total:
+            raise ConfigError(
+                f"{where}: {name!r} has weight {weight} of {total}, less than one sample in "
+                f"{MAX_SLOTS}; raise it, or set it to 0 to leave the corpus out"
+            )
 
 
 def _check_skip(skip: tuple[tuple[int, int], ...]) -> None:

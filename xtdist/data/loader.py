@@ -118,9 +118,8 @@ class Loader:
         together = max(1, LOOKUP_SAMPLES // self.order.global_batch)
         for first in range(0, len(self.steps), together):
             steps = self.steps[first : first + together]
-            ids = np.stack([self.order.sample_ids(step)[self._rows] for step in steps])
-            windows = self.order.windows(ids.reshape(-1)).reshape(ids.shape)
-            for step, sample_ids, here in zip(steps, ids, windows, strict=True):
+            found = self.order.samples_between(steps.start, steps.stop, self._rows)
+            for step, sample_ids, here in zip(steps, found.ids, found.index, strict=True):
                 yield StepBatch(
                     step=step,
                     tokens=torch.from_numpy(self.dataset.windows(here, self.seq_len)),

@@ -127,7 +127,9 @@ class Run:
 
     def loader(self) -> Loader:
         order = Order(
-            num_windows=self.data.num_windows(self.spec.data.seq_len),
+            config=self.spec.data,
+            counts={"data": self.data.num_windows(self.spec.data.seq_len)},
+            seq_len=self.spec.data.seq_len,
             global_batch=self.spec.global_batch,
             seed=self.spec.seed,
         )
