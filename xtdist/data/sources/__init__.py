@@ -8,7 +8,14 @@ from xtdist.data.sources.config import (
     SourceConfig,
     StdlibSource,
 )
-from xtdist.data.sources.plan import documents, input_sha256, inputs, plan_units, read_unit
+from xtdist.data.sources.plan import (
+    documents,
+    input_sha256,
+    input_stamp,
+    inputs,
+    plan_units,
+    read_unit,
+)
 from xtdist.data.sources.unit import Document, Input, Part, Unit
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "Unit",
     "documents",
     "input_sha256",
+    "input_stamp",
     "inputs",
     "plan_units",
     "read_unit",

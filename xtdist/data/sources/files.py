@@ -14,16 +14,12 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles:
-    """``leave_out``: names of folders and files that are not part of the source."""
-
     root: Root
     pattern: str
     policy: Policy
-    leave_out: frozenset[str] = frozenset()
 
     def inputs(self) -> list[Input]:
-        found = self.root.files(self.pattern)
-        return [i for i in found if self.leave_out.isdisjoint(i.name.split("/"))]
+        return self.root.files(self.pattern)
 
     def parts(self, unit_bytes: int) -> Iterable[Part]:
         return (Part(file=i.name, start=0, stop=i.bytes, bytes=i.bytes) for i in self.inputs())

@@ -7,6 +7,7 @@ Such a folder holds ``state.json``, which lists Arrow stream files in order; a `
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from xtdist.data.sources.unit import Document, Input, Part
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _MAX_JSON_BYTES = 2**26
+_END = bytes.fromhex("ffffffff00000000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,13 @@ class HfFolder:
     def read(self, part: Part) -> Iterator[Document]:
         where, row = self.root.where(part.file), 0
         with reading(where), self.root.open(part.file) as stored:
+            stored.seek(-min(part.stop, len(_END)), os.SEEK_END)
+            if stored.read() != _END:
+                raise DataError(
+                    f"{where}: can't be read (no end of the Arrow stream: it was cut short); copy "
+                    "it again, or save the dataset again"
+                )
+            stored.seek(0)
             stream = pa.ipc.open_stream(stored)
             check_column(stream.schema, self.field, where)
             for batch in stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -37,14 +38,14 @@ class JsonLines:
 
     def read(self, part: Part) -> Iterator[Document]:
         name, field, where = part.file, self.field, self.root.where(part.file)
-        plain, offset = packing(name) is None, part.start
+        offset, stop = part.start, part.stop if packing(name) is None else math.inf
         line: Any
         with reading(where), self.root.unpacked(name) as file:
             if offset:
                 file.seek(offset - 1)
                 if file.read(1) != b"\n":
                     raise changed(where)
-            while line := file.readline(MAX_DOCUMENT_BYTES + 1):
+            while offset < stop and (line := file.readline(MAX_DOCUMENT_BYTES + 1)):
                 at, offset = offset, offset + len(line)
                 if offset - at > MAX_DOCUMENT_BYTES:
                     too_large(f"{where} (line at byte {at})")
@@ -52,8 +53,8 @@ class JsonLines:
                     # In place of the bytes: of a large document no copy stays without need.
                     line = (line if at else line.removeprefix(BOM)).decode()
                     text = json.loads(line)[field]
-                    if not isinstance(text, str) or "\\u" in line:
-                        text.encode()  # a number has no such method, a lone surrogate no bytes
+                    if not text.isascii() and "\\u" in line:  # a number has no such method
+                        text.encode()  # a lone surrogate has no bytes
                 except _NOT_TEXT as e:
                     if not line.strip():
                         continue
@@ -61,9 +62,7 @@ class JsonLines:
                     text = None
                 del line
                 yield Document(f"{name}@{at}", text)
-                if plain and offset >= part.stop:
-                    break
-            if plain and offset != part.stop:
+            if offset != stop < math.inf:
                 raise changed(where)
 
     def _ranges(self, name: str, size: int, unit_bytes: int) -> Iterator[tuple[int, int]]:

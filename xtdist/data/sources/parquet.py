@@ -54,7 +54,7 @@ class ParquetFiles:
                     use_threads=False,
                 ):
                     yield from rows(
-                        batch.column(0),
+                        batch.column(self.field),
                         name=part.file,
                         where=where,
                         first_row=row,

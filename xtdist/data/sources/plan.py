@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sysconfig
 from collections.abc import Iterable, Iterator
 from typing import Protocol, assert_never
 
+from xtdist.config import DataError
 from xtdist.data.sources.config import (
     FilesSource,
     HfFolderSource,
@@ -103,6 +105,17 @@ def input_sha256(source: SourceConfig, name: str) -> str:
     return found.hexdigest()
 
 
+def input_stamp(source: SourceConfig, name: str) -> str:
+    """Size and time of change of the input ``name``, without reading it.
+
+    Raises:
+        DataError: it is not there.
+    """
+    root = _reader(source).root
+    with reading(root.where(name)):
+        return root.stamp(name)
+
+
 def documents(source: SourceConfig) -> Iterator[Document]:
     """All documents of ``source``, in order, read one at a time.
 
@@ -125,13 +138,19 @@ def _append(parts: list[Part], part: Part) -> None:
 def _reader(source: SourceConfig) -> _Reader:
     if isinstance(source, StdlibSource):
         root = open_root(sysconfig.get_path("stdlib"), may_be_file=False)
+        root = dataclasses.replace(root, leave_out=_NOT_STDLIB)
         skip = Policy(bad_documents="skip")
-        return TextFiles(root=root, pattern="**/*.py", policy=skip, leave_out=_NOT_STDLIB)
+        return TextFiles(root=root, pattern="**/*.py", policy=skip)
     policy = Policy(bad_documents=source.bad_documents)
     if isinstance(source, HfFolderSource):
         root = open_root(source.path, may_be_file=False)
         return HfFolder(root=root, split=source.split, field=source.field, policy=policy)
     root = open_root(source.path, may_be_file=True)
+    if root.only is not None and source.pattern != type(source).pattern:
+        raise DataError(
+            f"source.pattern: got {source.pattern!r}, but source.path is one file; leave the "
+            "pattern out, or give the folder"
+        )
     match source:
         case FilesSource():
             return TextFiles(root=root, pattern=source.pattern, policy=policy)

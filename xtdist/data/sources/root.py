@@ -19,16 +19,19 @@ from xtdist.data.storage.location import Location, locate
 from xtdist.data.storage.retry import retry
 
 PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+_NOT_UNPACKED = (".xz", ".lz4", ".zip", ".7z", ".br", ".tar", ".tgz")
 _LOCAL_BUFFER = 2**18
 _REMOTE_BUFFER = 2**23
 
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """``only``: the source was given as one file, and this is its name below the root."""
+    """``only``: the source was given as one file, and this is its name below the root.
+    ``leave_out``: folders of these names are not looked into, wherever they are."""
 
     at: Location
     only: str | None = None
+    leave_out: frozenset[str] = frozenset()
 
     def where(self, name: str) -> str:
         """What messages call the file ``name``."""
@@ -54,6 +57,12 @@ class Root:
                 f"source: no file in {self.at.name} matches {pattern!r}; check source.path and "
                 "source.pattern"
             )
+        for name, _ in found:
+            if name.endswith(_NOT_UNPACKED):
+                raise DataError(
+                    f"{self.where(name)}: this kind of packing is not read; pack the text as "
+                    f"{', '.join(PACKED)}, or not at all"
+                )
         return found
 
     def size(self, name: str) -> int:
@@ -74,6 +83,14 @@ class Root:
         """Whether there is such a file."""
         path = self._path(name)
         return self._info(path).is_file if self.at.remote else os.path.isfile(path)
+
+    def stamp(self, name: str) -> str:
+        """Size and time of change of a file, in nanoseconds."""
+        if not self.at.remote:
+            found = os.stat(self._path(name))
+            return f"{found.st_size} {found.st_mtime_ns}"
+        info = self._info(self._path(name))
+        return f"{info.size} {info.mtime_ns}"
 
     def open(self, name: str) -> BinaryIO:
         """The stored bytes of a file.
@@ -97,7 +114,7 @@ class Root:
             return file
         if not file.peek(1):  # type: ignore[attr-defined]
             file.close()
-            raise DataError(f"{self.where(name)}: can't be read (not even a {kind} header)")
+            raise _damaged(self.where(name), f"no byte of {kind}")
         return io.BufferedReader(pa.CompressedInputStream(file, kind), _LOCAL_BUFFER)
 
     def _path(self, name: str) -> str:
@@ -106,7 +123,8 @@ class Root:
     def _local(self) -> Iterator[tuple[str, int | None]]:
         """The names below the root; sizes are asked for where a name matches."""
         with reading(self.at.name):
-            for folder, _, names in os.walk(self.at.path, onerror=_raise):
+            for folder, folders, names in os.walk(self.at.path, onerror=_raise):
+                folders[:] = [name for name in folders if name not in self.leave_out]
                 below = os.path.relpath(folder, self.at.path).replace(os.sep, "/")
                 yield from ((n if below == "." else f"{below}/{n}", None) for n in names)
 
@@ -211,8 +229,16 @@ def reading(where: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as e:
         number = getattr(e, "errno", None)
-        why = os.strerror(number) if number else " ".join(str(e).split())[:300]
-        raise DataError(f"{where}: can't be read ({why})") from None
+        if number:
+            raise DataError(f"{where}: can't be read ({os.strerror(number)})") from None
+        raise _damaged(where, " ".join(str(e).split())[:300]) from None
+
+
+def _damaged(where: str, why: str) -> DataError:
+    return DataError(
+        f"{where}: can't be read ({why}); it is damaged or of another kind: restore it, or leave "
+        "it out of the source"
+    )
 
 
 def _raise(error: OSError) -> None:
