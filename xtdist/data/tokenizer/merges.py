@@ -18,9 +18,6 @@ Merge = tuple[bytes, bytes]
 _MAX_TOKEN_BYTES = 128  # checking a token is quadratic in its length: long runs must end
 _LONG_RUN = re.compile(r"\S{2048}|\s{2048}")  # the trainer is quadratic in a word's length, too
 
-# The split into words of GPT-2, as Hugging Face's ByteLevel pre-tokenizer has it.
-SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
 
 def byte_characters() -> list[str]:
     """The printable character that stands for each byte in tokenizer.json (GPT-2's table)."""
