@@ -26,6 +26,8 @@ from xtdist.data.tokenizer import (
     load_tokenizer,
     train_bpe,
 )
+from xtdist.data.trace import TracedPiece, TracedRow
+from xtdist.data.view import View, open_view
 
 __all__ = [
     "TOKENIZER_FILE",
@@ -47,8 +49,12 @@ __all__ = [
     "StepBatch",
     "TokenDataset",
     "Tokenizer",
+    "TracedPiece",
+    "TracedRow",
+    "View",
     "byte_tokenizer",
     "load_tokenizer",
+    "open_view",
     "prepare",
     "rank_slice",
     "read_manifest",
