@@ -162,7 +162,8 @@ class ShardCache:
             with open(lock.fd, "r+b", buffering=0, closefd=False) as file:
                 fetch(file)
             os.fsync(lock.fd)
-            part.rename(path)
+            with self._exclusive():  # who adds up sizes must not miss it between its names
+                part.rename(path)
             lock.path = path
         finally:
             if lock.path == part:

@@ -11,7 +11,7 @@ from xtdist.data.storage.cache import ShardCache
 from xtdist.data.storage.config import CacheConfig
 from xtdist.data.storage.location import Location
 from xtdist.data.storage.retry import retry
-from xtdist.data.storage.transfer import COMPRESSED, RemoteFile, download
+from xtdist.data.storage.transfer import COMPRESSED, download, read_small
 
 if TYPE_CHECKING:
     from xtdist.data.manifest import ShardInfo
@@ -35,7 +35,7 @@ class RemoteFolder:
         return bool(self._listing())
 
     def read_bytes(self, name: str) -> bytes:
-        return RemoteFile(self.location.join(name)).readall()
+        return read_small(self.location, name)
 
     def size(self, name: str) -> int | None:
         return self._listing().get(name)

@@ -105,6 +105,29 @@ def open_input(location: Location) -> BinaryIO:
     return io.BufferedReader(RemoteFile(location), CHUNK_BYTES)
 
 
+def read_small(folder: Location, name: str) -> bytes:
+    """The content of a file of a few MB. A remote one is read until two readings agree: its hash
+    isn't known, and a flipped bit must not look like a damaged dataset.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: see ``retry``.
+    """
+    where = folder.join(name)
+
+    def once() -> bytes:
+        with open_input(where) as first, open_input(where) as second:
+            data = first.read()
+            if data != second.read():
+                raise TransferError("two readings differ")
+        return data
+
+    if folder.remote:
+        return retry(once, what=where.name)
+    with open_input(where) as file:
+        return file.read()
+
+
 def download(folder: Location, info: ShardInfo, out: BinaryIO) -> None:
     """Write the shard's content to ``out`` from its start, hashed on the way; what does not have
     the size and sha256 of ``info`` is fetched again.
@@ -121,14 +144,31 @@ def download(folder: Location, info: ShardInfo, out: BinaryIO) -> None:
         ) from None
 
 
-def _download_once(where: Location, info: ShardInfo, out: BinaryIO) -> None:
-    out.seek(0)
+def intact(folder: Location, info: ShardInfo) -> bool:
+    """Whether the shard lies in a remote folder with the right content: reads all of it.
+
+    Raises:
+        DataError: see ``retry``.
+    """
+    try:
+        _download_once(folder.join(info.path), info, None)
+    except (TransferError, FileNotFoundError):
+        return False
+    return True
+
+
+def _download_once(where: Location, info: ShardInfo, out: BinaryIO | None) -> None:
+    if out is not None:
+        out.seek(0)
     size, digest = 0, hashlib.sha256()
     for chunk in _content(where):
         size += len(chunk)
         if size > info.bytes:
             raise TransferError(f"more than the {info.bytes} bytes that the manifest states")
-        out.write(chunk)
+        if out is not None:
+            view = memoryview(chunk)
+            while view:  # an unbuffered file may take less at a time
+                view = view[out.write(view) :]
         digest.update(chunk)
     if size != info.bytes:
         raise TransferError(f"{size} bytes, the manifest says {info.bytes}")
