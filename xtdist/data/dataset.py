@@ -23,7 +23,7 @@ from xtdist.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 Verify = Literal["touch", "full", "size"]
 
 # Below this, asking the kernel for a stretch of a file costs more than it can win.
-ADVISED_BYTES = 128 * 1024
+ADVISED_BYTES = 32 * 1024
 
 
 class TokenDataset:

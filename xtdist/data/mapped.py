@@ -29,6 +29,8 @@ from xtdist.data.storage.folder import Folder
 
 # Linux allows a process 65,530 maps.
 MOST_MAPPED = 16_384
+# Of a longer stretch Linux reads only the beginning.
+READ_AHEAD_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,10 @@ class MappedShard:
 
     def will_need(self, start: int, stop: int) -> None:
         """Have the kernel read tokens [start, stop) from the disk, without waiting for it."""
-        at = self.tokens.ctypes.data - self.file.address
-        size = self.tokens.itemsize
-        advise(self.file, at + start * size, at + stop * size, advice=mmap.MADV_WILLNEED)
+        at, size = self.tokens.ctypes.data - self.file.address, self.tokens.itemsize
+        for first in range(at + start * size, at + stop * size, READ_AHEAD_BYTES):
+            last = min(first + READ_AHEAD_BYTES, at + stop * size)
+            advise(self.file, first, last, advice=mmap.MADV_WILLNEED)
 
 
 def advise(buffer: Any, start: int, stop: int, *, advice: int) -> None:
