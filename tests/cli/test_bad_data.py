@@ -42,7 +42,7 @@ def flip(path: Path, offset: int = -200) -> None:
 
 
 def test_a_corpus_that_is_not_there_is_named(refused, prepare_config, tmp_path):
-    assert f"source.path: {tmp_path / 'text'} is not a folder" in refused("prepare", prepare_config)
+    assert f"source.path: {tmp_path / 'text'} does not exist" in refused("prepare", prepare_config)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,15 @@
 """The data path: text to token shards, and shards to batches in an order any worker can compute."""
 
-from xtdist.data.config import (
-    BpeTokenizerConfig,
-    ByteTokenizerConfig,
-    DataConfig,
-    PrepareConfig,
-)
+from xtdist.data.build.config import LocalRunner, PrepareConfig, RayRunner
+from xtdist.data.build.prepare import prepare
+from xtdist.data.build.progress import Progress
+from xtdist.data.build.report import PrepareReport
+from xtdist.data.build.spool import prepare_documents
+from xtdist.data.config import DataConfig
 from xtdist.data.dataset import TokenDataset
 from xtdist.data.loader import Loader, StepBatch
 from xtdist.data.manifest import Manifest, read_manifest
 from xtdist.data.order import Order, rank_slice
-from xtdist.data.prepare import PrepareReport, Progress, prepare
 from xtdist.data.sources import (
     Document,
     FilesSource,
@@ -21,9 +20,16 @@ from xtdist.data.sources import (
 )
 from xtdist.data.tokenizer import (
     TOKENIZER_FILE,
+    BpeTokenizerConfig,
+    ByteTokenizerConfig,
+    HuggingFaceTokenizerConfig,
+    SentencePieceTokenizerConfig,
+    TiktokenTokenizerConfig,
     Tokenizer,
+    TokenizerConfig,
     byte_tokenizer,
     load_tokenizer,
+    make_tokenizer,
     train_bpe,
 )
 from xtdist.data.trace import TracedPiece, TracedRow
@@ -37,25 +43,33 @@ __all__ = [
     "Document",
     "FilesSource",
     "HfFolderSource",
+    "HuggingFaceTokenizerConfig",
     "JsonlSource",
     "Loader",
+    "LocalRunner",
     "Manifest",
     "Order",
     "ParquetSource",
     "PrepareConfig",
     "PrepareReport",
     "Progress",
+    "RayRunner",
+    "SentencePieceTokenizerConfig",
     "StdlibSource",
     "StepBatch",
+    "TiktokenTokenizerConfig",
     "TokenDataset",
     "Tokenizer",
+    "TokenizerConfig",
     "TracedPiece",
     "TracedRow",
     "View",
     "byte_tokenizer",
     "load_tokenizer",
+    "make_tokenizer",
     "open_view",
     "prepare",
+    "prepare_documents",
     "rank_slice",
     "read_manifest",
     "train_bpe",

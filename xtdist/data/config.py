@@ -19,73 +19,12 @@ from xtdist.config import (
     PositiveInt,
     configclass,
 )
-from xtdist.data.sources.config import SourceConfig
 from xtdist.data.storage.config import CacheConfig
-
-SPECIAL_TOKENS = ("<|endoftext|>", "<|mask|>", "<|pad|>")
-MIN_BPE_VOCAB = 256 + len(SPECIAL_TOKENS) + 1
 
 
 def local_path(path: str | Path) -> Path:
     """``path`` with a leading ``~`` replaced by the home folder."""
     return Path(os.path.expanduser(path))
-
-
-def _check_local(key: str, path: str) -> None:
-    if "://" in path:
-        raise ConfigError(
-            f"{key}: got {path!r}; remote storage is not supported yet; give a local or mounted "
-            "path"
-        )
-
-
-@configclass
-class ByteTokenizerConfig:
-    """256 byte tokens and the three special tokens; needs no training."""
-
-    kind: Literal["byte"] = "byte"
-
-
-@configclass
-class BpeTokenizerConfig:
-    """Byte-level BPE trained on the training split.
-
-    ``vocab_size`` includes the 256 bytes and the three special tokens; a corpus with too few
-    repeated pairs gives a smaller vocabulary. ``train_bytes`` bounds the text that is trained on: a
-    subset of the training documents, chosen by content hash.
-    """
-
-    kind: Literal["bpe"] = "bpe"
-    vocab_size: Annotated[int, Field(ge=MIN_BPE_VOCAB, le=1_000_000)] = 4096
-    train_bytes: Annotated[int, Field(gt=0)] = 32_000_000
-
-
-TokenizerConfig = Annotated[ByteTokenizerConfig | BpeTokenizerConfig, Field(discriminator="kind")]
-
-
-@configclass
-class PrepareConfig:
-    """Text to shards.
-
-    Attributes:
-        output: folder of the dataset; it appears complete or not at all.
-        source: where the text comes from.
-        tokenizer: how it becomes tokens.
-        valid_fraction: expected share of the documents in the validation split. A document's split
-            follows from its content alone, so it stays when documents are added.
-        shard_tokens: a shard is closed once it has this many tokens (documents stay whole).
-        replace: build anew when ``output`` holds another dataset; otherwise that is an error.
-    """
-
-    output: str
-    source: SourceConfig
-    tokenizer: TokenizerConfig
-    valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    shard_tokens: Annotated[int, Field(gt=0, le=2**30)] = 32 * 2**20
-    replace: bool = False
-
-    def __post_init__(self) -> None:
-        _check_local("output", self.output)
 
 
 MAX_SLOTS = 2**20

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 from xtdist.config import ConfigError, DataError
+from xtdist.data.build.report import INPUTS_FILE, LENGTHS_FILE, REPORT_FILE
 from xtdist.data.manifest import MANIFEST_FILE
 from xtdist.data.tokenizer import TOKENIZER_FILE
 
-_SHARD = re.compile(r"(train|valid)-\d{5,}\.arrow")
+_SHARD = re.compile(r"(train|valid)-\d{5,}(-\d{5,})?\.arrow")
+_BESIDE = {TOKENIZER_FILE, REPORT_FILE, LENGTHS_FILE, INPUTS_FILE}
 
 
 def refuse_foreign(output: Path) -> None:
@@ -42,7 +44,7 @@ def _is_ours(path: Path) -> bool:
     if not path.is_file():
         return False
     if path.name != MANIFEST_FILE:
-        return path.name == TOKENIZER_FILE or _SHARD.fullmatch(path.name) is not None
+        return path.name in _BESIDE or _SHARD.fullmatch(path.name) is not None
     try:
         tree = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
