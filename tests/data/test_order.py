@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_order import make_order, permuted
 
 from xtdist.config import ConfigError, DataError, derive_seed
-from xtdist.data import DataConfig, Order, rank_slice
+from xtdist.data import Order, rank_slice
 
 FIELDS = ("ids", "corpus", "index")
 SHUFFLES: list[dict[str, Any]] = [
@@ -26,21 +27,12 @@ SHUFFLES: list[dict[str, Any]] = [
 
 
 def plain(n: int, *, batch: int, seed: int = 0, **settings: Any) -> Order:
-    config = DataConfig(path="x", **settings)
-    return Order(config=config, counts={"data": n}, seq_len=1, global_batch=batch, seed=seed)
-
-
-def mixed(
-    weights: dict[str, float], counts: dict[str, int], *, batch: int, seed: int = 0, **settings: Any
-) -> Order:
-    corpora = {name: {"path": name, "weight": w} for name, w in weights.items()}
-    config = DataConfig(corpora=corpora, **settings)  # type: ignore[arg-type]
-    return Order(config=config, counts=counts, seq_len=1, global_batch=batch, seed=seed)
+    return make_order(None, {"data": n}, batch=batch, seed=seed, **settings)
 
 
 orders = st.builds(
     lambda n, batch, seed, shuffle, two: (
-        mixed(
+        make_order(
             {"a": 0.7, "b": 0.3}, {"a": n, "b": 2 * n + 1}, batch=batch, seed=seed, shuffle=shuffle
         )
         if two
@@ -138,10 +130,10 @@ def test_a_step_of_a_corpus_too_large_to_list_is_reached_directly(shuffle: dict[
     blocks = {"block_tokens": 4096, "group_blocks": 32} if shuffle["kind"] == "blocks" else {}
     counts = {"a": 10**12 // 1024, "b": 10**11 // 1024}
     weights = {"a": 0.7, "b": 0.3}
-    mixed(weights, counts, batch=32, shuffle={**shuffle, **blocks}).samples(0)
+    make_order(weights, counts, batch=32, shuffle={**shuffle, **blocks}).samples(0)
     tracemalloc.start()
     start = time.thread_time()
-    order = mixed(weights, counts, batch=32, shuffle={**shuffle, **blocks})
+    order = make_order(weights, counts, batch=32, shuffle={**shuffle, **blocks})
     found = order.samples(10**9)
     seconds, memory = time.thread_time() - start, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -158,7 +150,7 @@ def test_a_step_of_a_corpus_too_large_to_list_is_reached_directly(shuffle: dict[
 
 
 def test_what_a_checkpoint_keeps_is_small() -> None:
-    order = mixed(
+    order = make_order(
         {"web": 0.7, "code": 0.3, "books": 0.0},
         {"web": 10**9, "code": 10**8, "books": 10**6},
         batch=512,
@@ -172,8 +164,8 @@ def test_what_a_checkpoint_keeps_is_small() -> None:
 def test_epochs_seeds_and_corpora_have_different_orders() -> None:
     n = 1000
     runs = [plain(n, batch=n, seed=s).samples_between(0, 2).index for s in (0, 1)]
-    runs.append(mixed({"a": 1.0}, {"a": n}, batch=n).samples_between(0, 2).index)
-    runs.append(mixed({"b": 1.0}, {"b": n}, batch=n).samples_between(0, 2).index)
+    runs.append(make_order({"a": 1.0}, {"a": n}, batch=n).samples_between(0, 2).index)
+    runs.append(make_order({"b": 1.0}, {"b": n}, batch=n).samples_between(0, 2).index)
     epochs = np.concatenate(runs)
     for i, a in enumerate(epochs):
         for b in epochs[i + 1 :]:
@@ -182,8 +174,8 @@ def test_epochs_seeds_and_corpora_have_different_orders() -> None:
 
 def test_a_corpus_keeps_its_order_when_another_joins() -> None:
     counts = {"a": 100, "b": 50, "c": 30}
-    two = mixed({"a": 1, "b": 1}, counts, batch=8).samples_between(0, 100)
-    three = mixed({"a": 1, "b": 1, "c": 1}, counts, batch=8).samples_between(0, 100)
+    two = make_order({"a": 1, "b": 1}, counts, batch=8).samples_between(0, 100)
+    three = make_order({"a": 1, "b": 1, "c": 1}, counts, batch=8).samples_between(0, 100)
     for corpus in (0, 1):
         fewer = three.index[three.corpus == corpus]
         np.testing.assert_array_equal(two.index[two.corpus == corpus][: len(fewer)], fewer)
@@ -237,7 +229,7 @@ def test_the_order_never_changes_between_versions() -> None:
     phases = ({"from_step": 500, "weights": {"web": 1, "code": 1, "math": 0}},)
     hashes = {"uniform": order_hash(one)}
     for shuffle in SHUFFLES:
-        order = mixed(
+        order = make_order(
             weights, counts, batch=24, seed=42, phases=phases, skip=((7, 9),), shuffle=shuffle
         )
         hashes["mixture, " + shuffle["kind"]] = order_hash(order)
@@ -253,50 +245,20 @@ GOLDEN_HASHES = {
 }
 
 
-def window_in_plain_integers(sample: int, n: int, seed: int) -> int:
-    """The definition, one sample at a time, in integers that can't overflow."""
-    ones = 2**64 - 1
-
-    def mix(x: int) -> int:
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & ones
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & ones
-        return x ^ (x >> 31)
-
-    epoch, value = divmod(sample, n)
-    key = derive_seed(seed, "order", epoch)
-    rows = math.ceil(math.sqrt(n))
-    while rows * rows < n:
-        rows += 1
-    while (rows - 1) ** 2 >= n:
-        rows -= 1
-    columns = (n + rows - 1) // rows
-    while True:
-        row, column = value // columns, value % columns
-        for i in range(1, 7):
-            round_key = mix((key + i * 0x9E3779B97F4A7C15) & ones)
-            if i % 2:
-                noise = mix((column + round_key) & ones) >> 32
-                row = (row + (noise * rows >> 32)) % rows
-            else:
-                noise = mix((row + round_key) & ones) >> 32
-                column = (column + (noise * columns >> 32)) % columns
-        value = row * columns + column
-        if value < n:
-            return value
-
-
 @settings(max_examples=150, deadline=None)
 @given(n=st.integers(1, 10**13), seed=st.integers(0, 2**62), step=st.integers(0, 10**12))
 def test_the_vectorised_order_is_the_one_of_plain_integers(n: int, seed: int, step: int) -> None:
     found = plain(n, batch=4, seed=seed).samples(step)
-    assert found.index.tolist() == [window_in_plain_integers(int(i), n, seed) for i in found.ids]
+    epochs = [divmod(i, n) for i in found.ids.tolist()]
+    expected = [permuted(i, n, derive_seed(seed, "order", epoch)) for epoch, i in epochs]
+    assert found.index.tolist() == expected
 
 
 def test_nonsense_is_refused() -> None:
     with pytest.raises(DataError, match="shorter than one sample"):
         plain(0, batch=1)
     with pytest.raises(DataError, match=r"^b: .*shorter than one sample"):
-        mixed({"a": 1, "b": 1}, {"a": 1, "b": 0}, batch=1)
+        make_order({"a": 1, "b": 1}, {"a": 1, "b": 0}, batch=1)
     with pytest.raises(ConfigError, match="global_batch"):
         plain(1, batch=0)
     with pytest.raises(ConfigError, match="rank 2"):
