@@ -39,7 +39,7 @@ def files(draw: st.DrawFn) -> bytes:
     return (raw.rstrip() if draw(st.booleans()) else raw).encode()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(contents=st.lists(files(), min_size=1, max_size=3), unit_bytes=st.integers(1, 300))
 def test_units_of_any_size_hold_each_line_once_in_order(
     tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], unit_bytes: int
@@ -58,7 +58,7 @@ def test_units_of_any_size_hold_each_line_once_in_order(
         assert json.loads(line.decode("utf-8-sig"))["text"] == text
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(raw=files(), kind=st.sampled_from(sorted(PACKERS)), cut=st.floats(0, 1))
 def test_packed_lines_are_the_plain_ones_also_in_several_members(
     tmp_path_factory: pytest.TempPathFactory, raw: bytes, kind: str, cut: float

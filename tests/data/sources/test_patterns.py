@@ -26,7 +26,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(folders=st.lists(PIECES, max_size=3), last=PIECES.filter(lambda p: p != "**"))
 def test_a_pattern_matches_what_pathlib_matches(tree: Path, folders: list[str], last: str) -> None:
     pattern = "/".join([*folders, last])

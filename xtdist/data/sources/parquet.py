@@ -31,11 +31,11 @@ class ParquetFiles:
         return self.root.files(self.pattern)
 
     def parts(self, unit_bytes: int) -> Iterable[Part]:
-        """A part is one row group; ``bytes`` are those of its text, unpacked."""
+        """A part is one row group that has rows; ``bytes`` are those of its text, unpacked."""
         names = [found.name for found in self.inputs()]
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # remote footers take a while each
-            for name, sizes in zip(names, pool.map(self._group_bytes, names), strict=True):
-                for group, size in enumerate(sizes):
+            for name, groups in zip(names, pool.map(self._groups, names), strict=True):
+                for group, size in groups:
                     yield Part(file=name, start=group, stop=group + 1, bytes=size)
 
     def read(self, part: Part) -> Iterator[Document]:
@@ -62,14 +62,14 @@ class ParquetFiles:
                     )
                     row += batch.num_rows
 
-    def _group_bytes(self, name: str) -> list[int]:
-        """Of each row group, the unpacked bytes of the text."""
+    def _groups(self, name: str) -> list[tuple[int, int]]:
+        """The row groups that have rows: their numbers and the unpacked bytes of their text."""
         where = self.root.where(name)
         with reading(where), self.root.open(name) as stored:
             about = self._opened(stored, where).metadata
             column = self._column(about)
-            groups = [about.row_group(g) for g in range(about.num_row_groups)]
-            return [int(group.column(column).total_uncompressed_size) for group in groups]
+            groups = enumerate(about.row_group(g) for g in range(about.num_row_groups))
+            return [(i, g.column(column).total_uncompressed_size) for i, g in groups if g.num_rows]
 
     def _opened(self, stored: Any, where: str) -> Any:
         from pyarrow import parquet

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from xtdist.config import DataError
 from xtdist.data.sources.patterns import matcher
+from xtdist.data.sources.remote_file import RemoteFile
 from xtdist.data.sources.unit import Input
 from xtdist.data.storage.location import Location, locate
 from xtdist.data.storage.retry import retry
@@ -104,7 +105,7 @@ class Root:
                 return open(path, "rb", buffering=_LOCAL_BUFFER)
             system = self.at.filesystem
             file = retry(lambda: system.open_input_file(path), what=where)
-            return io.BufferedReader(_Remote(file, where), _REMOTE_BUFFER)
+            return io.BufferedReader(RemoteFile(file, where), _REMOTE_BUFFER)
 
     def unpacked(self, name: str) -> BinaryIO:
         """The bytes of a file, unpacked if its name ends in ``.gz``, ``.zst`` or ``.bz2``."""
@@ -149,40 +150,6 @@ class Root:
 
     def _info(self, path: str) -> Any:
         return retry(lambda: self.at.filesystem.get_file_info(path), what=self.at.name)
-
-
-class _Remote(io.RawIOBase):
-    """A remote file of which every read is tried again after a failed transfer."""
-
-    def __init__(self, file: Any, where: str) -> None:
-        self._file, self._where, self._at = file, where, 0
-        self._size = int(file.size())
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def readinto(self, into: Any) -> int:
-        wanted = min(len(into), max(0, self._size - self._at))
-        if not wanted:
-            return 0
-        got = retry(lambda: self._file.read_at(wanted, self._at), what=self._where)
-        into[: len(got)] = got
-        self._at += len(got)
-        return len(got)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def open_root(path: str, *, may_be_file: bool) -> Root:
