@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -59,6 +60,12 @@ def pair_cases(count: int, *, seed: int, needed: Callable[[Case], bool]) -> list
     ]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
     return list(itertools.islice((pairs[i] for i in order if needed(pairs[i])), count))
+
+
+def as_params(cases: Sequence[Case], *, rare: Sequence[Case]) -> list[Any]:
+    """``cases`` for parametrize; those that are ``rare`` are left to the long run."""
+    names = {str(case) for case in rare}
+    return [pytest.param(c, marks=pytest.mark.long) if str(c) in names else c for c in cases]
 
 
 def _case(name: str, option: str, sample: Sample, tier: int) -> Case:

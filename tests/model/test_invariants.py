@@ -14,6 +14,7 @@ import torch
 from option_grid import (
     LENGTH,
     Case,
+    as_params,
     build,
     config_of,
     ids,
@@ -31,7 +32,8 @@ from xtdist.model.config import RecomputeConfig
 from xtdist.model.options import OPTIONS, cache_refused, documents_refused, is_active
 from xtdist.nn.attention.cache import Kept, Read
 
-PAIRS = 60
+PAIRS, OFTEN = 60, 20
+"""Of pairs: all, and those that every run has."""
 DISCONTINUOUS = {"hard attention", "top-k attention", "gumbel attention", "mixture of experts"}
 """A rounding error can make them choose another key or expert."""
 IDLE = ("layers.sublayers.0.integrator.",)
@@ -50,12 +52,15 @@ def legal(case: Case) -> bool:
     return not refusal(case, causal=True) or not refusal(case, causal=False)
 
 
-GRID = single_cases() + pair_cases(PAIRS, seed=1, needed=legal)
+SINGLE = single_cases()
+PAIRED = pair_cases(PAIRS, seed=1, needed=legal)
+GRID = SINGLE + PAIRED
 CAUSAL = [case for case in GRID if not refusal(case, causal=True)]
+RARE = PAIRED[OFTEN:]
 TIER_1 = {case.options: case for case in CAUSAL if case.tier == 1 and len(case.options) == 1}
 """One sample of each option: compiling takes seconds."""
-every = pytest.mark.parametrize("case", GRID, ids=str)
-every_causal = pytest.mark.parametrize("case", CAUSAL, ids=str)
+every = pytest.mark.parametrize("case", as_params(GRID, rare=RARE), ids=str)
+every_causal = pytest.mark.parametrize("case", as_params(CAUSAL, rare=RARE), ids=str)
 
 
 def directions(case: Case) -> list[bool]:

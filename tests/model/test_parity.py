@@ -14,6 +14,7 @@ from option_grid import (
     LENGTH,
     WRAPPER,
     Case,
+    as_params,
     config_of,
     ids,
     inputs_of,
@@ -29,7 +30,8 @@ from xtdist.model.compat_weights import from_x_transformers, to_x_transformers
 
 xt = pytest.importorskip("x_transformers")
 
-PAIRS = 200
+PAIRS, OFTEN = 200, 80
+"""Of pairs: all, and those that every run has."""
 STACKS = {True: "Decoder", False: "Encoder"}
 
 
@@ -74,7 +76,8 @@ def both(case: Case, *, causal: bool) -> bool:
 
 
 CASES = [case for case in single_cases() if not case.config and not case.broken]
-GRID = CASES + pair_cases(PAIRS, seed=0, needed=comparable)
+PAIRED = pair_cases(PAIRS, seed=0, needed=comparable)
+GRID = as_params(CASES + PAIRED, rare=PAIRED[OFTEN:])
 
 
 @pytest.mark.parametrize("case", GRID, ids=str)
