@@ -116,7 +116,8 @@ class TextGenerator:
         )
         row = [*ids, *[mask_id] * settings.max_tokens]
         filled = self.engine.generate([row], params)[0].choices[0].token_ids
-        return self.tokenizer.decode(list(filled[len(ids) :]))
+        raw = b"".join(self.tokenizer.token_bytes(int(i)) for i in filled[len(ids) :])
+        return raw.decode(errors="replace")  # not a whole text: a space at its start belongs to it
 
 
 def _params(method: str, settings: Settings) -> GenerationParams:

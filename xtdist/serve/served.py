@@ -19,7 +19,7 @@ _PROBE_EVERY_S = 1.0
 
 
 class TokenizerLike(Protocol):
-    """What is used of :class:`xtdist.data.tokenizer.Tokenizer`."""
+    """What is used of :class:`xtdist.data.Tokenizer`."""
 
     vocab_size: int
     eot_id: int

@@ -10,6 +10,7 @@ from typing import Any
 
 from xtdist.config import DataError
 from xtdist.data.tokenizer.hf_spec import Spec, Vocabulary
+from xtdist.data.tokenizer.ranks import PATTERNS
 
 PART_CHARS = 4_096
 MOST_CHARS = 16_000_000  # of a part: the engine needs some hundred bytes for each
@@ -83,6 +84,8 @@ def _cuts_at_spaces(part: Spec | None) -> bool:
             return bool(step["use_regex"])
         if kind == "Metaspace":
             return bool(step["split"])
+        if kind == "Split" and step["pattern"].get("Regex") in PATTERNS.values():
+            return True
         if kind == "Split":
             return step["pattern"].get("String") == " " and step["behavior"] in (
                 "Isolated",

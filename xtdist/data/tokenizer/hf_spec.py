@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from xtdist.config import DataError
@@ -26,7 +27,7 @@ class Vocabulary:
     special: frozenset[int]
     added: dict[int, Spec]
 
-    @property
+    @cached_property
     def ids(self) -> dict[str, int]:
         return {c: i for i, c in enumerate(self.contents)}
 

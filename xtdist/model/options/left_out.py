@@ -61,7 +61,7 @@ LEFT_OUT_CLASSES: Mapping[str, str] = {
     "Attention": "Encoder(only_attn=True, depth=1, …)",
     "BeliefStateWrapper": EXPERIMENT,
     "DPO": "preferences are no objective here; AutoregressiveWrapper trains on sequences",
-    "EntropyBasedTokenizer": "a dataset has one tokenizer (bytes or BPE, xtdist/data/tokenizer.py)",
+    "EntropyBasedTokenizer": "a dataset has one tokenizer (xtdist/data/tokenizer)",
     "FeedForward": "xtdist.nn.feedforward, by its config",
     "MultiInputTransformerWrapper": "TransformerWrapper(embed_num_tokens={name: tokens, …})",
     "NeoMLP": EXPERIMENT,
