@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 import tracemalloc
 from typing import Any
@@ -179,37 +178,6 @@ def test_a_corpus_keeps_its_order_when_another_joins() -> None:
     for corpus in (0, 1):
         fewer = three.index[three.corpus == corpus]
         np.testing.assert_array_equal(two.index[two.corpus == corpus][: len(fewer)], fewer)
-
-
-@pytest.mark.parametrize("shuffle", SHUFFLES[:1])
-@pytest.mark.parametrize("n", [195_312, 10_000_000])
-def test_the_order_looks_random(n: int, shuffle: dict[str, Any]) -> None:
-    """Serial correlation and 64 x 64 chi-square, of all positions or a stretch of every 50th."""
-    order = plain(n, batch=1, seed=7, shuffle=shuffle)
-    stretches = range(0, n, 10_000 if n < 10**6 else 500_000)
-    at = np.concatenate([np.arange(s, min(s + 10_000, n)) for s in stretches])
-    seen = np.concatenate(
-        [order.samples_between(s, min(s + 10_000, n)).index[:, 0] for s in stretches]
-    )
-    assert abs(np.corrcoef(seen[:-1], seen[1:])[0, 1]) < 5 / math.sqrt(len(seen))
-    assert abs(np.corrcoef(at, seen)[0, 1]) < 5 / math.sqrt(len(seen))
-    cells = np.histogram2d(at, seen, bins=64, range=[[0, n], [0, n]])[0]
-    expected = cells.sum(axis=1, keepdims=True) / 64
-    used = expected[:, 0] > 0
-    per_cell = (((cells - expected) ** 2)[used] / expected[used]).sum() / (used.sum() * 63)
-    assert abs(per_cell - 1) < 5 * math.sqrt(2 / (used.sum() * 63))
-    lowest_bits = np.bincount(seen % 7, minlength=7) / len(seen)
-    assert abs(lowest_bits - 1 / 7).max() < 5 * math.sqrt(1 / 7 / len(seen))
-
-
-def test_small_permutations_are_all_about_equally_likely() -> None:
-    """All 24 orders of 4 windows, over 6,000 epochs."""
-    order = plain(4, batch=4, seed=1)
-    rows = order.samples_between(0, 6000).index
-    _, counts = np.unique(rows @ [64, 16, 4, 1], return_counts=True)
-    assert len(counts) == 24
-    chi2 = float((((counts - 250) ** 2) / 250).sum())
-    assert chi2 < 23 + 5 * math.sqrt(2 * 23)
 
 
 def order_hash(order: Order) -> str:
