@@ -45,10 +45,12 @@ def shard_schema(dtype: str, *, tokenizer_sha256: str) -> Any:
 
 
 class ShardWriter:
-    """Collects documents and writes one shard per ``shard_tokens`` tokens (documents stay whole).
+    """Collects documents and writes one shard per ``shard_tokens`` tokens (documents stay whole; one
+    that is longer is a shard of its own).
 
     Shards are named ``<prefix>-00000.arrow`` and on; each is one record batch, written under a
-    temporary name, synced and renamed. Memory: one shard's tokens, in one buffer used again.
+    temporary name, synced and renamed. Memory: one shard's tokens, in one buffer used again; a
+    longer document is written from where it is.
     """
 
     def __init__(
@@ -70,31 +72,39 @@ class ShardWriter:
             raise ValueError(f"a document has tokens and a doc_id of {DOC_ID_BYTES} bytes")
         if tokens.max() > np.iinfo(self._buffer.dtype).max:
             raise DataError(f"id {tokens.max()} doesn't fit {self._buffer.dtype}")
+        if len(tokens) >= self.shard_tokens:
+            self.close()
+            self._note(len(tokens), text_bytes, doc_id)
+            self._write(tokens.astype(self._buffer.dtype, copy=False))
+            return
         if stop > len(self._buffer):
             larger = np.empty(max(stop, 2 * len(self._buffer)), self._buffer.dtype)
             larger[:start] = self._buffer[:start]
             self._buffer = larger
         self._buffer[start:stop] = tokens
-        self._ends.append(stop)
-        self._doc_ids += doc_id
-        self._text_bytes += text_bytes
+        self._note(stop, text_bytes, doc_id)
         if stop >= self.shard_tokens:
-            self._write()
+            self._write(self._buffer[:stop])
 
     def close(self) -> tuple[ShardInfo, ...]:
         """Write what is left; all shards, in order."""
         if len(self._ends) > 1:
-            self._write()
+            self._write(self._buffer[: self._ends[-1]])
         return tuple(self.shards)
+
+    def _note(self, stop: int, text_bytes: int, doc_id: bytes) -> None:
+        self._ends.append(stop)
+        self._doc_ids += doc_id
+        self._text_bytes += text_bytes
 
     def _reset(self) -> None:
         self._ends = array("i", [0])
         self._doc_ids = bytearray()
         self._text_bytes = 0
 
-    def _write(self) -> None:
+    def _write(self, flat: Tokens) -> None:
         name = f"{self.prefix}-{len(self.shards):05d}.arrow"
-        docs, flat = len(self._ends) - 1, self._buffer[: self._ends[-1]]
+        docs = len(self._ends) - 1
         lists, ids = (self._schema.field(i).type for i in range(2))
         columns = [
             pa.Array.from_buffers(

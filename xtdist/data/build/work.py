@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from xtdist.config import ConfigError, DataError, ResourceError
+from xtdist.config import ResourceError, UserError
 from xtdist.files import sync, write_atomic
 
 MARGIN_BYTES = 16 * 2**20
@@ -127,11 +127,9 @@ def workspace(output: Path) -> Iterator[Workspace]:
         _bring_back(space.root, output)
         yield space
         done = True
-    except OSError as e:
-        raise space.failure(e) from e
-    except (ConfigError, DataError):
+    except (UserError, OSError) as e:
         done = space.work is None or not space.work.has_finished_units
-        raise
+        raise (space.failure(e) if isinstance(e, OSError) else e) from e.__cause__
     finally:
         if done:
             shutil.rmtree(space.root, ignore_errors=True)
