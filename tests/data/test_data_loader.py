@@ -5,76 +5,150 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from xtdist.config import DataError
-from xtdist.data import DataConfig, Loader, Order, TokenDataset
+from xtdist.config import ConfigError, DataError
+from xtdist.data import DataConfig, Loader, StepBatch, View, open_view
+from xtdist.data.config import BlockShuffle, CorpusConfig, Documents
+from xtdist.data.order import Samples, rank_slice
+from xtdist.data.storage.config import CacheConfig
+from xtdist.data.windows import Joined
 
 SEQ_LEN = 24
 
 
-@pytest.fixture
-def ds(built: Path) -> TokenDataset:
-    return TokenDataset.open(built, "train")
+def view_of(folder: Path, batch: int = 6, **changes: Any) -> View:
+    config = DataConfig(**{"path": str(folder), **changes})
+    return open_view(config, "train", seq_len=SEQ_LEN, seed=5, global_batch=batch)
 
 
-def order_of(ds: TokenDataset, batch: int = 6) -> Order:
-    return Order(
-        config=DataConfig(path=str(ds.folder)),
-        counts={"data": ds.num_windows(SEQ_LEN)},
-        seq_len=SEQ_LEN,
-        global_batch=batch,
-        seed=5,
-    )
+def mixed(one: Path, two: Path, **changes: Any) -> View:
+    corpora = {
+        "a": CorpusConfig(path=str(one), weight=1),
+        "b": CorpusConfig(path=str(two), weight=2),
+    }
+    return view_of(one, **{"path": None, "corpora": corpora, **changes})
 
 
 def loader_threads() -> int:
     return sum(t.name == "xtdist-loader" for t in threading.enumerate())
 
 
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_all_ranks_together_give_the_global_batch_window_by_window(
-    ds: TokenDataset, world: int
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Any:
+    yield
+    assert loader_threads() == 0
+
+
+def read(view: View, **where: Any) -> list[StepBatch]:
+    with Loader(view, **where) as loader:
+        return list(loader)
+
+
+def row_by_row(view: View, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a step, read one at a time."""
+    tokens = np.empty((len(samples.ids), SEQ_LEN + 1), np.uint16)
+    documents = np.empty(tokens.shape, np.int32)
+    for i, (corpus, index) in enumerate(zip(samples.corpus, samples.index, strict=True)):
+        view.windows[corpus].fill(index[None], tokens[i : i + 1], documents[i : i + 1])
+    return tokens, documents
+
+
+@pytest.mark.parametrize("documents", ["joined", "masked", "packed"])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_all_ranks_together_give_the_global_batch_row_by_row(
+    built: Path, tmp_path: Path, world: int, documents: Documents
 ) -> None:
-    order = order_of(ds)
-    steps = range(180, 430)  # across an epoch edge and several lookup blocks
-    assert order.counts["data"] in range(180 * 6, 430 * 6)
-    ranks = []
-    for rank in range(world):
-        with Loader(ds, order, seq_len=SEQ_LEN, steps=steps, rank=rank, world=world) as loader:
-            ranks.append(list(loader))
+    view = view_of(built, documents=documents, cache=CacheConfig(folder=str(tmp_path)))
+    steps = range(180, 330)  # across an epoch edge, several reads and lookups
+    assert view.windows[0].count in range(180 * 6, 330 * 6)
+    ranks = [read(view, steps=steps, rank=rank, world=world) for rank in range(world)]
     for i, step in enumerate(steps):
         batches = [batches[i] for batches in ranks]
         assert {b.step for b in batches} == {step}
-        samples = order.samples(step)
-        expected = np.stack([ds.window(int(w), SEQ_LEN) for w in samples.index])
-        tokens = torch.cat([b.tokens for b in batches])
-        assert tokens.dtype == torch.int64
-        np.testing.assert_array_equal(tokens.numpy(), expected)
+        samples = view.order.samples(step)
+        tokens, numbers = row_by_row(view, samples)
+        got = torch.cat([b.tokens for b in batches])
+        assert got.dtype == torch.int64
+        np.testing.assert_array_equal(got.numpy(), tokens)
         np.testing.assert_array_equal(np.concatenate([b.sample_ids for b in batches]), samples.ids)
         np.testing.assert_array_equal(np.concatenate([b.windows for b in batches]), samples.index)
-    assert loader_threads() == 0
+        parts = [b.documents for b in batches if b.documents is not None]
+        assert len(parts) == (0 if documents == "joined" else world)
+        if parts:
+            np.testing.assert_array_equal(torch.cat(parts).numpy(), numbers)
+
+
+@pytest.mark.parametrize("documents", ["joined", "masked"])
+def test_rows_of_a_mixture_come_from_their_corpora(
+    built: Path, tmp_path: Path, settings: Any, documents: Documents
+) -> None:
+    from xtdist.data import ByteTokenizerConfig, prepare
+
+    for name in ("one", "two"):
+        prepare(settings(tmp_path / name, tokenizer=ByteTokenizerConfig(), shard_tokens=900))
+    view = mixed(tmp_path / "one", tmp_path / "two", documents=documents, batch=7)
+    steps = range(40, 80)
+    for rank in range(2):
+        for batch in read(view, steps=steps, rank=rank, world=2):
+            part = rank_slice(7, rank, 2)
+            samples = view.order.samples(batch.step, part)
+            assert set(samples.corpus.tolist()) == {0, 1}
+            tokens, numbers = row_by_row(view, samples)
+            np.testing.assert_array_equal(batch.tokens.numpy(), tokens)
+            np.testing.assert_array_equal(batch.corpus, samples.corpus)
+            if documents == "masked":
+                assert batch.documents is not None
+                np.testing.assert_array_equal(batch.documents.numpy(), numbers)
+
+
+@pytest.mark.parametrize("first", [0, 1, 77, 10**12])
+def test_any_step_can_be_the_first(built: Path, first: int) -> None:
+    view = view_of(built)
+    for batch in read(view, steps=range(first, first + 3)):
+        tokens, _ = row_by_row(view, view.order.samples(batch.step))
+        np.testing.assert_array_equal(batch.tokens.numpy(), tokens)
+
+
+@pytest.mark.parametrize("documents", ["joined", "masked"])
+def test_a_batch_that_is_kept_stays_as_it_was(built: Path, documents: Documents) -> None:
+    view = view_of(built, documents=documents, batch=40)
+    kept, copies = [], []
+    with Loader(view, steps=range(60)) as loader:
+        for batch in loader:
+            kept.append(batch)
+            numbers = batch.documents
+            copies.append((batch.tokens.clone(), None if numbers is None else numbers.clone()))
+            time.sleep(0.001)
+    for batch, (tokens, numbers) in zip(kept, copies, strict=True):
+        assert torch.equal(batch.tokens, tokens)
+        assert batch.documents is None or torch.equal(batch.documents, numbers)
+
+
+def test_more_ranks_than_samples_leave_some_without_rows(built: Path) -> None:
+    view = view_of(built, batch=2)
+    sizes = [{len(b.tokens) for b in read(view, steps=range(5), rank=r, world=5)} for r in range(5)]
+    assert sorted(max(s) for s in sizes) == [0, 0, 0, 1, 1]
+    (empty,) = {tuple(b.tokens.shape) for b in read(view, steps=range(5), rank=0, world=5)}
+    assert empty == (0, SEQ_LEN + 1)
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(dataset: Path) -> None:
-    ds = TokenDataset.open(dataset)
-    path = dataset / ds.manifest.splits["train"][0].path
+    view = view_of(dataset, batch=64)
+    path = dataset / view.datasets["data"].manifest.splits["train"][0].path
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    with (
-        Loader(ds, order_of(ds, 64), seq_len=SEQ_LEN, steps=range(100)) as loader,
-        pytest.raises(DataError, match=path.name),
-    ):
+    with Loader(view, steps=range(100)) as loader, pytest.raises(DataError, match=path.name):
         list(loader)
-    assert loader_threads() == 0
 
 
-def test_leaving_early_ends_the_thread(ds: TokenDataset) -> None:
-    with Loader(ds, order_of(ds), seq_len=SEQ_LEN, steps=range(10**9)) as loader:
+def test_leaving_early_ends_the_thread(built: Path) -> None:
+    with Loader(view_of(built), steps=range(10**9)) as loader:
         for batch in loader:
             if batch.step == 3:
                 break
@@ -82,34 +156,66 @@ def test_leaving_early_ends_the_thread(ds: TokenDataset) -> None:
     assert list(loader) == []
 
 
-def test_reading_ahead_is_bounded(ds: TokenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_twice_and_before_the_first_batch_ends_the_thread(built: Path) -> None:
+    loader = Loader(view_of(built), steps=range(10**9))
+    loader.close()
+    loader.close()
+    assert loader_threads() == 0
+
+
+def test_reading_ahead_is_bounded(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    plain = TokenDataset.windows
+    plain = Joined.fill
 
-    def counted(self: TokenDataset, indices: np.ndarray, seq_len: int) -> np.ndarray:
+    def counted(self: Joined, indices: np.ndarray, *out: Any) -> None:
         reads.append(len(indices))
-        return plain(self, indices, seq_len)
+        plain(self, indices, *out)
 
-    monkeypatch.setattr(TokenDataset, "windows", counted)
-    with Loader(ds, order_of(ds), seq_len=SEQ_LEN, steps=range(1000)) as loader:
+    monkeypatch.setattr(Joined, "fill", counted)
+    with Loader(view_of(built, batch=100), steps=range(1000)) as loader:
         next(iter(loader))
         time.sleep(0.2)
-        assert 1 <= len(reads) <= 4  # one taken, two ready, one in the thread's hands
+        assert set(reads) == {200}  # small batches are read together
+        assert 100 <= sum(reads) <= 800  # one taken, four ready, one in the thread's hands
 
 
-def test_waiting_is_measured(ds: TokenDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = TokenDataset.windows
+def test_waiting_is_measured(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Joined.fill
 
-    def slow(self: TokenDataset, indices: np.ndarray, seq_len: int) -> np.ndarray:
+    def slow(self: Joined, indices: np.ndarray, *out: Any) -> None:
         time.sleep(0.4)  # long beside what a busy machine takes away from the consumer
-        return plain(self, indices, seq_len)
+        plain(self, indices, *out)
 
-    monkeypatch.setattr(TokenDataset, "windows", slow)
-    with Loader(ds, order_of(ds), seq_len=SEQ_LEN, steps=range(3)) as loader:
-        waits = [batch.wait_s for batch in loader]
-    assert sum(waits) > 0.2
+    monkeypatch.setattr(Joined, "fill", slow)
+    waits = [batch.wait_s for batch in read(view_of(built, batch=300), steps=range(3))]
+    assert sum(waits) > 0.8
 
 
-def test_no_steps_give_no_batches(ds: TokenDataset) -> None:
-    with Loader(ds, order_of(ds), seq_len=SEQ_LEN, steps=range(5, 5)) as loader:
-        assert list(loader) == []
+def test_no_steps_give_no_batches(built: Path) -> None:
+    assert read(view_of(built), steps=range(5, 5)) == []
+
+
+def test_steps_must_be_consecutive(built: Path) -> None:
+    with pytest.raises(ValueError, match="consecutive"):
+        Loader(view_of(built), steps=range(0, 10, 2))
+
+
+def test_a_rank_or_device_that_is_not_there_is_refused(built: Path) -> None:
+    view = view_of(built)
+    with pytest.raises(ConfigError, match="rank 2"):
+        Loader(view, steps=range(3), rank=2, world=2)
+    with pytest.raises(ConfigError, match="meta"):
+        Loader(view, steps=range(3), device="meta")
+
+
+def test_blocks_that_come_next_are_announced(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(Joined, "will_need", lambda self, first, stop: told.append((first, stop)))
+    view = view_of(built, shuffle=BlockShuffle(block_tokens=2400, group_blocks=3))
+    seen: set[int] = set()
+    with Loader(view, steps=range(view.windows[0].count // 6)) as loader:
+        for batch in loader:
+            announced = {w for first, stop in told for w in range(first, stop)}
+            assert set(batch.windows.tolist()) <= announced
+            seen |= set(batch.windows.tolist())
+    assert len(seen) > 1000

@@ -60,7 +60,7 @@ def fill(buffers: Buffers, value: int) -> Sent:
     tokens[:] = value
     if documents is not None:
         documents[:] = -value
-    return buffers.send()
+    return buffers.send(slice(0, len(tokens)))
 
 
 def holds(sent: Sent, value: int) -> bool:
@@ -100,6 +100,22 @@ def test_a_ring_that_would_not_wait_fails_the_test_above(monkeypatch: pytest.Mon
     assert not holds(first, 1)
 
 
+def test_rows_read_at_once_are_sent_in_parts() -> None:
+    for buffers in (PinnedRing(SHAPE, LateDevice(), slots=2), HostBuffers(SHAPE)):
+        kept = []
+        for first in (0, 10, 20):
+            tokens, documents = buffers.take()
+            assert documents is not None
+            tokens[:] = documents[:] = np.arange(first, first + 3)[:, None]
+            kept += [(first, buffers.send(slice(0, 1))), (first + 1, buffers.send(slice(1, 3)))]
+        for first, sent in reversed(kept):
+            buffers.receive(sent)
+            assert sent.documents is not None
+            for part in (sent.tokens, sent.documents):
+                assert part[0].tolist() == [first] * 5
+                assert part[-1].tolist() == [first + len(part) - 1] * 5
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_ids_keep_their_values_as_bits_of_signed_numbers(dtype: type) -> None:
     ids = np.array([[0, 1, 2**15 - 1, 2**15, np.iinfo(dtype).max]], dtype)
@@ -111,7 +127,7 @@ def test_ids_keep_their_values_as_bits_of_signed_numbers(dtype: type) -> None:
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_what_was_sent_from_the_host_stays_as_it_was(documents: bool, dtype: type) -> None:
     shape = Shape(rows=2, width=4, dtype=np.dtype(dtype), documents=documents)
-    buffers = make_buffers(shape, torch.device("cpu"), ahead=2)
+    buffers = make_buffers(shape, torch.device("cpu"))
     assert isinstance(buffers, HostBuffers)
     sent = [fill(buffers, value) for value in (65535, 3, 4)]
     for batch, value in zip(sent, (65535, 3, 4), strict=True):
@@ -123,4 +139,4 @@ def test_what_was_sent_from_the_host_stays_as_it_was(documents: bool, dtype: typ
 
 def test_other_devices_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="meta"):
-        make_buffers(SHAPE, torch.device("meta"), ahead=2)
+        make_buffers(SHAPE, torch.device("meta"))

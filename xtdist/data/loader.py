@@ -6,9 +6,10 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,17 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtdist.data.dataset import TokenDataset
-from xtdist.data.order import Order, rank_slice
+from xtdist.data.ahead import ReadAhead
+from xtdist.data.order import Samples, rank_slice
+from xtdist.data.ring import Sent, Shape, make_buffers
+from xtdist.data.view import View
+from xtdist.data.windows import Windows
 
-PREFETCH_STEPS = 2
-LOOKUP_SAMPLES = 1024
+# Few samples at a time cost more each: the order of 1 is 60 times that of 1 of 4096, and small
+# batches are read several at once.
+LOOKUP_SAMPLES = 4096
+READ_ROWS = 256
+PREFETCH_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,42 +36,69 @@ class StepBatch:
 
     Attributes:
         tokens: seq_len + 1 token ids per row.
-        sample_ids: number of each row in the whole run (see ``Order.sample_ids``).
-        windows: window of the dataset that each row holds.
+        documents: numbers of the documents within each row (see ``Windows.fill``); None: rows are
+            read without regard to documents.
+        sample_ids: number of each row in the whole run (see ``Samples``).
+        corpus: number of the corpus that each row comes from.
+        windows: window of the corpus that each row holds.
         wait_s: how long the consumer stood still for this batch.
     """
 
     step: int
     tokens: Int[Tensor, "b n+1"]
+    documents: Int[Tensor, "b n+1"] | None = None
     sample_ids: NDArray[np.int64]
+    corpus: NDArray[np.int64]
     windows: NDArray[np.int64]
     wait_s: float
 
 
 class Loader:
-    """Iterates over ``steps``; a rank may have zero rows when there are more ranks than samples.
+    """Iterates over ``steps`` of a view; a rank may have zero rows when there are more ranks than
+    samples. Batches belong to the consumer: none is changed after it was given.
 
     An error in the reading thread is raised to the consumer. Use it as a context manager, or call
     ``close``, so that the thread ends.
 
+    Args:
+        view: what the run reads.
+        steps: consecutive training steps.
+        device: where ``tokens`` and ``documents`` are put: cpu or cuda.
+
+    Raises:
+        ConfigError: no such rank or device.
+
     Example:
-        >>> with Loader(ds, order, seq_len=256, rank=0, world=2, steps=range(100)) as loader:
+        >>> with Loader(view, rank=0, world=2, steps=range(100)) as loader:
         ...     for batch in loader: ...                                      # doctest: +SKIP
     """
 
     def __init__(
         self,
-        dataset: TokenDataset,
-        order: Order,
+        view: View,
         *,
-        seq_len: int,
         steps: range,
         rank: int = 0,
         world: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.dataset, self.order, self.seq_len, self.steps = dataset, order, seq_len, steps
-        self._rows = rank_slice(order.global_batch, rank, world)
-        self._ready: queue.Queue[StepBatch | BaseException | None] = queue.Queue(PREFETCH_STEPS)
+        if steps.step != 1:
+            raise ValueError(f"steps: got {steps}; they must be consecutive")
+        self.view, self.steps = view, steps
+        self._slice = rank_slice(view.global_batch, rank, world)
+        rows = self._slice.stop - self._slice.start
+        self._at_once = max(1, min(READ_ROWS // max(1, rows), len(steps)))
+        self._buffers = make_buffers(
+            Shape(
+                rows=self._at_once * rows,
+                width=view.seq_len + 1,
+                dtype=np.dtype(next(iter(view.datasets.values())).manifest.dtype),
+                documents=view.config.documents != "joined",
+            ),
+            torch.device(device),
+        )
+        self._ready: queue.Queue[tuple[StepBatch, Sent] | BaseException | None]
+        self._ready = queue.Queue(PREFETCH_STEPS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="xtdist-loader", daemon=True)
         self._thread.start()
@@ -79,8 +113,9 @@ class Loader:
             if item is None:
                 self.close()
                 return
-            wait_s = time.perf_counter() - start
-            yield dataclasses.replace(item, wait_s=wait_s)
+            batch, sent = item
+            self._buffers.receive(sent)
+            yield dataclasses.replace(batch, wait_s=time.perf_counter() - start)
 
     def close(self) -> None:
         """End the thread; the loader gives nothing more."""
@@ -104,26 +139,75 @@ class Loader:
 
     def _work(self) -> None:
         try:
-            for batch in self._batches():
-                self._ready.put(batch)
+            for item in self._batches():
+                self._ready.put(item)
                 if self._stop.is_set():
                     return
             self._ready.put(None)
         except BaseException as e:
             self._ready.put(e)
 
-    def _batches(self) -> Iterator[StepBatch]:
-        """The batches in order. Windows are looked up for many steps at once: the permutation costs
-        12 us per sample in batches of 32, 1 us in batches of 1024."""
-        together = max(1, LOOKUP_SAMPLES // self.order.global_batch)
+    def _batches(self) -> Iterator[tuple[StepBatch, Sent]]:
+        """The batches in order: looked up for many steps at once, read for some."""
+        order, ahead = self.view.order, ReadAhead(self.view.order, self.view.windows)
+        rows = self._slice.stop - self._slice.start
+        together = -(-LOOKUP_SAMPLES // max(1, rows * self._at_once)) * self._at_once
         for first in range(0, len(self.steps), together):
             steps = self.steps[first : first + together]
-            found = self.order.samples_between(steps.start, steps.stop, self._rows)
-            for step, sample_ids, here in zip(steps, found.ids, found.index, strict=True):
-                yield StepBatch(
-                    step=step,
-                    tokens=torch.from_numpy(self.dataset.windows(here, self.seq_len)),
-                    sample_ids=sample_ids,
-                    windows=here,
-                    wait_s=0.0,
-                )
+            found = order.samples_between(steps.start, steps.stop, self._slice)
+            for low in range(0, len(steps), self._at_once):
+                part = slice(low, low + self._at_once)
+                ahead.announce(steps[low], steps=len(steps[part]))
+                here = Samples(found.ids[part], found.corpus[part], found.index[part])
+                yield from self._read(steps[part], here)
+
+    def _read(self, steps: range, samples: Samples) -> Iterator[tuple[StepBatch, Sent]]:
+        tokens, documents = self._buffers.take()
+        count, rows = samples.ids.size, samples.ids.shape[1]
+        fill_rows(
+            self.view.windows,
+            samples,
+            tokens[:count],
+            documents=None if documents is None else documents[:count],
+        )
+        for i, step in enumerate(steps):
+            sent = self._buffers.send(slice(i * rows, (i + 1) * rows))
+            batch = StepBatch(
+                step=step,
+                tokens=sent.tokens,
+                documents=sent.documents,
+                sample_ids=samples.ids[i],
+                corpus=samples.corpus[i],
+                windows=samples.index[i],
+                wait_s=0.0,
+            )
+            yield batch, sent
+
+
+def fill_rows(
+    windows: Sequence[Windows],
+    samples: Samples,
+    tokens: NDArray[Any],
+    *,
+    documents: NDArray[np.int32] | None,
+) -> None:
+    """Read the rows of ``samples`` of several corpora (see ``Windows.fill``).
+
+    Args:
+        windows: of the corpora by number.
+        tokens: as many rows as there are samples, as are ``documents``; changed in place.
+    """
+    corpus, index = samples.corpus.reshape(-1), samples.index.reshape(-1)
+    if len(windows) == 1:
+        windows[0].fill(index, tokens, documents)
+        return
+    for number in np.unique(corpus).tolist():
+        rows = np.flatnonzero(corpus == number)
+        some = np.empty((len(rows), tokens.shape[1]), tokens.dtype)
+        if documents is None:
+            windows[number].fill(index[rows], some, None)
+        else:
+            numbers = np.empty(some.shape, np.int32)
+            windows[number].fill(index[rows], some, numbers)
+            documents[rows] = numbers
+        tokens[rows] = some

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from xtdist.config import ConfigError
 
+# One is filled while the other is copied; copies are queued at once, whoever waits for them.
+SLOTS = 2
 NARROW = {np.dtype(np.uint16): torch.int16, np.dtype(np.uint32): torch.int32}
 
 
@@ -40,7 +42,8 @@ class Sent:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What one batch is: (rows, width) of ids as on disk, with document numbers or without."""
+    """What is read at once, one batch or several: (rows, width) of ids as on disk, with document
+    numbers or without."""
 
     rows: int
     width: int
@@ -49,15 +52,15 @@ class Shape:
 
 
 class Buffers(Protocol):
-    """``take`` and ``send`` are called in turn by one thread, ``receive`` by the one that computes
-    with the rows, before it does."""
+    """``take`` is called by one thread, then ``send`` for the parts of what it filled, by the same;
+    ``receive`` by the thread that computes with the rows, before it does."""
 
     def take(self) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
         """Buffers for tokens and documents that nothing reads any more."""
         ...
 
-    def send(self) -> Sent:
-        """Have what was taken last, now filled, on its way."""
+    def send(self, rows: slice) -> Sent:
+        """Have some rows of what was taken last, now filled, on their way."""
         ...
 
     def receive(self, sent: Sent) -> None:
@@ -65,8 +68,8 @@ class Buffers(Protocol):
         ...
 
 
-def make_buffers(shape: Shape, device: torch.device, *, ahead: int) -> Buffers:
-    """Buffers for batches of which up to ``ahead`` wait at a time.
+def make_buffers(shape: Shape, device: torch.device) -> Buffers:
+    """Buffers for what is read at once.
 
     Raises:
         ConfigError: no such kind of device.
@@ -74,7 +77,7 @@ def make_buffers(shape: Shape, device: torch.device, *, ahead: int) -> Buffers:
     if device.type == "cpu":
         return HostBuffers(shape)
     if device.type == "cuda":
-        return PinnedRing(shape, Cuda(device), slots=ahead + 1)
+        return PinnedRing(shape, Cuda(device), slots=SLOTS)
     raise ConfigError(f"device: got {device}; batches can be put on cpu and cuda")
 
 
@@ -92,9 +95,10 @@ class HostBuffers:
         self._documents = np.empty(self._size, np.int32) if self._has_documents else None
         return self._tokens, self._documents
 
-    def send(self) -> Sent:
-        documents = None if self._documents is None else torch.from_numpy(self._documents)
-        return Sent(tokens=torch.from_numpy(self._tokens.astype(np.int64)), documents=documents)
+    def send(self, rows: slice) -> Sent:
+        documents = None if self._documents is None else torch.from_numpy(self._documents[rows])
+        tokens = torch.from_numpy(self._tokens[rows].astype(np.int64))
+        return Sent(tokens=tokens, documents=documents)
 
     def receive(self, sent: Sent) -> None:
         pass
@@ -148,9 +152,10 @@ class PinnedRing:
         documents = None if slot.documents is None else slot.documents.numpy()
         return slot.tokens.numpy().view(self._shape.dtype), documents
 
-    def send(self) -> Sent:
+    def send(self, rows: slice) -> Sent:
         slot = self._slots[self._turn]
-        sent = self._device.send(slot.tokens, slot.documents)
+        documents = None if slot.documents is None else slot.documents[rows]
+        sent = self._device.send(slot.tokens[rows], documents)
         slot.copied = sent.done
         return sent
 

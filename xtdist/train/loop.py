@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from xtdist.checkpoint import CheckpointStore, PendingCommit
 from xtdist.config import CheckpointError, UserError, configclass, derive_seed, from_mapping
-from xtdist.data import TOKENIZER_FILE, Loader, Order, TokenDataset
+from xtdist.data import TOKENIZER_FILE, Loader, TokenDataset, open_view
 from xtdist.files import write_atomic
 from xtdist.model.wrapper import build_model
 from xtdist.objective import build_objective
@@ -126,17 +126,14 @@ class Run:
         return every > 0 and self.position.step % every == 0
 
     def loader(self) -> Loader:
-        order = Order(
-            config=self.spec.data,
-            counts={"data": self.data.num_windows(self.spec.data.seq_len)},
+        view = open_view(
+            self.spec.data,
             seq_len=self.spec.data.seq_len,
-            global_batch=self.spec.global_batch,
             seed=self.spec.seed,
+            global_batch=self.spec.global_batch,
         )
         return Loader(
-            self.data,
-            order,
-            seq_len=self.spec.data.seq_len,
+            view,
             rank=dist.get_rank(),
             world=dist.get_world_size(),
             steps=range(self.position.step, self.spec.loop.steps),

@@ -24,5 +24,10 @@ def validation_batches(data: TokenDataset, spec: RunSpec) -> Iterator[StepBatch]
         mine = whole[rank_slice(len(whole), rank, world)]
         tokens = data.windows(mine, seq_len)
         yield StepBatch(
-            step=0, tokens=torch.from_numpy(tokens), sample_ids=mine, windows=mine, wait_s=0.0
+            step=0,
+            tokens=torch.from_numpy(tokens),
+            sample_ids=mine,
+            corpus=np.zeros_like(mine),
+            windows=mine,
+            wait_s=0.0,
         )
