@@ -154,9 +154,10 @@ def _check_doc_ids(folder: Folder, found: _Found) -> None:
     for number in order[again[0] : again[0] + 2].tolist():
         shard = int(starts.searchsorted(number, side="right")) - 1
         places.append(f"document {number - starts[shard]} of {found.intact[shard].path}")
+    doc_id = ordered[again[0]].astype(">u8").tobytes().hex()
     found.problems.append(
-        f"{folder.name}: doc_id {ordered[again[0]].tobytes().hex()} stands in {places[0]} and in "
-        f"{places[1]} ({len(again)} such repetitions)"
+        f"{folder.name}: doc_id {doc_id} stands in {places[0]} and in {places[1]} ({len(again)} such "
+        "repetitions)"
     )
 
 
