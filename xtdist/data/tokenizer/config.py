@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -63,7 +64,7 @@ class TiktokenTokenizerConfig:
     kind: Literal["tiktoken"] = "tiktoken"
     path: str
     pattern: str
-    special: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    special: dict[str, NonNegativeInt] = field(default_factory=dict)
     eot: str = SPECIAL_TOKENS[0]
     mask: str = SPECIAL_TOKENS[1]
     pad: str = SPECIAL_TOKENS[2]

@@ -7,17 +7,15 @@ text. A decoder that needs more than that is refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from xtdist.config import DataError
 from xtdist.data.tokenizer.base import Pieces
-from xtdist.data.tokenizer.hf_spec import Spec, Vocabulary
+from xtdist.data.tokenizer.hf_spec import BYTE_PIECE, Spec, Vocabulary
 from xtdist.data.tokenizer.merges import byte_characters
 
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CLEANUP = (
     (" .", "."),
     (" ?", "?"),
@@ -125,19 +123,14 @@ def pieces_of(spec: Spec, vocabulary: Vocabulary, size: int, where: str) -> Piec
         DataError: the decoder can't be said token by token.
     """
     steps = _steps(spec, where)
-    table = [
-        b"" if i in vocabulary.special else steps.bytes_of(c) for i, c in _numbered(vocabulary)
-    ]
+    numbered = enumerate(vocabulary.contents)
+    table = [b"" if i in vocabulary.special else steps.bytes_of(c) for i, c in numbered]
     if steps.to_bytes is _byte_level:  # an added token is text as it stands, not in byte characters
         for i, token in vocabulary.added.items():
             if i not in vocabulary.special:
                 table[i] = token["content"].encode()
     table += [b""] * (size - len(table))
     return Pieces(table, steps.lead.encode(), steps.trail.encode())
-
-
-def _numbered(vocabulary: Vocabulary) -> Any:
-    return enumerate(vocabulary.contents)
 
 
 def _steps(spec: Spec, where: str) -> _Steps:
@@ -182,7 +175,7 @@ def _byte_level(token: str) -> bytes:
 
 
 def _byte_fallback(token: str) -> bytes:
-    found = _BYTE.fullmatch(token)
+    found = BYTE_PIECE.fullmatch(token)
     return bytes([int(found[1], 16)]) if found else token.encode()
 
 

@@ -8,6 +8,7 @@ special tokens leaves a whole word ``</s>`` of a WordLevel or Unigram vocabulary
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from typing import Any
 from xtdist.config import DataError
 
 Spec = dict[str, Any]
+
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def read_vocabulary(spec: Spec, where: str) -> Vocabulary:
     for token in spec["added_tokens"]:
         i, content = token["id"], token["content"]
         clash |= by_id.setdefault(i, content) != content
+        if model.get("byte_fallback") and BYTE_PIECE.fullmatch(content):
+            continue  # stands for a byte of a text, whatever the flag says
         if token["special"]:
             special.add(i)
         else:
