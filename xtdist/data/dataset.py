@@ -160,6 +160,9 @@ class TokenDataset:
         self._stream.check(int(starts.min()), int((starts + lengths).max()))
         if places.min() < 0 or (places + lengths).max() > out.size or lengths.min() < 0:
             raise IndexError(f"places outside of {out.size} or negative lengths")
+        if not (some := lengths > 0).all():  # an empty run may start where the last shard ends
+            self.gather_parts(starts[some], lengths[some], out, places=places[some])
+            return
         shards, local = self._stream.locate(starts)
         room = self._stream.starts[shards + 1] - starts
         if (over := lengths > room).any():  # cut at the edges, until each part is in one shard
@@ -199,7 +202,7 @@ class TokenDataset:
     @property
     def folder(self) -> Path:
         """The folder of a dataset on this machine."""
-        return Path(self.path)
+        return Path(self.path).expanduser()
 
     def read(self, start: int, stop: int) -> Tokens:
         """Tokens [start, stop); a read-only view of the file unless it spans shards."""

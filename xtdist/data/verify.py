@@ -155,10 +155,8 @@ def _check_doc_ids(folder: Folder, found: _Found) -> None:
         shard = int(starts.searchsorted(number, side="right")) - 1
         places.append(f"document {number - starts[shard]} of {found.intact[shard].path}")
     doc_id = ordered[again[0]].astype(">u8").tobytes().hex()
-    found.problems.append(
-        f"{folder.name}: doc_id {doc_id} stands in {places[0]} and in {places[1]} ({len(again)} such "
-        "repetitions)"
-    )
+    where = f"in {places[0]} and in {places[1]} ({len(again)} such repetitions)"
+    found.problems.append(f"{folder.name}: doc_id {doc_id} stands {where}")
 
 
 def _check_totals(folder: Folder, manifest: Manifest, found: _Found) -> None:
