@@ -12,7 +12,7 @@ from xtdist.data.sources.tables import check_column, rows
 from xtdist.data.sources.text import Policy, changed
 from xtdist.data.sources.unit import Document, Input, Part
 
-_BATCH_BYTES = 2**23
+_BATCH_BYTES = 2**22
 _READ_BYTES = 2**20
 _MAX_ROWS = 2**13
 _FOOTERS_AT_ONCE = 16
