@@ -33,6 +33,7 @@ from xtdist.data.tokenizer import (
     train_bpe,
 )
 from xtdist.data.trace import TracedPiece, TracedRow
+from xtdist.data.verify import VerifyReport, verify
 from xtdist.data.view import View, open_view
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "TokenizerConfig",
     "TracedPiece",
     "TracedRow",
+    "VerifyReport",
     "View",
     "byte_tokenizer",
     "load_tokenizer",
@@ -73,4 +75,5 @@ __all__ = [
     "rank_slice",
     "read_manifest",
     "train_bpe",
+    "verify",
 ]
