@@ -84,8 +84,7 @@ class JsonLines:
             where = f"{self.root.where(part.file)}:{self._line_number(part.file, offset)}"
             self.policy.refuse(
                 where,
-                f"expected a JSON object with text under {self.field!r} "
-                f"({type(error).__name__}: {str(error)[:200]})",
+                f"expected a JSON object with text under {self.field!r} ({_said(error)})",
                 "fix the line, or set source.field",
             )
 
@@ -97,6 +96,12 @@ class JsonLines:
                 lines += chunk.count(b"\n")
                 offset -= len(chunk)
         return lines
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"  # not the line: it knows only this one
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def _line_end(file: BinaryIO, at: int) -> int:
