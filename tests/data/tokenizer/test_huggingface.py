@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text(
     "aeint_ \n\t().='sSlL1é\u0301—東😀\r▁#/", max_size=120
 )
 
+# The library reads a whole word "</s>" of a text as the special token, and we never do.
+PLAIN = TEXT.filter(lambda text: not SPECIAL.search(text))
+SPECIAL = re.compile(r"<[a-z/|]+>|\[[A-Z]+\]")
+
 
 def taken_over(hf: HF, folder: Path, **roles: str) -> Tokenizer:
     hf.save(str(folder / "given.json"))
@@ -71,7 +76,7 @@ def ids_of(hf: HF, text: str) -> list[int]:
 
 @pytest.mark.parametrize("name", KINDS)
 @settings(max_examples=40, deadline=None)
-@given(text=TEXT)
+@given(text=PLAIN)
 def test_ids_are_those_of_the_library(pairs: Any, name: str, text: str) -> None:
     hf, ours = pairs[name]
     assert ours.encode(text).tolist() == ids_of(hf, text)
@@ -98,7 +103,7 @@ def test_long_files_are_cut_where_that_is_proven_not_to_show(pairs: Any) -> None
 
 @pytest.mark.parametrize("name", KINDS)
 @settings(max_examples=40, deadline=None)
-@given(text=TEXT)
+@given(text=PLAIN)
 def test_decoding_is_that_of_the_library(pairs: Any, name: str, text: str) -> None:
     hf, ours = pairs[name]
     text = text.lstrip(" ▁\t\n\r")  # of several spaces before a text, the library drops all

@@ -63,11 +63,14 @@ def unseal(tree: dict[str, Any], keys: tuple[str, ...], where: str) -> list[Any]
 
 
 def from_base64(text: Any, where: str) -> bytes:
-    """Raises DataError for what is not base64."""
+    """Raises DataError for what ``to_base64`` does not write (some texts decode to the same)."""
     try:
-        return base64.b64decode(text, validate=True)
+        raw = base64.b64decode(text, validate=True)
     except (binascii.Error, TypeError, ValueError):
-        raise DataError(f"{where}: damaged: not base64 where it must be") from None
+        raw = None
+    if raw is None or to_base64(raw) != text:
+        raise DataError(f"{where}: damaged: not base64 where it must be")
+    return raw
 
 
 def to_base64(raw: bytes) -> str:

@@ -111,7 +111,7 @@ def read_ranks(raw: bytes, where: str) -> list[bytes]:
                 f"{where}:{number}: expected a base64 token and the rank {len(tokens)}, got "
                 f"{line[:60]!r}"
             )
-        tokens.append(from_base64(fields[0], f"{where}:{number}"))
+        tokens.append(from_base64(fields[0].decode("latin-1"), f"{where}:{number}"))
     return tokens
 
 
