@@ -23,11 +23,12 @@ from xtdist.data.ring import Sent, Shape, make_buffers
 from xtdist.data.view import View
 from xtdist.data.windows import Windows
 
-# Few samples at a time cost more each: the order of 1 is 60 times that of 1 of 4096, and small
-# batches are read several at once.
+# Few samples at a time cost more each, so the order is asked for many and small batches are read
+# several at once. What is read at once is ready while the next is read.
 LOOKUP_SAMPLES = 4096
-READ_ROWS = 256
-PREFETCH_STEPS = 4
+READ_ROWS = 512
+READ_TOKENS = 2**19
+LEAST_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,8 @@ class Loader:
         self.view, self.steps = view, steps
         self._slice = rank_slice(view.global_batch, rank, world)
         rows = self._slice.stop - self._slice.start
-        self._at_once = max(1, min(READ_ROWS // max(1, rows), len(steps)))
+        most = min(READ_ROWS, READ_TOKENS // (view.seq_len + 1))
+        self._at_once = max(1, min(most // max(1, rows), len(steps)))
         self._buffers = make_buffers(
             Shape(
                 rows=self._at_once * rows,
@@ -98,7 +100,7 @@ class Loader:
             torch.device(device),
         )
         self._ready: queue.Queue[tuple[StepBatch, Sent] | BaseException | None]
-        self._ready = queue.Queue(PREFETCH_STEPS)
+        self._ready = queue.Queue(max(LEAST_AHEAD, self._at_once))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="xtdist-loader", daemon=True)
         self._thread.start()
