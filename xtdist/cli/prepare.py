@@ -6,6 +6,7 @@ import argparse
 from contextlib import ExitStack
 
 from xtdist.config import load
+from xtdist.connect import connect, disconnect
 from xtdist.data import PrepareConfig, PrepareReport, Progress, prepare
 from xtdist.track.console import progress_bar
 
@@ -28,7 +29,12 @@ def run(args: argparse.Namespace) -> int:
                 bars[now.stage] = open_bar.enter_context(bar)
             bars[now.stage].update(now.done_bytes)
 
-        report = prepare(config, progress=show)
+        started = config.runner.kind == "ray" and connect()
+        try:
+            report = prepare(config, progress=show)
+        finally:
+            if started:
+                disconnect()
     print(_summary(report))
     return 0
 
@@ -42,8 +48,10 @@ def _summary(report: PrepareReport) -> str:
             f"{s.text_bytes / 1e6:>8.2f} MB in {s.shards} shards "
             f"({s.text_bytes / max(s.tokens, 1):.2f} bytes a token)"
         )
+    known = f"{report.known} known, " if report.known else ""
     rows.append(
-        f"  left out: {report.duplicates} duplicates, {report.empty} empty, "
+        f"  left out: {report.duplicates} duplicates, {known}{report.empty} empty, "
         f"{report.unreadable} unreadable; vocabulary {report.vocab_size}"
     )
+    rows.append(f"  more in {report.folder}/report.json, lengths.png and inputs.jsonl")
     return "\n".join(rows)

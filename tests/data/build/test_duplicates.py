@@ -66,7 +66,7 @@ def expected_codes(units: list[list[str]], known: set[str], fraction: float) -> 
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(units=TEXTS, known=st.sets(st.integers(0, 11)), part_documents=st.sampled_from([1, 3, 1000]))
 def test_the_first_of_equal_documents_is_kept_in_however_many_parts_hashes_are_compared(
     units: list[list[str]], known: set[int], part_documents: int

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from xtdist.config import DataError, ResourceError
 from xtdist.data import LocalRunner, PrepareConfig, RayRunner, prepare
 from xtdist.data.build.processes import Processes
+from xtdist.data.build.worker import serve
 
 Make = Callable[..., PrepareConfig]
 
@@ -53,21 +56,40 @@ def test_two_processes_make_the_dataset_that_one_makes(
     assert done == sorted(done)
 
 
-def test_what_goes_wrong_in_a_worker_is_said_with_its_unit() -> None:
+def test_results_come_in_order_and_a_worker_that_dies_is_said_with_its_unit() -> None:
     with Processes(2) as runner:
         done: list[int] = []
         names = runner.run([Fails(str(i), "") for i in range(5)], done.append)
         assert names == ["0", "1", "2", "3", "4"]
         assert sum(done) == 35
-        for how, error, message in (
-            ("data", DataError, "unit three is bad"),
-            ("disk", OSError, "No space left"),
-            ("bug", RuntimeError, r"failed on unit three[\s\S]*KeyError: 'oh'"),
-            ("killed", ResourceError, r"died \(signal 9\) on unit three; out of memory"),
-        ):
-            with pytest.raises(error, match=message):
-                runner.run([Fails("a", ""), Fails("b", ""), Fails("unit three", how)], done.append)
-        assert runner.run([Fails("x", ""), Fails("y", "")], done.append) == ["x", "y"]
+        tasks = [Fails("a", ""), Fails("b", ""), Fails("unit three", "killed")]
+        with pytest.raises(ResourceError, match=r"died \(signal 9\) on unit three; out of memory"):
+            runner.run(tasks, done.append)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("data", DataError, "unit three is bad"),
+        ("disk", OSError, "No space left"),
+        ("bug", RuntimeError, r"failed on unit three[\s\S]*KeyError: 'oh'"),
+    ],
+)
+def test_a_worker_answers_with_what_went_wrong(
+    how: str, error: type[Exception], message: str
+) -> None:
+    ours, theirs = Pipe()
+    ours.send(Fails("unit three", how))
+    ours.send(Fails("next", ""))
+    thread = threading.Thread(target=serve, args=(theirs,))
+    thread.start()
+    kind, what = ours.recv()
+    with pytest.raises(error, match=message):
+        raise what
+    assert [ours.recv(), ours.recv()] == [("advance", 7), ("done", "next")]
+    ours.close()
+    thread.join(10)
+    assert (kind, thread.is_alive()) == ("failed", False)
 
 
 def test_ray_without_a_cluster_is_refused(units: Make, tmp_path: Path) -> None:

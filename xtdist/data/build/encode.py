@@ -148,7 +148,7 @@ class Encode:
             raise self._changed(None)
 
     def _changed(self, document: Document | None) -> DataError:
-        forget(self.work, self.unit.number)
+        forget(self.work)
         where = document.name if document else self.unit.name
         return DataError(
             f"source: the text changed while it was read (at {where}); run again when it is at rest"

@@ -116,9 +116,10 @@ def rows_of(work: Work, unit: int) -> NDArray[Any]:
     return np.memmap(path, ROW, mode="r")
 
 
-def forget(work: Work, unit: int) -> None:
-    """Have a unit scanned anew by the next build."""
-    work.path("scan", unit, ".json").unlink(missing_ok=True)
+def forget(work: Work) -> None:
+    """Have all units scanned anew by the next build."""
+    for path in work.folder.glob("scan-*.json"):
+        path.unlink(missing_ok=True)
 
 
 def _valid(path: Path, rows: Path, stamp: str) -> ScanReceipt | None:
