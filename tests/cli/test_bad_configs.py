@@ -72,6 +72,18 @@ MASKED = {"model.causal": False, "objective.kind": "nonautoregressive"}
             {**MASKED, "objective.token_critic": {**CRITIC, "pool": {"kind": "mean"}}},
             "objective.token_critic.pool: a critic judges each token",
         ),
+        (
+            {"data.documents": "masked", "model.shift_tokens": 1},
+            "data.documents: got masked, but model can't keep documents apart",
+        ),
+        (
+            {
+                **MASKED,
+                "data.documents": "packed",
+                "objective.token_critic": {**CRITIC, "shift_tokens": 1},
+            },
+            "data.documents: got packed, but objective.token_critic can't keep documents apart",
+        ),
     ],
 )
 def test_what_no_data_could_make_possible_is_refused_where_a_config_is_shown(

@@ -12,6 +12,7 @@ from xtdist.checkpoint import CheckpointStore
 from xtdist.checkpoint.layout import write_manifest
 from xtdist.config import load
 from xtdist.data import TokenDataset
+from xtdist.launch.datasets import known_data
 from xtdist.launch.preflight import resolve
 from xtdist.train import RunSpec
 from xtdist.train.state import identity
@@ -129,8 +130,8 @@ def test_data_of_another_tokenizer_than_the_models_is_refused(refused, save_mode
 def checkpoint(config: Path, *, step: int = 2, **changes: object) -> Path:
     """A checkpoint of the run of ``config``, as far as a manifest makes one."""
     spec = resolve(load(RunSpec, config).config)
-    data = TokenDataset.open(spec.data.path)
-    own = identity(spec, data, precision="fp32") | changes
+    own = identity(spec, known_data(spec), precision="fp32", step=step)
+    own["data"] |= changes
     folder = Path(spec.output) / spec.name / "checkpoints" / f"step_{step:08d}-{'0' * 8}"
     folder.mkdir(parents=True)
     write_manifest(folder, {}, {"kind": "checkpoint", "step": step, "identity": own})
@@ -162,7 +163,7 @@ def test_a_checkpoint_of_another_run_is_refused(refused, make_config, key, value
 def test_a_checkpoint_of_another_dataset_is_refused(refused, make_config):
     config = make_config()
     checkpoint(config, dataset_id="0" * 64)
-    assert "dataset_id: checkpoint '0000" in refused("train", config)
+    assert "data.dataset_id: checkpoint '0000" in refused("train", config)
 
 
 @pytest.mark.usefixtures("cluster_of_two")

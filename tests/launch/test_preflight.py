@@ -18,6 +18,7 @@ from xtdist.config import (
     to_mapping,
 )
 from xtdist.data import ByteTokenizerConfig, FilesSource, PrepareConfig, TokenDataset, prepare
+from xtdist.launch.datasets import known_data
 from xtdist.launch.preflight import preflight, resolve
 from xtdist.launch.trainer import TrainingFailedError, _explain
 from xtdist.train import RunSpec
@@ -62,7 +63,7 @@ def commit(spec: RunSpec, step: int) -> Path:
     """A checkpoint of ``spec``, as far as a manifest makes one."""
     folder = Path(spec.output) / spec.name / "checkpoints" / f"step_{step:08d}-aaaaaaaa"
     folder.mkdir(parents=True)
-    own = identity(spec, TokenDataset.open(spec.data.path), precision="fp32")
+    own = identity(spec, known_data(spec), precision="fp32", step=step)
     write_manifest(folder, {}, {"step": step, "identity": own})
     return folder
 

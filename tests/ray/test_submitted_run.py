@@ -92,10 +92,11 @@ def test_checkpoints_are_whole_and_name_their_dataset(first, dataset):
     store = first.checkpoints
     steps = [int(n.split("_")[1].split("-")[0]) for n in store.names()]
     assert steps[:2] == [4, 8]
+    data_id = TokenDataset.open(dataset).dataset_id
     for name in store.names()[:2]:
         manifest = read_manifest(store.root / name)
         verify(store.root / name, manifest)
-        assert manifest.meta["identity"]["dataset_id"] == TokenDataset.open(dataset).dataset_id
+        assert manifest.meta["identity"]["data"]["dataset_id"] == data_id
         assert {"zero/mp_rank_00_model_states.pt", "weights/model.safetensors"} <= set(
             manifest.files
         )
@@ -109,7 +110,9 @@ def test_every_step_has_its_metrics(first):
     assert [r["step"] for r in train] == list(range(1, 9))
     assert train[-1]["train/tokens"] == 8 * 256
     assert train[-1]["train/loss"] < train[0]["train/loss"]
-    assert {"train/lr", "train/grad_norm", "perf/tokens_per_s"} <= set(train[0])
+    assert {"train/lr", "train/grad_norm", "perf/tokens_per_s", "perf/data_wait_share"} <= set(
+        train[0]
+    )
     valid = [r for r in first.metrics() if "eval/valid/loss" in r][:2]
     assert [r["step"] for r in valid] == [4, 8]
 

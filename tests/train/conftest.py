@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,10 @@ def make_spec(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeSp
             node = tree
             for key in parents:
                 node = node.setdefault(key, {})
-            node[last] = value
+            node[last] = copy.deepcopy(value)
         spec = from_mapping(RunSpec, tree)
-        tokenizer = load_tokenizer(Path(spec.data.path) / "tokenizer.json")
+        folder = Path(next(iter(spec.data.sources.values())))
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
         return fit_to_data(spec, vocab_size=tokenizer.vocab_size)
 
     return make

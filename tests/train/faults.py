@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,9 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
+from xtdist.data import StepBatch
 from xtdist.objective import AutoregressiveWrapper, LossOutput, Prepared
+from xtdist.train.step import Stepper, StepResult
 
 
 @contextmanager
@@ -76,10 +79,32 @@ def stop_request(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def noted_batches(folder: Path) -> Iterator[None]:
+    """No fault: what each rank is given is noted in ``batches-<rank>.jsonl``."""
+    real, path = Stepper.step, folder / f"batches-{dist.get_rank()}.jsonl"
+
+    def step(self: Stepper, batch: StepBatch, *, stop_wanted: bool) -> StepResult:
+        documents = batch.documents
+        noted = {
+            "step": batch.step,
+            "sample_ids": batch.sample_ids.tolist(),
+            "tokens": batch.tokens.tolist(),
+            "documents": None if documents is None else documents.tolist(),
+        }
+        with path.open("a") as f:
+            f.write(json.dumps(noted) + "\n")
+        return real(self, batch, stop_wanted=stop_wanted)
+
+    with patch.object(Stepper, "step", step):
+        yield
+
+
 FAULTS: dict[str | None, Callable[[Path], AbstractContextManager[None]]] = {
     None: nothing,
     "full_disk": full_disk,
     "nan_loss": nan_loss,
     "nan_gradient": nan_gradient,
     "stop_request": stop_request,
+    "noted_batches": noted_batches,
 }

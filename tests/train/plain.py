@@ -18,7 +18,7 @@ from xtdist.train import RunSpec
 def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
     """The losses and norms that ``spec`` must have on any number of workers. Auxiliary losses are
     of ``parts`` equal parts of the batch each: what a worker sees at once."""
-    data = TokenDataset.open(spec.data.path, "train")
+    data = TokenDataset.open(spec.data.sources["data"], "train")
     seq_len = spec.data.seq_len
     order = Order(
         config=spec.data,
@@ -64,7 +64,7 @@ def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
 @torch.no_grad()
 def valid_loss(spec: RunSpec, net: TransformerWrapper) -> float:
     """The mean over evenly spread windows of the validation split; leaves ``net`` in eval mode."""
-    valid = TokenDataset.open(spec.data.path, "valid")
+    valid = TokenDataset.open(spec.data.sources["data"], "valid")
     last = valid.num_windows(spec.data.seq_len) - 1
     count = min(spec.loop.valid_windows, last + 1)
     numbers = sorted({int(i * last / (count - 1)) for i in range(count)})

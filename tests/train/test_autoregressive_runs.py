@@ -25,6 +25,7 @@ HIDING = {
         "mask_prob": 0.2,
         "mask_token_prob": 0.15,
     },
+    "data.documents": "masked",
     "loop.valid_every": 4,
     "loop.valid_windows": 999,
     "loop.steps": 4,
@@ -59,13 +60,14 @@ def test_noise_and_terms_do_not_depend_on_workers_accumulation_or_stage(make_spe
         assert records(one[2], key) == pytest.approx(records(two[2], key), rel=1e-5)
     assert records(two[2], "train/aux/exit_gate")
     assert records(hiding[0], "train/loss") != records(two[3], "train/loss")
+    assert records(hiding[0], "eval/valid/loss") == pytest.approx([valid_loss(two[0])], rel=1e-4)
 
 
 @torch.no_grad()
 def valid_loss(spec: RunSpec) -> float:
     """Plain cross-entropy inside documents, of the run's last weights on its validation windows."""
     model = load_weights(folder_of(spec)).model
-    valid = TokenDataset.open(spec.data.path, "valid")
+    valid = TokenDataset.open(spec.data.sources["data"], "valid")
     count = valid.num_windows(spec.data.seq_len)
     numbers = np.unique(np.linspace(0, count - 1, min(999, count)).astype(np.int64))
     tokens = rows_of(valid, numbers, spec.data.seq_len)

@@ -26,7 +26,7 @@ KILLED = ".staging-step_00000006-dead0000"
 
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "model": ({"model.depth": 1, "model.heads": 4}, ["model.depth", "model.heads"]),
-    "dataset": ({}, ["dataset_id"]),
+    "dataset": ({}, ["data.dataset_id"]),
     "seed": ({"seed": 4}, ["seed: checkpoint 3, config 4"]),
     "stage": ({"engine.zero_stage": 1}, ["zero_stage: checkpoint 2, config 1"]),
     "batch": ({"batch.tokens_per_step": 64}, ["batch.tokens_per_step: checkpoint 128, config 64"]),

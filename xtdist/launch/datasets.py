@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xtdist.config import ConfigError, DataError
-from xtdist.data import TokenDataset, Tokenizer
+from xtdist.data import Order, TokenDataset, Tokenizer, View
 from xtdist.data.storage.location import is_remote
-from xtdist.train.spec import RunDataConfig
+from xtdist.train.spec import RunDataConfig, RunSpec
 
 SPLITS = ("train", "valid")
 
@@ -70,7 +70,7 @@ def check_datasets(data: RunDataConfig) -> Tokenizer:
     opened: dict[str, Tokenizer] = {}
     for name, path in data.sources.items():
         for split in SPLITS:
-            dataset = TokenDataset.open(path, split, "size")
+            dataset = TokenDataset.open(path, split, "size", data.cache)
             _check_length(dataset, path, data)
         opened[name] = dataset.tokenizer
     (first, tokenizer), *others = opened.items()
@@ -95,21 +95,36 @@ def _check_length(dataset: TokenDataset, path: str, data: RunDataConfig) -> None
         )
 
 
-def corpora_of(data: RunDataConfig) -> tuple[Corpus, ...]:
+def known_data(spec: RunSpec) -> View:
+    """What a run reads, as far as its manifests say it: enough for its identity. Its windows are
+    left out, because a plan of packed documents reads all of the data."""
+    data = spec.data
+    datasets = {
+        name: TokenDataset.open(path, "train", "size", data.cache)
+        for name, path in data.sources.items()
+    }
+    order = Order(
+        config=data,
+        counts=dict.fromkeys(datasets, 1),
+        seq_len=data.seq_len,
+        global_batch=spec.global_batch,
+        seed=spec.seed,
+    )
+    return View(config=data, split="train", datasets=datasets, windows=(), order=order)
+
+
+def corpora_of(view: View) -> tuple[Corpus, ...]:
     """The datasets in the order of the config."""
-    found = []
-    for name, path in data.sources.items():
-        train = TokenDataset.open(path, "train", "size")
-        found.append(
-            Corpus(
-                name=name,
-                path=path,
-                dataset_id=train.dataset_id,
-                tokens=train.total_tokens,
-                documents=train.num_documents,
-            )
+    return tuple(
+        Corpus(
+            name=name,
+            path=view.config.sources[name],
+            dataset_id=dataset.dataset_id,
+            tokens=dataset.total_tokens,
+            documents=dataset.num_documents,
         )
-    return tuple(found)
+        for name, dataset in view.datasets.items()
+    )
 
 
 def data_lines(data: RunDataConfig, corpora: tuple[Corpus, ...]) -> list[str]:

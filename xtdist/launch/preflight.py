@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from xtdist.checkpoint import CheckpointStore
 from xtdist.config import ConfigError, ResourceError
-from xtdist.data import TokenDataset, Tokenizer
+from xtdist.data import Tokenizer
 from xtdist.launch.datasets import (
     Corpus,
     check_datasets,
     corpora_of,
     data_lines,
+    known_data,
     local_path,
     with_absolute_paths,
 )
@@ -111,8 +114,7 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     Raises:
         UserError: the first thing that would stop the run later.
     """
-    corpora = corpora_of(spec.data)
-    data = TokenDataset.open(corpora[0].path, split="train", verify="size")
+    data = known_data(spec)
     gpus = _gpus(spec, cluster_gpus)
     precision = resolve_precision(spec.engine.precision, gpu=bool(gpus))
     spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, precision=precision))
@@ -121,10 +123,10 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     plan = Plan(
         spec=spec,
         folder=folder,
-        corpora=corpora,
+        corpora=corpora_of(data),
         gpus_per_worker=gpus,
         parameters=parameters,
-        done_step=_done_step(folder, identity(spec, data, precision=precision)),
+        done_step=_done_step(folder, partial(identity, spec, data, precision=precision)),
     )
     if not plan.finished:
         _check_disk(folder, parameters)
@@ -137,10 +139,11 @@ def _gpus(spec: RunSpec, cluster_gpus: int) -> int:
     return int(spec.workers.device == "gpu" or (spec.workers.device == "auto" and cluster_gpus > 0))
 
 
-def _done_step(folder: Path, now: dict[str, object]) -> int:
+def _done_step(folder: Path, identity_at: Callable[..., dict[str, object]]) -> int:
     commit = CheckpointStore(folder / "checkpoints").newest_valid()
     if commit is None:
         return 0
+    now = identity_at(step=commit.step)
     check_identity(commit.manifest.meta["identity"], now, commit.path)
     return commit.step
 

@@ -7,7 +7,6 @@ same branch everywhere: what one of them learns alone (a signal, a full disk) is
 from __future__ import annotations
 
 import json
-import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import torch.distributed as dist
 
 from xtdist.checkpoint import CheckpointStore, PendingCommit
 from xtdist.config import CheckpointError, UserError, configclass, derive_seed, from_mapping
-from xtdist.data import TOKENIZER_FILE, Loader, TokenDataset, open_view
+from xtdist.data import Loader, View, open_view
 from xtdist.files import write_atomic
 from xtdist.model.wrapper import build_model
 from xtdist.objective import build_objective
@@ -37,7 +36,7 @@ from xtdist.train.deepspeed import (
 from xtdist.train.samples import draw_samples
 from xtdist.train.spec import RunSpec
 from xtdist.train.step import Stepper, StepResult, TrainModule
-from xtdist.train.validation import validation_batches
+from xtdist.train.validation import Sum, metrics_of, text_bytes_of, validation_batches
 
 STOP_FILE, ERROR_FILE = "stop-request", "error.json"
 
@@ -102,8 +101,8 @@ class Run:
 
     spec: RunSpec
     folder: Path
-    data: TokenDataset
-    valid: TokenDataset
+    data: View
+    valid: View
     stepper: Stepper
     store: CheckpointStore
     record: state.Record
@@ -126,17 +125,14 @@ class Run:
         return every > 0 and self.position.step % every == 0
 
     def loader(self) -> Loader:
-        view = open_view(
-            self.spec.data,
-            seq_len=self.spec.data.seq_len,
-            seed=self.spec.seed,
-            global_batch=self.spec.global_batch,
-        )
+        # The noise of masked prediction is drawn on the CPU, from the tokens there.
+        causal = self.spec.model.causal
         return Loader(
-            view,
+            self.data,
+            steps=range(self.position.step, self.spec.loop.steps),
             rank=dist.get_rank(),
             world=dist.get_world_size(),
-            steps=range(self.position.step, self.spec.loop.steps),
+            device=self.stepper.device if causal else torch.device("cpu"),
         )
 
     def emit(self, metrics: dict[str, float]) -> None:
@@ -156,16 +152,18 @@ class Run:
                 "perf/tokens_per_s": self.spec.batch.tokens_per_step / seconds,
                 "perf/step_s": seconds,
                 "perf/data_wait_s": wait_s,
+                "perf/data_wait_share": wait_s / seconds,
                 **{f"train/{name}": value for name, value in result.metrics.items()},
             }
         )
 
     def validate(self) -> None:
-        batches = validation_batches(self.valid, self.spec)
-        nats, weight = self.stepper.validate(batches)
-        loss = nats / max(weight, 1e-12)
-        bits_per_byte = loss / math.log(2) * self.valid.total_tokens / self.valid.text_bytes
-        self.emit({"eval/valid/loss": loss, "eval/valid/bits_per_byte": bits_per_byte})
+        found = {}
+        for name, data in self.valid.datasets.items():
+            batches = validation_batches(self.valid, name, self.spec)
+            nats, weight = self.stepper.validate(batches)
+            found[name] = Sum(nats, weight, text_bytes_of(data, weight))
+        self.emit(metrics_of(found))
         self.clock = time.perf_counter()
 
     def save(self) -> None:
@@ -213,8 +211,7 @@ def start(job: WorkerJob) -> Iterator[Run]:
     spec, folder = job.spec, Path(job.folder)
     precision = resolve_precision(spec.engine.precision, gpu=job.gpu)
     device = device_of(gpu=job.gpu, precision=precision)
-    data = TokenDataset.open(spec.data.path, split="train", verify=spec.data.verify)
-    valid = TokenDataset.open(spec.data.path, split="valid", verify=spec.data.verify)
+    data, valid = open_data(spec, "train"), open_data(spec, "valid")
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
     net = build_model(spec.model, generator=generator)
     objective = build_objective(
@@ -230,9 +227,14 @@ def start(job: WorkerJob) -> Iterator[Run]:
         optimizer=build_optimizer(spec.optim, module),
         config=engine_config(spec, precision=precision, gpu=job.gpu),
     )
-    identity = state.identity(spec, data, precision=precision)
+    record = state.Record(
+        spec=spec,
+        data=data,
+        precision=precision,
+        mlflow_run_id=job.mlflow.run_id if job.mlflow else None,
+    )
     store = CheckpointStore(folder / "checkpoints")
-    name = state.find_commit(store, identity)
+    name = state.find_commit(store, record.identity)
     position = state.restore(engine, store.root / name) if name else state.Position()
     run = Run(
         spec=spec,
@@ -241,9 +243,7 @@ def start(job: WorkerJob) -> Iterator[Run]:
         valid=valid,
         stepper=Stepper(engine=engine, objective=objective, spec=spec, device=device),
         store=store,
-        record=state.Record(
-            spec, identity, job.mlflow.run_id if job.mlflow else None, data.folder / TOKENIZER_FILE
-        ),
+        record=record,
         position=position,
         attempt=_attempt_id(),
         tracker=Tracker(folder, job.mlflow) if dist.get_rank() == 0 else None,
@@ -252,6 +252,17 @@ def start(job: WorkerJob) -> Iterator[Run]:
         yield run
     finally:
         run.close()
+
+
+def open_data(spec: RunSpec, split: str) -> View:
+    """One split of what the run reads."""
+    return open_view(
+        spec.data,
+        split,
+        seq_len=spec.data.seq_len,
+        seed=spec.seed,
+        global_batch=spec.global_batch,
+    )
 
 
 def _attempt_id() -> str:

@@ -37,7 +37,6 @@ from xtdist.track.config import TrackConfig
 class RunDataConfig(DataConfig):
     """Which data, and the length of the sequences it is cut into."""
 
-    path: str
     seq_len: PositiveInt = 512
 
 

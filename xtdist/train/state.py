@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from xtdist.checkpoint import CheckpointStore, PendingCommit, WeightsConfig, read_manifest
 from xtdist.checkpoint.weights import NET_PREFIX, save_weights
 from xtdist.config import CheckpointError, ResourceError, to_mapping
-from xtdist.data import TokenDataset
+from xtdist.data import TOKENIZER_FILE, View
 from xtdist.train.spec import RunSpec
 
 PREFIX = "objective."
@@ -37,20 +38,31 @@ class Position:
     tokens: int = 0
 
 
-def identity(spec: RunSpec, data: TokenDataset, *, precision: str) -> dict[str, Any]:
-    """What a checkpoint belongs to; a run resumes only where all of this is the same. Settings
-    stand at their place in the config, so that a refusal names them as the user writes them."""
+def identity(spec: RunSpec, data: View, *, precision: str, step: int) -> dict[str, Any]:
+    """What a checkpoint of ``step`` belongs to; a run resumes only where all of this is the same.
+    Settings stand at their place in the config, so that a refusal names them as the user writes
+    them. Of the data it is what came before ``step``: what comes later may change."""
     return {
-        "dataset_id": data.dataset_id,
-        "tokenizer_sha256": data.tokenizer.sha256,
         "model": to_mapping(spec.model),
         "objective": to_mapping(spec.objective),
         "seed": spec.seed,
-        "data": {"seq_len": spec.data.seq_len},
+        "data": _data_identity(data, step),
         "batch": {"tokens_per_step": spec.batch.tokens_per_step},
         "engine": {"precision": precision, "zero_stage": spec.engine.zero_stage},
         "workers": {"count": spec.workers.count},
     }
+
+
+def _data_identity(data: View, step: int) -> dict[str, Any]:
+    found = data.identity(step)
+    ids, weights = found.pop("datasets"), found.pop("weights")
+    for elsewhere in ("seed", "global_batch"):
+        del found[elsewhere]
+    if data.config.path is not None:
+        (found["dataset_id"],) = ids.values()
+        return found
+    corpora = {n: {"dataset_id": i, "weight": weights.get(n, 0.0)} for n, i in ids.items()}
+    return {**found, "corpora": corpora}
 
 
 def check_identity(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
@@ -73,8 +85,9 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], where: Path) -> N
         )
 
 
-def find_commit(store: CheckpointStore, now: dict[str, Any]) -> str | None:
-    """On rank 0: sweep, verify, compare; on all ranks: the checkpoint to resume from, or None.
+def find_commit(store: CheckpointStore, identity_at: Callable[[int], dict[str, Any]]) -> str | None:
+    """On rank 0: sweep, verify, compare with the identity that this run has at the checkpoint's
+    step; on all ranks: the checkpoint to resume from, or None.
 
     Raises:
         CheckpointError: on all ranks, when the newest valid checkpoint is of another run.
@@ -85,6 +98,7 @@ def find_commit(store: CheckpointStore, now: dict[str, Any]) -> str | None:
             store.sweep()
             commit = store.newest_valid()
             if commit is not None:
+                now = identity_at(commit.step)
                 check_identity(commit.manifest.meta["identity"], now, commit.path)
                 answer[0] = commit.path.name
         except CheckpointError as e:
@@ -160,7 +174,7 @@ def save(
         "kind": "checkpoint",
         "step": position.step,
         "tokens": position.tokens,
-        "identity": record.identity,
+        "identity": record.identity(position.step),
         "mlflow_run_id": record.mlflow_run_id,
         "versions": {p: version(p) for p in ("xtdist", "torch", "deepspeed", "ray")},
     }
@@ -168,27 +182,35 @@ def save(
         config = record.weights(step=position.step)
         net = {n.removeprefix(NET_PREFIX): t for n, t in state.items() if n.startswith(NET_PREFIX)}
         own = {n: t for n, t in state.items() if not n.startswith(NET_PREFIX)}
-        save_weights(folder / "weights", net, config, tokenizer=record.tokenizer, own=own)
+        tokenizer = store.root.parent / TOKENIZER_FILE
+        record.data.tokenizer.save(tokenizer)
+        save_weights(folder / "weights", net, config, tokenizer=tokenizer, own=own)
     dist.barrier()
     return PendingCommit(
         store, folder, rank=dist.get_rank(), world=dist.get_world_size(), meta=meta
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What every checkpoint of a run says about itself."""
 
     spec: RunSpec
-    identity: dict[str, Any]
+    data: View
+    precision: str
     mlflow_run_id: str | None
-    tokenizer: Path
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """See :func:`identity`."""
+        return identity(self.spec, self.data, precision=self.precision, step=step)
 
     def weights(self, *, step: int) -> WeightsConfig:
+        ids = {name: dataset.dataset_id for name, dataset in self.data.datasets.items()}
         meta = {
             "run": self.spec.name,
             "step": step,
-            "dataset_id": self.identity["dataset_id"],
+            "dataset_id": ids if self.spec.data.corpora else next(iter(ids.values())),
+            "documents": self.spec.data.documents,
             "mlflow_run_id": self.mlflow_run_id,
             "xtdist": version("xtdist"),
         }

@@ -112,10 +112,15 @@ class Stepper:
     def _prepare(self, batch: StepBatch, purpose: str) -> Prepared:
         step = batch.step if purpose == "noise" else 0
         tokens, ids = batch.tokens, torch.from_numpy(batch.sample_ids)
+        documents = batch.documents
         if not len(tokens):  # nothing for this rank: one row that weighs nothing
             tokens, ids = tokens.new_zeros(1, self.spec.data.seq_len + 1), ids.new_zeros(1)
+            documents = None
         prepared = self.objective.prepare(
-            tokens, seed=derive_seed(self.spec.seed, purpose, step), sample_ids=ids
+            tokens,
+            seed=derive_seed(self.spec.seed, purpose, step),
+            sample_ids=ids,
+            documents=documents,
         )
         return (prepared if len(batch.tokens) else prepared.muted()).to(self.device)
 

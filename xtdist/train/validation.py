@@ -1,33 +1,81 @@
-"""Which windows a validation during training looks at."""
+"""Which windows a validation during training looks at, and what it tells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from xtdist.data import StepBatch, TokenDataset, rank_slice
+from xtdist.data import StepBatch, TokenDataset, View, rank_slice
+from xtdist.data.windows import Windows
 from xtdist.train.spec import RunSpec
 
 
-def validation_batches(data: TokenDataset, spec: RunSpec) -> Iterator[StepBatch]:
-    """``loop.valid_windows`` windows, evenly spread over the split and the same at every call, cut
-    into global batches and by rank. Every rank yields the same number of batches."""
-    seq_len, size = spec.data.seq_len, spec.global_batch
-    total = data.num_windows(seq_len)
-    ids = np.unique(np.linspace(0, total - 1, min(spec.loop.valid_windows, total)).astype(np.int64))
+class Sum(NamedTuple):
+    """Losses (nats) over ``weight`` targets, which stand for ``text_bytes`` of text."""
+
+    nats: float
+    weight: float
+    text_bytes: float
+
+
+def validation_batches(view: View, name: str, spec: RunSpec) -> Iterator[StepBatch]:
+    """``loop.valid_windows`` windows of the corpus ``name``, evenly spread over its split and the
+    same at every call, cut into global batches and by rank. Every rank yields the same number of
+    batches."""
+    number, size = view.names.index(name), spec.global_batch
+    windows, last = view.windows[number], view.windows[number].count - 1
+    chosen = np.linspace(0, last, min(spec.loop.valid_windows, windows.count)).astype(np.int64)
+    ids = np.unique(chosen)
     rank, world = dist.get_rank(), dist.get_world_size()
     for start in range(0, len(ids), size):
         whole = ids[start : start + size]
         mine = whole[rank_slice(len(whole), rank, world)]
-        tokens = data.windows(mine, seq_len)
+        tokens, documents = _rows(
+            windows, view.datasets[name], mine, marks=spec.data.documents != "joined"
+        )
         yield StepBatch(
             step=0,
-            tokens=torch.from_numpy(tokens),
+            tokens=tokens,
+            documents=documents,
             sample_ids=mine,
-            corpus=np.zeros_like(mine),
+            corpus=np.full(len(mine), number, np.int64),
             windows=mine,
             wait_s=0.0,
         )
+
+
+def _rows(
+    windows: Windows, data: TokenDataset, ids: np.ndarray, *, marks: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    tokens = np.empty((len(ids), windows.seq_len + 1), data.manifest.dtype)
+    documents = np.empty(tokens.shape, np.int32) if marks else None
+    windows.fill(ids, tokens, documents)
+    wide = torch.from_numpy(tokens.astype(np.int64))
+    return wide, None if documents is None else torch.from_numpy(documents)
+
+
+def text_bytes_of(data: TokenDataset, weight: float) -> float:
+    """The text that ``weight`` targets stand for: their share of the split's.
+
+    All of a split's tokens count here, though with documents kept apart the first of each is no
+    target: it is taken to cost what the others cost on average. Leaving only its cost out and not
+    its bytes would make every model look better the shorter the documents are.
+    """
+    return weight * data.text_bytes / data.total_tokens
+
+
+def metrics_of(found: Mapping[str, Sum]) -> dict[str, float]:
+    """The metrics of one validation: over all windows and, of a mixture, for each corpus."""
+    rows = {"valid": Sum(*(sum(column) for column in zip(*found.values(), strict=True)))}
+    if len(found) > 1:
+        rows |= found
+    metrics = {}
+    for name, row in rows.items():
+        metrics[f"eval/{name}/loss"] = row.nats / max(row.weight, 1e-12)
+        metrics[f"eval/{name}/bits_per_byte"] = row.nats / math.log(2) / max(row.text_bytes, 1e-12)
+    return metrics
