@@ -14,6 +14,7 @@ from xtdist.config import ConfigError, DataError
 from xtdist.data.tokenizer.base import Pieces, Tokenizer
 from xtdist.data.tokenizer.config import SentencePieceTokenizerConfig
 from xtdist.data.tokenizer.envelope import read_file, seal, to_base64
+from xtdist.data.tokenizer.hf_cuts import Cuts
 from xtdist.data.tokenizer.roles import find_roles, roles_from, to_tree
 
 _SPACE = "▁"
@@ -49,7 +50,8 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(_pieces(self._engine, size), found, where=where)
 
     def _parts(self, text: str) -> Iterator[NDArray[np.uint32]]:
-        yield np.array(self._engine.encode(text), np.uint32)
+        for part in Cuts(None).parts(text):  # whole, as far as the memory goes
+            yield np.array(self._engine.encode(part), np.uint32)
 
     def _content(self) -> str:
         roles = to_tree(self.roles)
