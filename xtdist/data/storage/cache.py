@@ -39,7 +39,7 @@ class _Lock:
     """An open file that carries a lock; the lock goes with the last reference."""
 
     def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
-        self.path = path
+        self.path, self.fd = path, -1
         self.fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
 
     def take(self, kind: int) -> bool:

@@ -118,8 +118,7 @@ def _s3(bucket: str, options: dict[str, str], env: Mapping[str, str]) -> Any:
         endpoint_override=endpoint.rstrip("/") or None,
         scheme=scheme,
         connect_timeout=10,
-        # one page of a long listing is tried again here, everything else in retry.py
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # see retry.py
     )
 
 

@@ -23,7 +23,8 @@ THREADS = 4
 
 class RemoteFile(io.RawIOBase):
     """An object as a file that can seek. Each read is one range request, tried again if it fails;
-    wrap it in ``io.BufferedReader`` for small reads.
+    wrap it in ``io.BufferedReader`` for small reads. An answer that is cut short is noticed unless
+    its header states the shorter length (pyarrow then gives zeros): only a hash finds that.
 
     Raises (in opening):
         FileNotFoundError: no such object.
