@@ -11,7 +11,6 @@ import yaml
 from xtdist.checkpoint import CheckpointStore
 from xtdist.checkpoint.layout import write_manifest
 from xtdist.config import load
-from xtdist.data import TokenDataset
 from xtdist.launch.datasets import known_data
 from xtdist.launch.preflight import resolve
 from xtdist.train import RunSpec

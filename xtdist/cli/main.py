@@ -13,6 +13,7 @@ from xtdist.config import UserError
 
 VERBS = {
     "prepare": "text to Arrow shards of tokens",
+    "data": "check, show and copy datasets; which documents a batch holds",
     "train": "train a model on Ray",
     "evaluate": "validation loss beside a bigram model and xz",
     "generate": "continue a prompt: greedy, sampling, beams, contrastive, mask-predict",
