@@ -11,6 +11,7 @@ import pytest
 from object_store import Faults, make_dataset, put, shards_of, uri
 
 from xtdist.config import ConfigError, DataError, ResourceError
+from xtdist.data import TokenDataset
 from xtdist.data.manifest import MANIFEST_FILE, parse_manifest
 from xtdist.data.storage import retry as retry_module
 from xtdist.data.storage import transfer
@@ -60,6 +61,20 @@ def test_remote_tokens_are_the_local_ones(remote: Remote, tmp_path: Path, compre
     assert folder.exists()
     assert token_hash(folder) == token_hash(LocalFolder(tmp_path / "local"))
     assert token_hash(folder) == token_hash(LocalFolder(tmp_path / "local"))  # from the cache
+
+
+def test_a_dataset_reads_the_same_through_a_cache_that_holds_part_of_it(
+    remote: Remote, tmp_path: Path
+) -> None:
+    manifest = make_dataset(tmp_path / "local", shards=8)
+    copy_dataset(tmp_path / "local", remote("ds"), compress=True)
+    most = 4 * max(s.bytes for s in shards_of(manifest))
+    here = TokenDataset.open(tmp_path / "local")
+    there = TokenDataset.open(remote("ds"), cache=cache_at(tmp_path, most / 1e9))
+    assert there.dataset_id == here.dataset_id
+    for start in [0, here.total_tokens // 2, here.total_tokens - 3000, 100, 5000]:
+        assert there.read(start, start + 3000).tolist() == here.read(start, start + 3000).tolist()
+    assert sum(p.stat().st_size for p in (tmp_path / "cache").rglob("*.arrow")) <= most
 
 
 def files_at(target: str) -> list[object]:
