@@ -45,8 +45,9 @@ def shard_schema(dtype: str, *, tokenizer_sha256: str) -> Any:
 
 
 class ShardWriter:
-    """Collects documents and writes one shard per ``shard_tokens`` tokens. Documents stay whole; one
-    that is longer is a shard of its own.
+    """Collects documents and writes one shard per ``shard_tokens`` tokens.
+
+    Documents stay whole; one that is longer than a shard is a shard of its own.
 
     Shards are named ``<prefix>-00000.arrow`` and on; each is one record batch, written under a
     temporary name, synced and renamed. Memory: one shard's tokens, in one buffer used again; a

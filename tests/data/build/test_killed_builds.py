@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +26,12 @@ Make = Callable[..., PrepareConfig]
 KILLER = """
 import json, os, signal, sys
 from pathlib import Path
+import matplotlib.figure, matplotlib.backends.backend_agg
 from xtdist.config import from_mapping
 from xtdist.data import PrepareConfig, prepare
 
-config = from_mapping(PrepareConfig, json.loads(sys.argv[1]))
-output = Path(config.output)
-
-def build(kind, at):
-    count = 0
+def build(config, kind, at):
+    count, output = 0, Path(config.output)
     def tick():
         nonlocal count
         count += 1
@@ -49,29 +47,46 @@ def build(kind, at):
         setattr(os, name, counted)
     prepare(config, lambda progress: tick() if progress.stage == kind else None)
 
-for kind, at in json.loads(sys.argv[2]):
-    child = os.fork()
-    if child == 0:
-        build(kind, at)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    names = sorted(p.name for p in output.parent.iterdir())
-    receipts = len(list(output.parent.glob(".*/*/receipt-*.json")))
-    print(json.dumps([kind, at, os.WIFSIGNALED(status), names, receipts]))
+for line in sys.stdin:
+    tree, points = json.loads(line)
+    config = from_mapping(PrepareConfig, tree)
+    folder, rounds = Path(config.output).parent, []
+    for kind, at in points:
+        child = os.fork()
+        if child == 0:
+            build(config, kind, at)
+            os._exit(0)
+        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        receipts = len(list(folder.glob(".*/*/receipt-*.json")))
+        rounds.append([killed, sorted(p.name for p in folder.iterdir()), receipts])
+    print(json.dumps(rounds), flush=True)
 """
+BUILD = """
+import json, sys
+from xtdist.config import from_mapping
+from xtdist.data import PrepareConfig, prepare
+prepare(from_mapping(PrepareConfig, json.loads(sys.argv[1])))
+"""
+Kill = Callable[[PrepareConfig, list[tuple[str, int]]], list[list[object]]]
 
 
-def kill_at(config: PrepareConfig, points: list[tuple[str, int]]) -> list[list[object]]:
-    """Build until each of the points, one after the other; what is there after each kill."""
-    out = subprocess.run(
-        [sys.executable, "-c", KILLER, json.dumps(to_mapping(config)), json.dumps(points)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    rounds = [json.loads(line) for line in out.stdout.splitlines()]
-    assert [tuple(r[:2]) for r in rounds] == points
-    return [r[2:] for r in rounds]
+@pytest.fixture(scope="module")
+def kill_at() -> Iterator[Kill]:
+    """Builds until each of the points, one after the other; tells whether it was killed there, what
+    is in the folder then, and how many units are finished."""
+    command = [sys.executable, "-c", KILLER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as killer:
+
+        def kill(config: PrepareConfig, points: list[tuple[str, int]]) -> list[list[object]]:
+            assert killer.stdin
+            assert killer.stdout
+            killer.stdin.write(json.dumps([to_mapping(config), points]) + "\n")
+            killer.stdin.flush()
+            rounds: list[list[object]] = json.loads(killer.stdout.readline())
+            return rounds
+
+        yield kill
 
 
 def same_files(one: Path, other: Path) -> bool:
@@ -81,7 +96,7 @@ def same_files(one: Path, other: Path) -> bool:
 
 
 def test_a_build_killed_at_ten_points_goes_on_and_ends_with_the_same_bytes(
-    units: Make, built_of_units: Path, tmp_path: Path
+    kill_at: Kill, units: Make, built_of_units: Path, tmp_path: Path
 ) -> None:
     config = units(tmp_path / "d")
     points = [("scan", 1), ("scan", 70), ("replace", 5), ("tokenizer", 20), ("rename", 3)]
@@ -102,8 +117,7 @@ def test_a_build_with_two_workers_killed_fifty_times_ends_with_the_same_bytes(
     units: Make, built_of_units: Path, tmp_path: Path
 ) -> None:
     config = units(tmp_path / "d", runner=LocalRunner(workers=2))
-    code = KILLER[: KILLER.index("output =")] + "prepare(config)"
-    command = [sys.executable, "-c", code, json.dumps(to_mapping(config))]
+    command = [sys.executable, "-c", BUILD, json.dumps(to_mapping(config))]
     rng = np.random.default_rng(0)
     start = time.monotonic()
     subprocess.run(command, check=True)
@@ -126,7 +140,7 @@ def test_a_build_with_two_workers_killed_fifty_times_ends_with_the_same_bytes(
 
 
 def test_a_second_kill_does_not_encode_finished_units_again(
-    units: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kill_at: Kill, units: Make, tmp_path: Path
 ) -> None:
     config = units(tmp_path / "d")
     (_, _, receipts), *_ = kill_at(config, [("publish", 1)])  # all done but published
@@ -147,14 +161,16 @@ def test_a_second_kill_does_not_encode_finished_units_again(
         TokenDataset.open(tmp_path / "d", split, verify="full")
 
 
-def test_another_plan_starts_over(units: Make, built_of_units: Path, tmp_path: Path) -> None:
+def test_another_plan_starts_over(
+    kill_at: Kill, units: Make, built_of_units: Path, tmp_path: Path
+) -> None:
     kill_at(units(tmp_path / "d", shard_tokens=900), [("publish", 1)])
     prepare(units(tmp_path / "d"))
     assert same_files(tmp_path / "d", built_of_units)
 
 
 def test_what_replace_puts_away_comes_back_when_the_builder_dies_in_between(
-    units: Make, dataset: Path
+    kill_at: Kill, units: Make, dataset: Path
 ) -> None:
     old = read_manifest(dataset).dataset_id
     config = units(dataset, replace=True)
