@@ -1,4 +1,10 @@
-"""The data path: text to token shards, and shards to batches in an order any worker can compute."""
+"""The data path: text to token shards, and shards to batches in an order any worker can compute.
+
+The loader comes on first use: it needs torch, and processes that build datasets don't.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from xtdist.data.build.config import LocalRunner, PrepareConfig, RayRunner
 from xtdist.data.build.prepare import prepare
@@ -7,7 +13,6 @@ from xtdist.data.build.report import PrepareReport
 from xtdist.data.build.spool import prepare_documents
 from xtdist.data.config import DataConfig
 from xtdist.data.dataset import TokenDataset
-from xtdist.data.loader import Loader, StepBatch
 from xtdist.data.manifest import Manifest, read_manifest
 from xtdist.data.order import Order, rank_slice
 from xtdist.data.sources import (
@@ -35,6 +40,9 @@ from xtdist.data.tokenizer import (
 from xtdist.data.trace import TracedPiece, TracedRow
 from xtdist.data.verify import VerifyReport, verify
 from xtdist.data.view import View, open_view
+
+if TYPE_CHECKING:
+    from xtdist.data.loader import Loader, StepBatch
 
 __all__ = [
     "TOKENIZER_FILE",
@@ -77,3 +85,9 @@ __all__ = [
     "train_bpe",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Loader", "StepBatch"):
+        return getattr(import_module("xtdist.data.loader"), name)
+    raise AttributeError(f"module 'xtdist.data' has no attribute {name!r}")
