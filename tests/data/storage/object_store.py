@@ -93,7 +93,7 @@ class Faults:
             if self._rng.random() >= self.share:
                 return "none"
             kinds = self.kinds if has_body else self.kinds[:2]
-            kind = str(self._rng.choice(kinds))
+            kind = min(kinds, key=lambda k: self.did.get(k, 0))  # each as often
             self.did[kind] = self.did.get(kind, 0) + 1
             return kind
 

@@ -85,7 +85,7 @@ def files_at(target: str) -> list[object]:
 
 
 def check_under_faults(faults: Faults, tmp_path: Path, *, name: str, rounds: int) -> None:
-    make_dataset(tmp_path / "local", shards=8)
+    make_dataset(tmp_path / "local", shards=3)
     expected = token_hash(LocalFolder(tmp_path / "local"))
     for compress in (False, True):
         target = uri(faults.port, f"{name}/{compress}")

@@ -118,7 +118,9 @@ def _s3(bucket: str, options: dict[str, str], env: Mapping[str, str]) -> Any:
         endpoint_override=endpoint.rstrip("/") or None,
         scheme=scheme,
         connect_timeout=10,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # see retry.py
+        allow_delayed_open=True,  # a small object is one request instead of three
+        # Of single requests; retry.py repeats what consists of many.
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
     )
 
 
