@@ -13,7 +13,7 @@ Building: Python sources to a dataset. Opening: very many shards. Waiting: the s
 Peers that can't be imported are left out, with a note. They are for tests only and need an
 environment of their own: ``pip install litdata mosaicml-streaming datasets``. What
 mosaicml-streaming left in shared memory is removed, so run nothing else with it at that time.
-Everything is made in a temporary folder, 4 GB with all peers.
+Everything is made in a temporary folder, 3 GB with all peers.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__"])
+    context.set_forkserver_preload(["torch", "pyarrow.parquet", "xtdist.data.loader"])
     names = tuple(n for n in READERS if n == OURS or not args.readers or _named(n, args.readers))
     bodies = []
     with tempfile.TemporaryDirectory(prefix="xtdist-data-") as folder:

@@ -182,7 +182,8 @@ def python_sources() -> Iterator[str]:
 
 
 def write_text(folder: Path, *, limit_bytes: int, row_group: int = 256) -> Text:
-    """About ``limit_bytes`` of Python sources, if as many are installed; each text once."""
+    """About ``limit_bytes`` of Python sources, if as many are installed; each text once and none
+    that is blank, as a dataset holds them."""
     folder.mkdir(parents=True)
     seen: set[bytes] = set()
     digest, size, documents = hashlib.sha256(), 0, []

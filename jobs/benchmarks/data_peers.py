@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from data_corpora import ROWS_PER_TABLE, Corpus
 from torch import Tensor
@@ -91,16 +93,10 @@ def cut(corpus: Corpus) -> Any:
 def hf_datasets(corpus: Corpus, *, kind: str) -> Batches:
     """Hugging Face datasets, map style: lists of random row numbers."""
     import datasets
-    import pyarrow as pa
 
-    path, rows = corpus.folder / f"rows-{kind}.arrow", cut(corpus)
-    schema = pa.schema([pa.field("tokens", pa.list_(pa.uint16()))])
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for first in range(0, len(rows), ROWS_PER_TABLE):
-            part = rows[first : first + ROWS_PER_TABLE]
-            offsets = np.arange(len(part) + 1, dtype=np.int32) * corpus.width
-            column = pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1)))
-            writer.write_batch(pa.record_batch([column], schema))
+    path = corpus.folder / "rows.arrow"
+    if not path.exists():
+        write_rows(path, corpus)
     dataset = datasets.Dataset.from_file(str(path)).with_format(kind)
     generator = np.random.default_rng(1)
     while True:
@@ -108,6 +104,18 @@ def hf_datasets(corpus: Corpus, *, kind: str) -> Batches:
         for first in range(0, len(order) - corpus.batch + 1, corpus.batch):
             rows = dataset[order[first : first + corpus.batch].tolist()]["tokens"]
             yield torch.as_tensor(rows).to(torch.int64)
+
+
+def write_rows(path: Path, corpus: Corpus) -> None:
+    """All windows in the stream form of Arrow, which datasets maps."""
+    rows = cut(corpus)
+    schema = pa.schema([pa.field("tokens", pa.list_(pa.uint16()))])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for first in range(0, len(rows), ROWS_PER_TABLE):
+            part = rows[first : first + ROWS_PER_TABLE]
+            offsets = np.arange(len(part) + 1, dtype=np.int32) * corpus.width
+            column = pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1)))
+            writer.write_batch(pa.record_batch([column], schema))
 
 
 def stacked(corpus: Corpus, rows: Iterator[Any]) -> Batches:

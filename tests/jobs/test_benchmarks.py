@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,3 +165,72 @@ def test_the_counted_operations_of_a_step_are_those_of_its_matrices(
     parameters = matrices + other + n * d
     counted = scripts.gpu_speed.step_flops(config, parameters=parameters, tokens=1, seq_len=n)
     assert counted == pytest.approx(6 * (matrices + other) + attention)
+
+
+@pytest.mark.slow
+def test_the_data_script_measures_its_four_parts_and_names_missing_peers(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    readers = ["--readers", "masked", "memory map, windows", "litdata"]
+    words = ["--quick", "--repeats", "1", "--section", "mine", "--output", str(results), *readers]
+    done = run("data.py", *words)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(" | ") for line in results.read_text().splitlines() if line[:2] == "| "]
+    rows = {line[0].strip("| "): line for line in lines}
+    for reader in ("xtdist, masked", "memory map, windows"):
+        assert float(rows[reader][-1].strip("| ")) > 0
+    if importlib.util.find_spec("litdata") is None:
+        assert rows["litdata"][1] == "not installed (litdata)"
+    for name in ("build, bytes", "build, BPE", "encode alone, tokenizers", "open"):
+        assert float(rows[name][-2]) >= 0
+    assert rows["joined"][2].endswith("%")
+
+
+@pytest.fixture
+def corpus(scripts: SimpleNamespace, tmp_path: Path) -> Any:
+    """A small one, on disk."""
+    made = scripts.data_corpora.Corpus(folder=tmp_path, tokens=50_000, seq_len=64, batch=4)
+    made.write(shard_tokens=7_000)
+    return made
+
+
+@pytest.mark.parametrize(
+    "name", ["xtdist", "two corpora", "masked", "memory map, windows", "datasets, numpy"]
+)
+def test_every_reader_gives_stretches_of_the_same_tokens(
+    scripts: SimpleNamespace, corpus: Any, name: str
+) -> None:
+    found = [reader for n, reader in scripts.data_peers.READERS.items() if n.endswith(name)]
+    batches = found[0](corpus)
+    flat = np.fromfile(corpus.flat, np.uint16)
+    stretches = {row.tobytes() for row in np.lib.stride_tricks.sliding_window_view(flat, 65)}
+    seen = set()
+    for _ in range(20):
+        batch = next(batches)
+        corpus.check(batch)
+        rows = {row.astype(np.uint16).tobytes() for row in batch.numpy()}
+        assert rows <= stretches
+        seen |= rows
+    assert len(seen) > 70  # of 80, and not the same again and again
+    batches.close()
+
+
+def test_a_reader_of_other_tokens_is_not_timed(corpus: Any) -> None:
+    batch = torch.from_numpy(np.fromfile(corpus.flat, np.uint16)[: 4 * 65].astype(np.int64))
+    corpus.check(batch.view(4, 65))
+    batch[3] = (batch[3] + 1) % 256
+    with pytest.raises(ValueError, match="not a stretch"):
+        corpus.check(batch.view(4, 65))
+    with pytest.raises(ValueError, match="int32"):
+        corpus.check(batch.view(4, 65).to(torch.int32))
+
+
+def test_the_dataset_of_many_shards_is_whole(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    from xtdist.data import TokenDataset
+
+    folder = tmp_path / "many"
+    scripts.data_corpora.write_many_shards(folder, 5, shard_tokens=1000)
+    dataset = TokenDataset.open(folder, verify="full")
+    ids, ends = scripts.data_corpora.random_documents(1000)
+    assert dataset.total_tokens == 5000
+    assert dataset.num_documents == 5 * (len(ends) - 1)
+    assert (dataset.read(0, 5000).reshape(5, 1000) == ids).all()
