@@ -23,8 +23,8 @@ from xtdist.config import DataError
 from xtdist.data import TokenDataset, byte_tokenizer
 from xtdist.data import mapped as mapped_module
 from xtdist.data.dataset import read_tokenizer
-from xtdist.data.manifest import read_manifest
 from xtdist.data.mapped import most_mapped
+from xtdist.data.opening import read_manifest
 from xtdist.data.storage.config import CacheConfig
 from xtdist.data.storage.folder import LocalFolder
 

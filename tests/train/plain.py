@@ -22,7 +22,7 @@ def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
     seq_len = spec.data.seq_len
     order = Order(
         config=spec.data,
-        counts={"data": data.num_windows(seq_len)},
+        counts={"data": windows_in(data, seq_len)},
         seq_len=seq_len,
         global_batch=spec.global_batch,
         seed=spec.seed,
@@ -65,7 +65,7 @@ def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
 def valid_loss(spec: RunSpec, net: TransformerWrapper) -> float:
     """The mean over evenly spread windows of the validation split; leaves ``net`` in eval mode."""
     valid = TokenDataset.open(spec.data.sources["data"], "valid")
-    last = valid.num_windows(spec.data.seq_len) - 1
+    last = windows_in(valid, spec.data.seq_len) - 1
     count = min(spec.loop.valid_windows, last + 1)
     numbers = sorted({int(i * last / (count - 1)) for i in range(count)})
     return float(cross_entropy(net.eval(), rows_of(valid, numbers, spec.data.seq_len)))
@@ -98,5 +98,9 @@ def looped_loss(net: TransformerWrapper, out: Any, targets: torch.Tensor) -> tor
 
 def rows_of(data: TokenDataset, windows: Any, seq_len: int) -> torch.Tensor:
     return torch.from_numpy(
-        np.stack([data.window(int(w), seq_len).astype(np.int64) for w in windows])
-    )
+        np.stack([data.read(int(w) * seq_len, (int(w) + 1) * seq_len + 1) for w in windows])
+    ).long()
+
+
+def windows_in(data: TokenDataset, seq_len: int) -> int:
+    return (data.total_tokens - 1) // seq_len

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import rows_of
+from plain import rows_of, windows_in
 from ranks import run_ranks
 from runs import folder_of, records
 
@@ -68,7 +68,7 @@ def valid_loss(spec: RunSpec) -> float:
     """Plain cross-entropy inside documents, of the run's last weights on its validation windows."""
     model = load_weights(folder_of(spec)).model
     valid = TokenDataset.open(spec.data.sources["data"], "valid")
-    count = valid.num_windows(spec.data.seq_len)
+    count = windows_in(valid, spec.data.seq_len)
     numbers = np.unique(np.linspace(0, count - 1, min(999, count)).astype(np.int64))
     tokens = rows_of(valid, numbers, spec.data.seq_len)
     assert (tokens[:, 1:-1] == END).any()

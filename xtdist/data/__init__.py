@@ -13,7 +13,8 @@ from xtdist.data.build.report import PrepareReport
 from xtdist.data.build.spool import prepare_documents
 from xtdist.data.config import DataConfig
 from xtdist.data.dataset import TokenDataset
-from xtdist.data.manifest import Manifest, read_manifest
+from xtdist.data.manifest import Manifest
+from xtdist.data.opening import read_manifest
 from xtdist.data.order import Order, rank_slice
 from xtdist.data.sources import (
     Document,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtdist.config import DataError
-from xtdist.data.manifest import MANIFEST_FILE, Manifest, read_manifest
+from xtdist.data.manifest import Manifest
 from xtdist.data.mapped import MappedShards, most_mapped
+from xtdist.data.opening import read_manifest, read_tokenizer
 from xtdist.data.shards import Tokens, total
 from xtdist.data.storage.config import CacheConfig
 from xtdist.data.storage.folder import Folder, open_folder
 from xtdist.data.stream import Ints, Stream, by_value
-from xtdist.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from xtdist.data.tokenizer import Tokenizer
 
 Verify = Literal["touch", "full", "size"]
 
@@ -180,30 +180,6 @@ class TokenDataset:
             for start, at, n in runs:
                 self._check_ids(out[at : at + n], start)
 
-    def num_windows(self, seq_len: int) -> int:
-        """How many windows of ``seq_len`` targets there are."""
-        return max(0, (self.total_tokens - 1) // seq_len)
-
-    def window(self, index: int, seq_len: int) -> Tokens:
-        """Tokens [index · seq_len, index · seq_len + seq_len]: seq_len + 1 of them."""
-        if not 0 <= index < self.num_windows(seq_len):
-            raise IndexError(f"window {index} of {self.num_windows(seq_len)}")
-        return self.read(index * seq_len, index * seq_len + seq_len + 1)
-
-    def windows(self, indices: Ints, seq_len: int) -> Ints:
-        """Many windows at once, as rows of (len(indices), seq_len + 1) int64 ids."""
-        count = self.num_windows(seq_len)
-        if len(indices) and not (indices.min() >= 0 and indices.max() < count):
-            raise IndexError(f"windows {indices.min()} to {indices.max()} of {count}")
-        rows = np.empty((len(indices), seq_len + 1), self._dtype)
-        self.gather(indices * seq_len, rows)
-        return rows.astype(np.int64)
-
-    @property
-    def folder(self) -> Path:
-        """The folder of a dataset on this machine."""
-        return Path(self.path).expanduser()
-
     def read(self, start: int, stop: int) -> Tokens:
         """Tokens [start, stop); a read-only view of the file unless it spans shards."""
         self._stream.check(start, stop)
@@ -278,39 +254,3 @@ class TokenDataset:
                 f"vocabulary ends at {self.manifest.vocab_size - 1}; restore the file, or prepare "
                 "the dataset again"
             )
-
-
-def read_tokenizer(folder: Folder, manifest: Manifest) -> Tokenizer:
-    """The dataset's tokenizer.
-
-    Raises:
-        DataError: it is missing, or another than the one the dataset was made with.
-    """
-    where = f"{folder.name}/{TOKENIZER_FILE}"
-    try:
-        raw = folder.read_bytes(TOKENIZER_FILE)
-    except FileNotFoundError:
-        raise DataError(
-            f"{where}: can't be read (missing); restore it, or prepare the dataset again"
-        ) from None
-    sha256 = hashlib.sha256(raw).hexdigest()
-    if sha256 != manifest.tokenizer.sha256:
-        raise DataError(
-            f"{where}: not the tokenizer that this dataset was made with (sha256 {sha256[:12]}…, "
-            f"the manifest says {manifest.tokenizer.sha256[:12]}…); restore it, or prepare the "
-            "dataset again"
-        )
-    tokenizer = load_tokenizer(raw)
-    made = {"vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id, "kind": tokenizer.kind}
-    said = {
-        "vocab_size": manifest.vocab_size,
-        "eot_id": manifest.eot_id,
-        "kind": manifest.tokenizer.kind,
-    }
-    for key, value in said.items():
-        if value != made[key]:
-            raise DataError(
-                f"{folder.name}/{MANIFEST_FILE}: {key} is {value}, its tokenizer has {made[key]}; "
-                "prepare the dataset again"
-            )
-    return tokenizer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, Literal
 
 from xtdist.config import (
@@ -22,7 +22,6 @@ from xtdist.config import (
     from_mapping,
     to_mapping,
 )
-from xtdist.data.storage.folder import Folder, open_folder
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 2
@@ -81,29 +80,6 @@ def canonical_text(manifest: Manifest) -> str:
 
 def _text(tree: dict[str, Any]) -> str:
     return json.dumps(tree, sort_keys=True, indent=1) + "\n"
-
-
-def read_manifest(folder: Folder | str | Path) -> Manifest:
-    """The manifest of the dataset in ``folder`` (or at that path).
-
-    Raises:
-        DataError: no folder, no manifest (unfinished, or not a dataset), or a changed one.
-    """
-    if isinstance(folder, str | Path):
-        folder = open_folder(folder)
-    try:
-        raw = folder.read_bytes(MANIFEST_FILE)
-    except FileNotFoundError:
-        if not folder.exists():
-            raise DataError(
-                f"{folder.name}: no such folder; make the dataset first: xtdist prepare <config> "
-                f"output={folder.name}"
-            ) from None
-        raise DataError(
-            f"{folder.name}: has no {MANIFEST_FILE}, so it is not a (finished) dataset; give the "
-            "folder that `xtdist prepare` made"
-        ) from None
-    return parse_manifest(raw, f"{folder.name}/{MANIFEST_FILE}")
 
 
 def parse_manifest(raw: bytes, path: str) -> Manifest:

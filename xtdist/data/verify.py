@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtdist.config import DataError
-from xtdist.data.dataset import read_tokenizer
-from xtdist.data.manifest import MANIFEST_FILE, Manifest, ShardInfo, read_manifest
+from xtdist.data.manifest import MANIFEST_FILE, Manifest, ShardInfo
 from xtdist.data.mapped import MappedShard, open_shard
+from xtdist.data.opening import read_manifest, read_tokenizer
 from xtdist.data.storage.config import CacheConfig
 from xtdist.data.storage.folder import Folder, open_folder
 

@@ -23,7 +23,8 @@ from xtdist.data.build.vocabulary import Vocabulary
 from xtdist.data.build.work import Workspace, publish, workspace
 from xtdist.data.config import local_path
 from xtdist.data.dataset import TokenDataset
-from xtdist.data.manifest import MANIFEST_FILE, BuildInfo, Manifest, read_manifest
+from xtdist.data.manifest import MANIFEST_FILE, BuildInfo, Manifest
+from xtdist.data.opening import read_manifest
 
 
 def prepare(config: PrepareConfig, progress: OnProgress | None = None) -> PrepareReport:
