@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import site
+import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,11 +169,12 @@ class Text:
 def python_sources() -> Iterator[str]:
     """The Python files of the standard library, then of the installed packages, in the order of
     their names."""
-    roots = [Path(sysconfig.get_paths()["stdlib"]), *map(Path, site.getsitepackages())]
+    packages = ("site-packages", "dist-packages")
+    installed = [Path(p) for p in dict.fromkeys(sys.path) if Path(p).name in packages]
+    roots = [Path(sysconfig.get_paths()["stdlib"]), *installed]
     for root in roots:
         for path in sorted(root.rglob("*.py")):
-            inside = path.relative_to(root).parts
-            if root is roots[0] and inside[0] in ("site-packages", "dist-packages"):
+            if root is roots[0] and path.relative_to(root).parts[0] in packages:
                 continue
             try:
                 yield path.read_bytes().decode()
