@@ -4,9 +4,9 @@
     python jobs/benchmarks/gpu.py --sections parity decoding
     python jobs/benchmarks/gpu.py --device cpu --quick  # the same code with tiny sizes
 
-Needs torch, einops, jaxtyping, numpy, pydantic and PyYAML; with deepspeed and x-transformers it
-does more. Nothing is installed or started: the package is read from the checkout that the script
-lies in. Ends with 1 when a check fails, 3 when something is missing.
+Needs torch, einops, jaxtyping, numpy, pydantic and PyYAML; with pyarrow, deepspeed and
+x-transformers it does more. Nothing is installed or started: the package is read from the checkout
+that the script lies in. Ends with 1 when a check fails, 3 when something is missing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SECTIONS = (
     "backends",
     "compiled",
     "decoding",
+    "batches",
     "decoding speed",
     "throughput",
     "against plain",
@@ -51,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def sections(args: argparse.Namespace) -> dict[str, Callable[[], Iterator[Any]]]:
     """What each section runs."""
     import gpu_checks as checks
+    import gpu_data as data
     import gpu_speed as speed
 
     device, quick = args.device, args.quick
@@ -58,7 +60,8 @@ def sections(args: argparse.Namespace) -> dict[str, Callable[[], Iterator[Any]]]
         "parity": lambda: checks.parity(device),
         "backends": lambda: checks.backends(device),
         "compiled": lambda: checks.compiled(device, compiler=speed.compiler(quick=quick)),
-        "decoding": lambda: checks.decoding(device),
+        "decoding": lambda: checks.decoding(device, compiles=not quick),
+        "batches": lambda: data.batches(device, quick=quick),
         "sharded": lambda: checks.sharded(device),
         "decoding speed": lambda: speed.decoding_speed(device, quick=quick),
         "throughput": lambda: speed.throughput(device, quick=quick),

@@ -4,7 +4,9 @@ cached or sharded too."""
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -200,13 +202,21 @@ def compiled(device: str, *, compiler: str) -> Iterator[Row]:
         yield Row(name, text, max(off, grad_off) > 2e-3)
 
 
-def decoding(device: str) -> Iterator[Row]:
+def decoding(device: str, *, compiles: bool) -> Iterator[Row]:
     """Greedy text of the engine, cached and batched, is the best next token of a full forward pass
-    each time (a tie within rounding counts)."""
-    for name in SHAPES:
+    each time (a tie within rounding counts). ``compiles``: of compiled steps too."""
+    plain = EngineConfig(max_sequences=4, max_step_tokens=32)
+    configs = {"": plain}
+    if compiles:
+        configs[", compiled"] = dataclasses.replace(plain, compile_sequences=3)
+    for name, (suffix, config) in itertools.product(SHAPES, configs.items()):
         model = perturbed(small(name)).to(device)
         prompts = [tokens_of(model.config, rows=1, length=n)[0].tolist() for n in (3, 17, 40)]
-        engine = Engine(model, config=EngineConfig(max_sequences=4, max_step_tokens=32))
+        try:
+            engine = Engine(model, config=config)
+        except ConfigError as e:  # a window lies in several pages
+            yield Row(f"{name}{suffix}", f"refused: {e}")
+            continue
         done = engine.generate(prompts, GenerationParams(max_tokens=24, temperature=0.0))
         short = 0.0
         for prompt, completion in zip(prompts, done, strict=True):
@@ -216,7 +226,8 @@ def decoding(device: str) -> Iterator[Row]:
                 logits = model(ids)[0, len(prompt) - 1 : -1].float()
             chosen = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
             short = max(short, float((logits.amax(dim=-1) - chosen).max()))
-        yield Row(name, f"chosen logit below the best by at most {short:.1e}", short > 1e-3)
+        text = f"chosen logit below the best by at most {short:.1e}"
+        yield Row(f"{name}{suffix}", text, short > 1e-3)
 
 
 def sharded(device: str) -> Iterator[Row]:

@@ -143,23 +143,24 @@ def measured_bandwidth(device: str) -> float:
 
 def decoding_speed(device: str, *, quick: bool) -> Iterator[Row]:
     """Greedy decoding by the engine: tokens per second, and the share of what reading the weights
-    and all cached keys and values once for each step would allow. Prompts don't count. Every step
-    is launched kernel by kernel: there is no CUDA graph."""
+    and all cached keys and values once for each step would allow. Prompts don't count. Plain steps
+    are launched kernel by kernel, compiled ones by inductor; there is no CUDA graph."""
     rate = measured_bandwidth(device)
     yield Row("copying", f"{rate / 1e9:.0f} GB/s")
     name, prompt, new = ("llama-tiny", 8, 6) if quick else ("llama-125m", 128, 128)
     longest = prompt + new
-    config = preset(name, num_tokens=PRESETS[name].num_tokens, max_seq_len=longest)
-    model = build_model(config).to(device, torch.bfloat16).eval()
+    made = preset(name, num_tokens=PRESETS[name].num_tokens, max_seq_len=longest)
+    model = build_model(made).to(device, torch.bfloat16).eval()
     weights = sum(p.nbytes for p in model.parameters())
-    if not config.tie_embedding:
+    if not made.tie_embedding:
         weights -= model.token_embedding.weight.nbytes
     sizes = [heads * width for layer in model.cache_spec().layers for heads, width in layer]
     kept = 2 * sum(sizes)
     generator = torch.Generator().manual_seed(0)
-    for batch in (1, 8, 64):
-        ids = torch.randint(0, config.num_tokens, (batch, prompt), generator=generator).tolist()
-        engine = Engine(model, config=EngineConfig(max_sequences=batch))
+    for batch, compiled in [(1, 0), (8, 0), (64, 0), *([] if quick else [(1, 1), (8, 8)])]:
+        ids = torch.randint(0, made.num_tokens, (batch, prompt), generator=generator).tolist()
+        config = EngineConfig(max_sequences=batch, compile_sequences=compiled)
+        engine = Engine(model, config=config)
 
         def run(tokens: int, engine: Engine = engine, ids: Any = ids) -> None:
             engine.generate(ids, GenerationParams(max_tokens=tokens, temperature=0.0))
@@ -170,7 +171,7 @@ def decoding_speed(device: str, *, quick: bool) -> Iterator[Row]:
         step = max(whole - first, 1e-9) / (new - 1)
         limit = (weights + batch * (prompt + new / 2) * kept) / rate
         yield Row(
-            f"{name}, bf16, batch {batch}",
+            f"{name}, bf16, batch {batch}{', compiled' if compiled else ''}",
             f"{batch / step:,.0f} tokens/s, {1e3 * step:.2f} ms a step = {limit / step:.1%} of the "
             "limit",
         )
