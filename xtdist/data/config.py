@@ -118,6 +118,8 @@ class DataConfig:
                 raise ConfigError(
                     f"corpora: got the name {name!r}; a name has 1 to 64 letters, digits, '_', '-'"
                 )
+        # By name: samples are dealt in this order, and a mapping says nothing by its own.
+        object.__setattr__(self, "corpora", dict(sorted(self.corpora.items())))
         _check_weights("corpora", {n: c.weight for n, c in self.corpora.items()})
         self._check_phases()
         _check_skip(self.skip)

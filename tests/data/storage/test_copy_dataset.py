@@ -117,3 +117,29 @@ def test_what_can_not_be_copied_is_said(remote: Remote, tmp_path: Path) -> None:
     for source in (tmp_path / "none", remote("none")):
         with pytest.raises(DataError, match=r"has no manifest\.json"):
             copy_dataset(source, tmp_path / "b")
+
+
+def test_a_changed_tokenizer_is_not_copied(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a")
+    (tmp_path / "a" / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(DataError, match=r"tokenizer\.json: content changed"):
+        copy_dataset(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "report.json"])
+def test_a_file_of_the_same_name_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    make_dataset(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / name).write_text("mine")
+    with pytest.raises(DataError, match=f"holds files that are not of this dataset .'{name}'"):
+        copy_dataset(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("pair", [("a", "a/sub"), ("a/sub", "a")])
+def test_a_dataset_is_not_copied_into_itself(tmp_path: Path, pair: tuple[str, str]) -> None:
+    (tmp_path / "a").mkdir()
+    make_dataset(tmp_path / pair[0])
+    with pytest.raises(ConfigError, match="give a target beside it"):
+        copy_dataset(tmp_path / pair[0], tmp_path / pair[1])

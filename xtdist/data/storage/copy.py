@@ -70,6 +70,8 @@ def copy_dataset(
     here, there = locate(source), locate(target)
     if (here.remote, here.path) == (there.remote, there.path):
         raise ConfigError(f"{target}: source and target are the same place; give another target")
+    if here.remote == there.remote and _nested(here.path, there.path):
+        raise ConfigError(f"{target}: lies in {source}, or around it; give a target beside it")
     if compress and not there.remote:
         raise ConfigError(
             f"{target}: compress is for remote targets; shards of local datasets are mapped as "
@@ -80,18 +82,15 @@ def copy_dataset(
         raise DataError(f"{here.name}: has no {MANIFEST_FILE}, so it is not a (finished) dataset")
     manifest = parse_manifest(raw, here.join(MANIFEST_FILE).name)
     shards = [shard for split in manifest.splits.values() for shard in split]
+    small = _small_files(here, manifest)
     with sole_writer(there):
-        found = _refuse_foreign(there, manifest)
+        found = _refuse_foreign(there, manifest, small)
         work = _Copy(here, there, found=found, compress=compress)
         copied = _copy_shards(work, shards, progress or (lambda done, total: None))
-        for name in (TOKENIZER_FILE, *SIDE_FILES):
-            data = read_if_there(here, name)
-            if data is None and name == TOKENIZER_FILE:
-                raise DataError(f"{here.join(name).name}: is missing; restore it")
-            if data is not None:
-                write_small(there, name, data)
+        for name, data in small.items():
+            write_small(there, name, data)
         # Again: stores have no lock against another writer, and pyarrow no conditional put
-        _refuse_foreign(there, manifest)
+        _refuse_foreign(there, manifest, small)
         write_small(there, MANIFEST_FILE, raw)
     return CopyReport(
         dataset_id=manifest.dataset_id,
@@ -118,8 +117,28 @@ def _copy_shards(work: _Copy, shards: list[ShardInfo], progress: CopyProgress) -
     return copied
 
 
-def _refuse_foreign(target: Location, manifest: Manifest) -> dict[str, int]:
-    """The target's files by name, all of which may be part of this dataset."""
+def _nested(one: str, other: str) -> bool:
+    a, b = (path.rstrip("/") + "/" for path in (one, other))
+    return a.startswith(b) or b.startswith(a)
+
+
+def _small_files(source: Location, manifest: Manifest) -> dict[str, bytes]:
+    """The dataset's files beside its shards and its manifest."""
+    found = {name: read_if_there(source, name) for name in (TOKENIZER_FILE, *SIDE_FILES)}
+    tokenizer = found[TOKENIZER_FILE]
+    where = source.join(TOKENIZER_FILE).name
+    if tokenizer is None:
+        raise DataError(f"{where}: is missing; restore it")
+    if hashlib.sha256(tokenizer).hexdigest() != manifest.tokenizer.sha256:
+        raise DataError(f"{where}: content changed since it was written; restore the file")
+    return {name: data for name, data in found.items() if data is not None}
+
+
+def _refuse_foreign(
+    target: Location, manifest: Manifest, small: dict[str, bytes]
+) -> dict[str, int]:
+    """The target's files by name, all of which may be part of this dataset. Without a manifest, its
+    ``small`` files there must be the same ones: an interrupted copy's."""
     raw = read_if_there(target, MANIFEST_FILE)
     where = target.join(MANIFEST_FILE).name
     if raw is not None and parse_manifest(raw, where) != manifest:
@@ -134,6 +153,9 @@ def _refuse_foreign(target: Location, manifest: Manifest) -> dict[str, int]:
     names |= {MANIFEST_FILE, TOKENIZER_FILE, *SIDE_FILES}
     names |= set() if target.remote else {part_name(name) for name in names}
     foreign = sorted(found.keys() - names)
+    if raw is None:
+        known = found.keys() & {TOKENIZER_FILE, *SIDE_FILES}
+        foreign += sorted(n for n in known if read_if_there(target, n) != small.get(n))
     if foreign:
         raise DataError(
             f"{target.name}: holds files that are not of this dataset ({foreign[0]!r}); choose a "
