@@ -139,7 +139,7 @@ def test_a_file_of_the_same_name_is_not_overwritten(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("pair", [("a", "a/sub"), ("a/sub", "a")])
 def test_a_dataset_is_not_copied_into_itself(tmp_path: Path, pair: tuple[str, str]) -> None:
-    (tmp_path / "a").mkdir()
+    (tmp_path / pair[0]).parent.mkdir(exist_ok=True)
     make_dataset(tmp_path / pair[0])
     with pytest.raises(ConfigError, match="give a target beside it"):
         copy_dataset(tmp_path / pair[0], tmp_path / pair[1])
