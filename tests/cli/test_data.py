@@ -89,12 +89,33 @@ def test_a_dataset_without_a_report_is_shown_too(xtdist, copied):
     ended = xtdist("data", "show", copied)
     assert ended.code == 0
     assert "█" not in ended.out
-    assert json.loads(xtdist("data", "show", copied, "--json").out)["report"] == {}
+    assert json.loads(xtdist("data", "show", copied, "--json").out)["report"] is None
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "[]",
+        "5",
+        "null",
+        '{"left_out": 3}',
+        '{"left_out": {}, "document_tokens": 3}',
+        '{"left_out": {}, "document_tokens": [{"documents": 0}]}',
+        "[" * 9999,
+    ],
+)
+def test_a_damaged_report_is_left_out(xtdist, copied, report):
+    (copied / "report.json").write_text(report)
+    ended = xtdist("data", "show", copied)
+    assert ended.code == 0
+    assert "report.json is missing or damaged" in ended.out
 
 
 def test_a_trace_names_the_documents_that_the_batch_holds(xtdist, mixture, text):
     """By the text: the pieces, decoded, stand in the document with that digest."""
-    rows = json.loads(xtdist("data", "trace", mixture, "--step", 5, "--json").out)
+    found = json.loads(xtdist("data", "trace", mixture, "--step", 5, "--json").out)
+    rows = found["rows"]
+    assert (found["step"], found["data_step"]) == (5, 5)
     spec = load(RunSpec, mixture).config
     view = open_view(spec.data, seq_len=16, seed=spec.seed, global_batch=spec.global_batch)
     samples = view.order.samples(5)
@@ -112,17 +133,18 @@ def test_a_trace_names_the_documents_that_the_batch_holds(xtdist, mixture, text)
 
 
 def test_a_trace_is_a_table_of_any_workers_rows(xtdist, mixture):
-    whole = xtdist("data", "trace", mixture, "--step", 10**9).out.splitlines()
+    said, *whole = xtdist("data", "trace", mixture, "--step", 10**9).out.splitlines()
+    assert said == "training step 1000000000 reads step 1000000000 of the data"
     assert whole[0].split()[:4] == ["row", "sample", "corpus", "window"]
     parts = []
     for rank in range(3):
         words = ("--step", 10**9, "--rank", rank, "--world", 3)
         parts += [
-            line.split() for line in xtdist("data", "trace", mixture, *words).out.split("\n")[1:]
+            line.split() for line in xtdist("data", "trace", mixture, *words).out.split("\n")[2:]
         ]
     assert [line for line in parts if line] == [line.split() for line in whole[1:]]
     by_default = xtdist("data", "trace", mixture, "--step", 3, "--rank", 1, "--json").out
-    assert [row["row"] for row in json.loads(by_default)] == [2, 3]
+    assert [row["row"] for row in json.loads(by_default)["rows"]] == [2, 3]
     other = xtdist("data", "trace", mixture, "seed=9", "--step", 3, "--rank", 1, "--json").out
     assert other != by_default
 
@@ -131,6 +153,9 @@ def test_a_trace_is_a_table_of_any_workers_rows(xtdist, mixture):
     ("words", "said"),
     [
         (("--step", -1), "--step: got -1; steps are counted from 0"),
+        (("--step", 2**62), "steps are counted from 0 to 1099511627775"),
+        (("--step", 10**19), "steps are counted from 0 to 1099511627775"),
+        (("--step", 0, "data.skip=[[0, 9000000000000000000]]"), "data.skip"),
         (("--step", 0, "--rank", 2), "rank 2: there are 2 ranks"),
         (("--step", 0, "--world", 2), "--world: got 2 without a rank"),
         (("--step", 0, "data.seq_len=100000", "batch.tokens_per_step=200000"), "shorter than one"),

@@ -66,7 +66,7 @@ def test_the_documents_named_put_together_are_the_batch(
     folders: list[Path], tmp_path: Path, documents: str, step: int
 ) -> None:
     view = view_of(folders, tmp_path, documents)
-    rows = view.trace(step)
+    rows = view.trace(step).rows
     samples = view.order.samples(step)
     assert [row.row for row in rows] == list(range(10))
     assert [row.sample_id for row in rows] == samples.ids.tolist()
@@ -81,8 +81,8 @@ def test_the_documents_named_put_together_are_the_batch(
 def test_ranks_name_their_rows_of_the_batch(folders: list[Path], tmp_path: Path) -> None:
     view = view_of(folders, tmp_path, "joined")
     for world in (1, 3, 4, 16):
-        parts = [view.trace(7, rank, world) for rank in range(world)]
-        assert [row for part in parts for row in part] == view.trace(7)
+        parts = [view.trace(7, rank, world).rows for rank in range(world)]
+        assert tuple(row for part in parts for row in part) == view.trace(7).rows
     with pytest.raises(ConfigError, match="rank 2"):
         view.trace(7, 2, 2)
 
@@ -90,7 +90,7 @@ def test_ranks_name_their_rows_of_the_batch(folders: list[Path], tmp_path: Path)
 def test_a_trace_never_changes_between_versions(folders: list[Path], tmp_path: Path) -> None:
     """Of a step behind a skipped range, as plain data."""
     view = view_of(folders, tmp_path, "joined")
-    row = view.trace(5)[1]
+    row = view.trace(5).rows[1]
     plain = json.loads(json.dumps(dataclasses.asdict(row)))
     first = plain["pieces"][0]
     document = TokenDataset.open(folders["ab".index(row.corpus)])

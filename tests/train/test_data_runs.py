@@ -77,7 +77,7 @@ def noted(spec: RunSpec) -> dict[int, list[tuple[int, list[int], list[int] | Non
 def traced(spec: RunSpec, step: int) -> list[tuple[int, list[int]]]:
     """The same without documents, from the text of the datasets by way of the trace."""
     view, rows = view_of(spec), []
-    for row in view.trace(step):
+    for row in view.trace(step).rows:
         data, tokens = view.datasets[row.corpus], [view.tokenizer.pad_id] * (spec.data.seq_len + 1)
         for piece in row.pieces:
             ((start,), _) = data.document_bounds(np.array([piece.document]))
@@ -140,7 +140,7 @@ def test_the_order_is_the_one_that_the_config_describes(three: Runs) -> None:
     """Steps 0 to 5 read steps 0, 2, 3, 4, 5, 6 of the data; from 4 on the second corpus alone."""
     spec, _ = three["masked"]
     assert [noted(spec)[step][0][0] for step in range(6)] == [0, 16, 24, 32, 40, 48]
-    corpora = [[row.corpus for row in view_of(spec).trace(step)] for step in range(6)]
+    corpora = [[row.corpus for row in view_of(spec).trace(step).rows] for step in range(6)]
     assert [names.count("two") for names in corpora] == [2, 2, 2, 8, 8, 8]
 
 

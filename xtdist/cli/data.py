@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trace.add_argument("--step", type=int, required=True, help="past or future, counted from 0")
     trace.add_argument("--rank", type=int, help="only the rows of this worker, counted from 0")
     trace.add_argument("--world", type=int, help="of so many; workers.count by default")
-    trace.add_argument("--json", action="store_true", help="a list of rows")
+    trace.add_argument("--json", action="store_true", help="as JSON")
     copy = actions.add_parser(
         "copy", help="a dataset to or from object storage, every byte checked"
     )
@@ -67,9 +67,9 @@ def _show(args: argparse.Namespace) -> None:
     folder = open_folder(args.dataset)
     manifest = read_manifest(folder)
     try:
-        report: dict[str, Any] = json.loads(folder.read_bytes(REPORT_FILE))
-    except (FileNotFoundError, ValueError):
-        report = {}  # a side file: the dataset is whole without it
+        report: Any = json.loads(folder.read_bytes(REPORT_FILE))
+    except (FileNotFoundError, ValueError, RecursionError):
+        report = None  # a side file: the dataset is whole without it
     if args.json:
         found = {"dataset_id": manifest.dataset_id, "manifest": to_mapping(manifest)}
         print(json.dumps({**found, "report": report}, indent=1))
@@ -81,19 +81,23 @@ def _show(args: argparse.Namespace) -> None:
         sizes = f"{s.text_bytes / 1e6:,.2f}", f"{s.text_bytes / s.tokens:.2f}"
         rows.append([name, f"{s.documents:,}", f"{s.tokens:,}", *sizes, str(s.shards)])
     _print_table(["split", "documents", "tokens", "MB of text", "bytes a token", "shards"], rows)
-    if "left_out" in report:
-        print("left out: " + ", ".join(f"{n} {what}" for what, n in report["left_out"].items()))
-    _print_lengths(report.get("document_tokens", []))
+    try:
+        left_out = ", ".join(f"{n} {what}" for what, n in report["left_out"].items())
+        lengths = _lengths(report["document_tokens"])
+    except (TypeError, KeyError, AttributeError, ValueError):
+        print(f"{REPORT_FILE} is missing or damaged; the dataset is whole without it")
+        return
+    print(f"left out: {left_out}")
+    _print_table(["tokens in a document", "documents", ""], lengths)
 
 
-def _print_lengths(bins: list[dict[str, Any]]) -> None:
-    most = max((b["documents"] for b in bins), default=0)
+def _lengths(bins: list[dict[str, Any]]) -> list[list[str]]:
+    most = max([1, *(b["documents"] for b in bins)])
     rows = []
     for b in bins:
         bar = "█" * -(-BAR_CELLS * b["documents"] // most)
         rows.append([f"{b['from']:,.0f} to {b['below']:,.0f}", f"{b['documents']:,}", bar])
-    if rows:
-        _print_table(["tokens in a document", "documents", ""], rows)
+    return rows
 
 
 def _trace(args: argparse.Namespace) -> None:
@@ -109,23 +113,24 @@ def _trace(args: argparse.Namespace) -> None:
         seed=spec.seed,
         global_batch=spec.global_batch,
     )
-    rows = view.trace(args.step, rank=args.rank, world=world)
+    trace = view.trace(args.step, rank=args.rank, world=world)
     if args.json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
-    else:
-        _print_table(
-            ["row", "sample", "corpus", "window", "columns", "document", "tokens of it", "doc_id"],
-            [line for row in rows for line in _lines(row)],
-        )
+        print(json.dumps(asdict(trace), indent=1))
+        return
+    print(f"training step {trace.step} reads step {trace.data_step} of the data")
+    _print_table(
+        ["row", "sample", "corpus", "window", "columns", "document", "tokens of it", "doc_id"],
+        [line for row in trace.rows for line in _lines(row)],
+    )
 
 
 def _lines(row: TracedRow) -> list[list[str]]:
-    """One for each piece; what is the row's stands in the first."""
+    """One for each piece, its ranges half-open; what is the row's stands in the first."""
     lines = []
     for i, p in enumerate(row.pieces):
         own = [str(row.row), str(row.sample_id), row.corpus, str(row.window)]
-        columns = f"{p.column} to {p.column + p.stop - p.start - 1}"
-        piece = [columns, str(p.document), f"{p.start} to {p.stop - 1}", p.doc_id]
+        columns = f"{p.column}:{p.column + p.stop - p.start}"
+        piece = [columns, str(p.document), f"{p.start}:{p.stop}", p.doc_id]
         lines.append([*(own if i == 0 else [""] * len(own)), *piece])
     return lines
 

@@ -221,7 +221,10 @@ def _override_value(text: str) -> Any:
     try:
         value = parse_value(value_text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"override {text[:80]!r}: its value is not a YAML value") from None
+        raise ConfigError(
+            f"override {text[:80]!r}: its value is not a YAML value; words that begin with one of "
+            f"* & ! % @ ` need quotes of their own: '{path}=\"...\"'"
+        ) from None
     if str(value).count("#") < value_text.count("#"):
         raise ConfigError(
             f"override {text!r}: YAML takes what follows '#' for a comment; quote the value, as in "

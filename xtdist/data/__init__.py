@@ -38,7 +38,7 @@ from xtdist.data.tokenizer import (
     make_tokenizer,
     train_bpe,
 )
-from xtdist.data.trace import TracedPiece, TracedRow
+from xtdist.data.trace import Trace, TracedPiece, TracedRow
 from xtdist.data.verify import VerifyReport, verify
 from xtdist.data.view import View, open_view
 
@@ -71,6 +71,7 @@ __all__ = [
     "TokenDataset",
     "Tokenizer",
     "TokenizerConfig",
+    "Trace",
     "TracedPiece",
     "TracedRow",
     "VerifyReport",

@@ -15,8 +15,6 @@ from pydantic import Field
 from xtdist.config import (
     ConfigError,
     NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
     configclass,
 )
 from xtdist.data.storage.config import CacheConfig
@@ -29,7 +27,12 @@ def local_path(path: str | Path) -> Path:
 
 MAX_SLOTS = 2**20
 """Samples after which a mixture repeats its pattern, at most."""
+MOST_STEPS, MOST_SAMPLES = 2**40, 2**22
+"""Of a run, and of a step: their product, and what is skipped, are numbers of 64 bits."""
 CORPUS_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+FirstStep = Annotated[int, Field(ge=0, lt=MOST_STEPS)]
+LaterStep = Annotated[int, Field(gt=0, lt=MOST_STEPS)]
 
 
 @configclass
@@ -45,7 +48,7 @@ class CorpusConfig:
 class PhaseConfig:
     """Other weights from a step of data on. Every corpus is named; 0 = not read in this phase."""
 
-    from_step: PositiveInt
+    from_step: LaterStep
     weights: dict[str, NonNegativeFloat]
 
 
@@ -63,8 +66,8 @@ class BlockShuffle:
     two groups have to be in memory: the one that is read and the one that comes next."""
 
     kind: Literal["blocks"] = "blocks"
-    block_tokens: PositiveInt = 4 * 2**20
-    group_blocks: PositiveInt = 32
+    block_tokens: Annotated[int, Field(gt=0, le=2**40)] = 4 * 2**20
+    group_blocks: Annotated[int, Field(gt=0, le=2**20)] = 32
 
 
 @configclass
@@ -100,7 +103,7 @@ class DataConfig:
     path: str | None = None
     corpora: dict[str, CorpusConfig] = dataclasses.field(default_factory=dict)
     phases: tuple[PhaseConfig, ...] = ()
-    skip: tuple[tuple[NonNegativeInt, PositiveInt], ...] = ()
+    skip: tuple[tuple[FirstStep, LaterStep], ...] = ()
     shuffle: Shuffle = UniformShuffle()
     documents: Documents = "joined"
     verify: Literal["touch", "full", "size"] = "touch"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xtdist.config import ConfigError, DataError, derive_seed, to_mapping
 from xtdist.data.blocks import BlockTable
-from xtdist.data.config import PLAIN, BlockShuffle, DataConfig, NoShuffle
+from xtdist.data.config import MOST_SAMPLES, PLAIN, BlockShuffle, DataConfig, NoShuffle
 from xtdist.data.mixture import Mixture, Stage
 from xtdist.data.permutation import Permutations, distinct
 from xtdist.data.skip import Skip
@@ -64,7 +64,7 @@ class Order:
 
     Raises:
         DataError: a corpus has no window.
-        ConfigError: ``global_batch`` is none.
+        ConfigError: ``global_batch`` is none, or beyond what 64 bits can count.
 
     Example:
         >>> order = Order(
@@ -90,8 +90,10 @@ class Order:
                     f"{path}: the dataset is shorter than one sample of {self.seq_len} + 1 tokens; "
                     "take a smaller seq_len or more text"
                 )
-        if self.global_batch < 1:
-            raise ConfigError(f"global_batch: got {self.global_batch}; it must be at least 1")
+        if not 1 <= self.global_batch <= MOST_SAMPLES:
+            raise ConfigError(
+                f"global_batch: got {self.global_batch}; it must be from 1 to {MOST_SAMPLES}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,6 +115,10 @@ class Order:
         corpus, local = self._mixture.locate(ids.reshape(-1))
         index = self._windows(corpus, local)
         return Samples(ids, corpus.reshape(ids.shape), index.reshape(ids.shape))
+
+    def data_step(self, step: int) -> int:
+        """The step of data that a training step reads."""
+        return self._skip.data_step(step)
 
     def ahead(self, step: int) -> list[Ahead]:
         """What a block shuffle reads from ``step`` on: of each corpus that is read then, the group

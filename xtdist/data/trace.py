@@ -49,6 +49,16 @@ class TracedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The rows of a training step. ``data_step``: the step of data that it reads, which phases and
+    skipped ranges are counted in."""
+
+    step: int
+    data_step: int
+    rows: tuple[TracedRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corpora:
     """The datasets of a run and their windows, by number of the corpus."""
 
@@ -57,7 +67,7 @@ class Corpora:
     windows: Sequence[Windows]
 
 
-def trace_rows(samples: Samples, corpora: Corpora, *, first_row: int = 0) -> list[TracedRow]:
+def trace_rows(samples: Samples, corpora: Corpora, *, first_row: int = 0) -> tuple[TracedRow, ...]:
     """Name the documents of ``samples`` (of one step, [rows]).
 
     Raises:
@@ -69,7 +79,7 @@ def trace_rows(samples: Samples, corpora: Corpora, *, first_row: int = 0) -> lis
         for corpus, index in zip(numbers, samples.index.tolist(), strict=True)
     ]
     names = _doc_ids(corpora, numbers, pieces)
-    return [
+    return tuple(
         TracedRow(
             row=first_row + i,
             sample_id=int(samples.ids[i]),
@@ -87,7 +97,7 @@ def trace_rows(samples: Samples, corpora: Corpora, *, first_row: int = 0) -> lis
             ),
         )
         for i, (corpus, row) in enumerate(zip(numbers, pieces, strict=True))
-    ]
+    )
 
 
 def _doc_ids(

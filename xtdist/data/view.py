@@ -6,12 +6,12 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from xtdist.config import DataError
-from xtdist.data.config import DataConfig
+from xtdist.config import ConfigError, DataError
+from xtdist.data.config import MOST_STEPS, DataConfig
 from xtdist.data.dataset import TokenDataset
 from xtdist.data.order import Order, rank_slice
 from xtdist.data.tokenizer import Tokenizer
-from xtdist.data.trace import Corpora, TracedRow, trace_rows
+from xtdist.data.trace import Corpora, Trace, trace_rows
 from xtdist.data.windows import Windows, make_windows
 
 
@@ -65,20 +65,23 @@ class View:
             **self.order.past(step),
         }
 
-    def trace(self, step: int, rank: int | None = None, world: int = 1) -> list[TracedRow]:
+    def trace(self, step: int, rank: int | None = None, world: int = 1) -> Trace:
         """The documents of the batch of any training step, past or future: of all rows, or of those
         of one of ``world`` ranks.
 
         Raises:
-            ConfigError: there is no such rank.
+            ConfigError: there is no such rank or step.
             DataError: a shard that has to be read is missing or damaged.
         """
+        if not 0 <= step < MOST_STEPS:
+            raise ConfigError(f"step: got {step}; steps are counted from 0 to {MOST_STEPS - 1}")
         whole = slice(0, self.global_batch)
         rows = whole if rank is None else rank_slice(self.global_batch, rank, world)
         corpora = Corpora(
             names=self.names, datasets=tuple(self.datasets.values()), windows=self.windows
         )
-        return trace_rows(self.order.samples(step, rows), corpora, first_row=rows.start)
+        found = trace_rows(self.order.samples(step, rows), corpora, first_row=rows.start)
+        return Trace(step=step, data_step=self.order.data_step(step), rows=found)
 
 
 def open_view(

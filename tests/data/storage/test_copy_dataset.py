@@ -119,6 +119,16 @@ def test_what_can_not_be_copied_is_said(remote: Remote, tmp_path: Path) -> None:
             copy_dataset(source, tmp_path / "b")
 
 
+def test_a_plain_copy_is_compressed_when_that_is_asked_for(remote: Remote, tmp_path: Path) -> None:
+    manifest = make_dataset(tmp_path / "a")
+    copy_dataset(tmp_path / "a", remote("x"))
+    assert copy_dataset(tmp_path / "a", remote("x"), compress=True).copied == 4
+    names = {shard.path + ".zst" for shard in shards_of(manifest)}
+    assert {n for n in list_files(locate(remote("x"))) if ".arrow" in n} == names
+    assert copy_dataset(tmp_path / "a", remote("x"), compress=True).copied == 0
+    assert copy_dataset(tmp_path / "a", remote("x")).copied == 0  # either is fine
+
+
 def test_a_changed_tokenizer_is_not_copied(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a")
     (tmp_path / "a" / "tokenizer.json").write_bytes(b"{}")

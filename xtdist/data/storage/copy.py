@@ -193,9 +193,9 @@ class _Copy:
 
     def _put(self, info: ShardInfo) -> bool:
         plain, packed = info.path, info.path + COMPRESSED
-        there = self.found.get(plain) == info.bytes or (
-            plain not in self.found and packed in self.found
-        )
+        there = packed in self.found
+        if not self.compress and plain in self.found:
+            there = self.found[plain] == info.bytes
         if there and intact(self.target, info):
             return False
         name, other = (packed, plain) if self.compress else (plain, packed)
