@@ -274,6 +274,14 @@ def test_local_shards_all_stay_mapped_as_far_as_the_system_allows(made: Path) ->
     assert most_mapped(LikeRemote(made), infos, CacheConfig(limit_gb=1e-9)) == 1
 
 
+def test_remote_shards_leave_most_of_the_files_of_the_process_to_others(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infos = read_manifest(made).splits["train"]
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (128, 4096))
+    assert most_mapped(LikeRemote(made), infos, CacheConfig()) == 16
+
+
 def test_a_dataset_pickles_as_its_folder(made: Path) -> None:
     cache = CacheConfig(limit_gb=3.0)
     ds = TokenDataset.open(made, "valid", "size", cache)

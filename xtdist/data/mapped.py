@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import mmap
+import resource
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -227,8 +228,13 @@ class MappedShards:
 
 def most_mapped(folder: Folder, infos: tuple[ShardInfo, ...], cache: CacheConfig) -> int:
     """How many shards a reader keeps. What is mapped can't leave the cache of a remote folder,
-    which the processes of a host and their corpora share: a small part of it is for one of each."""
-    sizes = [info.bytes for info in infos]
-    if not folder.verified or sum(sizes) <= cache.limit_bytes // 8:
+    which the processes of a host and their corpora share: a small part of it is for one of each.
+    And each holds a file open, as its lock: a part of what the process may have."""
+    if not folder.verified:
         return MOST_MAPPED
-    return max(1, min(MOST_MAPPED, cache.limit_bytes // 16 // max(sizes)))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_MAPPED if files == resource.RLIM_INFINITY else min(MOST_MAPPED, files // 8)
+    sizes = [info.bytes for info in infos]
+    if sum(sizes) > cache.limit_bytes // 8:
+        most = min(most, cache.limit_bytes // 16 // max(sizes))
+    return max(1, most)
