@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ Make = Callable[..., PrepareConfig]
 KILLER = """
 import json, os, signal, sys
 from pathlib import Path
+from typing import Any
 import matplotlib.figure, matplotlib.backends.backend_agg
 from xtdist.config import from_mapping
 from xtdist.data import PrepareConfig, prepare
@@ -244,3 +246,31 @@ prepare(config, tell)
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("receipt", {"lengths": lambda counts: [1, *counts[1:]]}),
+        ("receipt", {"splits": lambda s: {k: [{**i, "docs": 9} for i in v] for k, v in s.items()}}),
+        ("scan", {"inputs": lambda inputs: dict.fromkeys(inputs, "0" * 64)}),
+        ("scan", {"unreadable": lambda count: count + 1}),
+    ],
+)
+def test_what_a_receipt_says_is_not_taken_from_a_changed_one(
+    units: Make, built_of_units: Path, tmp_path: Path, what: str, changes: dict[str, Any]
+) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "encode" and progress.done_bytes > progress.total_bytes // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(units(tmp_path / "d"), stop)
+    path = min(tmp_path.glob(f".d.build/*/{what}-*.json"))
+    tree = json.loads(path.read_text())
+    said = tree.get("receipt", tree)
+    for key, change in changes.items():
+        said[key] = change(said[key])
+    path.write_text(json.dumps(tree))
+    prepare(units(tmp_path / "d"))
+    assert same_files(tmp_path / "d", built_of_units)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -16,18 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xtdist.config import ConfigError, DataError, configclass, from_mapping, to_mapping
+from xtdist.config import DataError, configclass
 from xtdist.data.build.content import SPLITS, content_hash
 from xtdist.data.build.duplicates import CODE_OF, codes_of
 from xtdist.data.build.lengths import count_lengths
 from xtdist.data.build.long_documents import LONG_CHARS, long_document
+from xtdist.data.build.receipts import read_receipt, write_receipt
 from xtdist.data.build.scan import forget, rows_of
 from xtdist.data.build.work import Work
 from xtdist.data.manifest import ShardInfo
 from xtdist.data.shards import ShardWriter, file_sha256, token_dtype
 from xtdist.data.sources import Document, SourceConfig, Unit, read_unit
 from xtdist.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
-from xtdist.files import sync, write_atomic
+from xtdist.files import sync
 
 
 @configclass
@@ -81,18 +81,15 @@ class Encode:
         finally:
             shutil.rmtree(attempt, ignore_errors=True)
         sync(self.work.dataset)
-        write_atomic(path, json.dumps(to_mapping(receipt)) + "\n")
+        write_receipt(path, receipt)
         return receipt
 
     def _finished(self, path: Path) -> Receipt | None:
-        try:
-            receipt = from_mapping(Receipt, json.loads(path.read_bytes()))
-        except (OSError, ValueError, ConfigError):
+        receipt = read_receipt(Receipt, path)
+        if receipt is None or receipt.key != self.key:
             return None
         shards = [s for split in receipt.splits.values() for s in split]
-        if receipt.key == self.key and all(_intact(self.work.dataset, s) for s in shards):
-            return receipt
-        return None
+        return receipt if all(_intact(self.work.dataset, s) for s in shards) else None
 
     def _encode(self, folder: Path, advance: Callable[[int], None]) -> Receipt:
         tokenizer = _tokenizer(self.work.dataset / TOKENIZER_FILE, self.tokenizer_sha256)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xtdist.config import ConfigError, NonNegativeInt, configclass, from_mapping, to_mapping
+from xtdist.config import NonNegativeInt, configclass
 from xtdist.data.build.content import ROW, content_hash
 from xtdist.data.build.inputs import digests, fingerprint
+from xtdist.data.build.receipts import read_receipt, write_receipt
 from xtdist.data.build.work import Work
 from xtdist.data.shards import file_sha256
 from xtdist.data.sources import SourceConfig, Unit, read_unit
-from xtdist.files import write_atomic
 
 Advance = Callable[[int], None]
 
@@ -88,7 +87,7 @@ class Scan:
             rows_sha256=hashlib.sha256(rows.tobytes()).hexdigest(),
             inputs=digests(self.source, self.unit),
         )
-        write_atomic(path, json.dumps(to_mapping(receipt)) + "\n")
+        write_receipt(path, receipt)
         advance.finish()
         return receipt
 
@@ -123,10 +122,10 @@ def forget(work: Work) -> None:
 
 
 def _valid(path: Path, rows: Path, stamp: str) -> ScanReceipt | None:
+    receipt = read_receipt(ScanReceipt, path)
+    if receipt is None or receipt.fingerprint != stamp:
+        return None
     try:
-        receipt = from_mapping(ScanReceipt, json.loads(path.read_bytes()))
-        if receipt.fingerprint == stamp and file_sha256(rows) == receipt.rows_sha256:
-            return receipt
-    except (OSError, ValueError, ConfigError):
-        pass
-    return None
+        return receipt if file_sha256(rows) == receipt.rows_sha256 else None
+    except OSError:
+        return None
