@@ -119,7 +119,6 @@ def publish(folder: Path, shards: tuple[ShardInfo, ...]) -> None:
         eot_id=tokenizer.eot_id,
         tokenizer=TokenizerInfo(kind=tokenizer.kind, sha256=tokenizer.sha256),
         build=BuildInfo(
-            source="random",
             settings_sha256="0" * 64,
             inputs_sha256="0" * 64,
             documents=sum(s.docs for s in shards),

@@ -58,7 +58,6 @@ def write_dataset(
         eot_id=tokenizer.eot_id,
         tokenizer=TokenizerInfo(kind=tokenizer.kind, sha256=tokenizer.sha256),
         build=BuildInfo(
-            source="files",
             settings_sha256="0" * 64,
             inputs_sha256="0" * 64,
             documents=sum(s.docs for s in every),

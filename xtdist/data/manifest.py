@@ -48,9 +48,9 @@ class TokenizerInfo:
 
 @configclass
 class BuildInfo:
-    """What the dataset was made of: digests of the settings that shape it and of its documents."""
+    """What the dataset was made of: digests of the settings that shape it and of its documents. Not
+    where these lay, or in what kind of files: same text, same dataset."""
 
-    source: str
     settings_sha256: str
     inputs_sha256: str
     documents: PositiveInt

@@ -119,7 +119,33 @@ def test_an_extension_of_a_damaged_dataset_is_refused(
     (old / "report.json").write_text(json.dumps(report))
     with pytest.raises(DataError, match=r"report.json: missing or changed"):
         prepare(extend(tmp_path / "d", extends=str(old)))
+    shutil.copy(built_of_units / "report.json", old)
     shard = next(old.glob("train-*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DataError, match=shard.name):
         prepare(extend(tmp_path / "d", extends=str(old)))
+
+
+@pytest.mark.parametrize("raw", [b"\xff\n", b"{", b'{"name": "a"}\n', b"3\n", b"[" * 100_000])
+def test_a_damaged_list_of_inputs_is_refused_before_any_text_is_read(
+    extend: Make, built_of_units: Path, tmp_path: Path, raw: bytes
+) -> None:
+    old = Path(shutil.copytree(built_of_units, tmp_path / "old"))
+    path = old / "inputs.jsonl"
+    path.write_bytes(path.read_bytes() + raw)
+    with pytest.raises(DataError, match=r"inputs.jsonl: damaged.*restore the file, or remove it"):
+        prepare(extend(tmp_path / "d", extends=str(old)), lambda p: pytest.fail(p.stage))
+
+
+def test_a_list_of_inputs_may_be_missing_and_hold_any_name(
+    extend: Make, built_of_units: Path, more: Path, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(built_of_units, tmp_path / "old"))
+    (old / "inputs.jsonl").unlink()
+    (more / "a\u2028b.txt").write_text("a name that holds the end of a line")
+    prepare(extend(tmp_path / "d", extends=str(old)))
+    (more / "last.txt").write_text("and one more")
+    prepare(extend(tmp_path / "e", extends=str(tmp_path / "d")))
+    names = [json.loads(line)["name"] for line in (tmp_path / "e" / "inputs.jsonl").open()]
+    given = sorted(p.name for p in more.iterdir())
+    assert names == [n for n in given if n != "last.txt"] + given

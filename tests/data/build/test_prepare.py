@@ -85,17 +85,17 @@ def test_the_same_text_elsewhere_gives_the_same_dataset(
     assert report.dataset_id == read_manifest(built).dataset_id
 
 
-def test_the_same_text_as_json_lines_gives_the_same_tokens(
+def test_the_same_text_as_json_lines_gives_the_same_dataset(
     corpus: Path, settings: Make, built: Path, tmp_path: Path
 ) -> None:
     paths = sorted(corpus.rglob("*.txt"), key=lambda p: p.as_posix())
     rows = [json.dumps({"id": i, "body": p.read_text("utf-8")}) for i, p in enumerate(paths)]
     (tmp_path / "a.jsonl").write_text("\n\n".join(rows))
     source = JsonlSource(path=str(tmp_path / "a.jsonl"), field="body")
-    prepare(settings(tmp_path / "d", source=source))
-    ours, theirs = read_manifest(tmp_path / "d"), read_manifest(built)
-    assert ours.splits == theirs.splits
-    assert ours.build.source == "jsonl"
+    report = prepare(settings(tmp_path / "d", source=source))
+    assert report.dataset_id == read_manifest(built).dataset_id
+    assert json.loads((tmp_path / "d" / "report.json").read_text())["source"] == "jsonl"
+    assert prepare(settings(tmp_path / "d")).reused  # from text files
 
 
 def test_a_document_keeps_its_split_when_others_are_added(
@@ -134,7 +134,9 @@ def test_another_dataset_in_the_way_is_kept_unless_told_otherwise(
     settings: Make, dataset: Path, corpus: Path, tmp_path: Path
 ) -> None:
     before = read_manifest(dataset).dataset_id
-    with pytest.raises(DataError, match=r"other settings.*replace=true"):
+    with pytest.raises(
+        DataError, match=r"other settings: shard_tokens: 2000 there, 5000 here\).*replace=true"
+    ):
         prepare(settings(dataset, shard_tokens=5000))
     more = shutil.copytree(corpus, tmp_path / "more")
     (more / "new.txt").write_text("new")
@@ -145,6 +147,27 @@ def test_another_dataset_in_the_way_is_kept_unless_told_otherwise(
     assert not report.reused
     assert read_manifest(dataset).dataset_id == report.dataset_id != before
     assert [p.name for p in dataset.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_settings_that_differ_from_those_of_a_dataset_are_all_named(
+    settings: Make, dataset: Path
+) -> None:
+    said = (
+        r"\(made with other settings: tokenizer.vocab_size: 300 there, 310 here; valid_fraction: "
+    )
+    with pytest.raises(DataError, match=said + r"0.2 there, 0.3 here\)"):
+        prepare(settings(dataset, tokenizer=BpeTokenizerConfig(vocab_size=310), valid_fraction=0.3))
+    with pytest.raises(DataError, match=r"settings: tokenizer: bpe there, byte here\)"):
+        prepare(settings(dataset, tokenizer=ByteTokenizerConfig()))
+    report = json.loads((dataset / "report.json").read_text())
+    report["settings"]["shard_tokens"] = 3  # not what it was made with
+    for text in (json.dumps(report), "[" * 100_000, None):
+        if text is None:
+            (dataset / "report.json").unlink()
+        else:
+            (dataset / "report.json").write_text(text)
+        with pytest.raises(DataError, match=r"can't be said, report.json is missing or changed\)"):
+            prepare(settings(dataset, shard_tokens=5000))
 
 
 def test_a_damaged_dataset_is_not_reused(settings: Make, dataset: Path) -> None:

@@ -55,9 +55,7 @@ def make_dataset(folder: Path, *, seed: int = 0, shards: int = 4, tokens: int = 
                 doc_id=rng.bytes(16),
             )
         made[split] = tuple(writer.shards)
-    build = BuildInfo(
-        source="test", settings_sha256="0", inputs_sha256="0", documents=1, text_bytes=1
-    )
+    build = BuildInfo(settings_sha256="0", inputs_sha256="0", documents=1, text_bytes=1)
     manifest = Manifest(
         dtype="uint16",
         vocab_size=tokenizer.vocab_size,

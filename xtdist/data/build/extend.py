@@ -18,7 +18,7 @@ from xtdist.config import ConfigError, DataError
 from xtdist.data.build.config import PrepareConfig
 from xtdist.data.build.content import SPLITS, Split
 from xtdist.data.build.lengths import count_lengths
-from xtdist.data.build.report import INPUTS_FILE, REPORT_FILE, settings_sha256
+from xtdist.data.build.report import INPUTS_FILE, REPORT_FILE, settings_of
 from xtdist.data.config import local_path
 from xtdist.data.dataset import TokenDataset
 from xtdist.data.manifest import Manifest
@@ -31,13 +31,15 @@ _UNIT = re.compile(r"-(\d{5,})-\d{5,}\.arrow$")
 
 @dataclass(frozen=True, kw_only=True)
 class Old:
-    """What is taken over. ``doc_ids``: two words for each document, 16 bytes."""
+    """What is taken over. ``doc_ids``: two words for each document, 16 bytes; ``inputs``: the
+    lines of its ``inputs.jsonl``."""
 
     folder: Path
     manifest: Manifest
     tokenizer: Tokenizer
     doc_ids: NDArray[Any]
     lengths: NDArray[np.int64]
+    inputs: str
 
     @property
     def documents(self) -> dict[Split, int]:
@@ -52,11 +54,6 @@ class Old:
         """A number that no unit of its shards has."""
         names = [s.path for split in SPLITS for s in self.manifest.splits[split]]
         return 1 + max(int(found[1]) if (found := _UNIT.search(n)) else 0 for n in names)
-
-    @property
-    def inputs(self) -> str:
-        path = self.folder / INPUTS_FILE
-        return path.read_text() if path.exists() else ""
 
     def put_into(self, folder: Path) -> None:
         """Link the shards; copy them where links can't go."""
@@ -74,7 +71,8 @@ def open_old(config: PrepareConfig, output: Path) -> Old | None:
 
     Raises:
         ConfigError: it is ``output`` itself, or ``valid_fraction`` is another.
-        DataError: not a dataset, a damaged one, or its report is missing or changed.
+        DataError: not a dataset, a damaged one, its report is missing or changed, or its list of
+            inputs is damaged.
     """
     if config.extends is None:
         return None
@@ -89,6 +87,7 @@ def open_old(config: PrepareConfig, output: Path) -> Old | None:
             f"valid_fraction: got {config.valid_fraction}, the dataset of extends has {fraction}; "
             f"set valid_fraction={fraction}, so that documents keep their split"
         )
+    inputs = _inputs(folder / INPUTS_FILE)
     ids, lengths = [], np.zeros_like(count_lengths(np.empty(0, np.int64)))
     for split in SPLITS:
         for shard in manifest.splits[split]:
@@ -104,6 +103,7 @@ def open_old(config: PrepareConfig, output: Path) -> Old | None:
         tokenizer=splits[0].tokenizer,
         doc_ids=np.concatenate(ids),
         lengths=lengths,
+        inputs=inputs,
     )
 
 
@@ -114,14 +114,26 @@ def _words(column: Any) -> NDArray[Any]:
 
 
 def _valid_fraction(folder: Path, manifest: Manifest) -> float:
-    path = folder / REPORT_FILE
+    settings = settings_of(folder, manifest)
+    if settings is not None:
+        return float(settings["valid_fraction"])
+    raise DataError(
+        f"{folder / REPORT_FILE}: missing or changed, so the share of the validation split is not "
+        "known and the dataset can't be extended; restore the file, or prepare all the text anew"
+    )
+
+
+def _inputs(path: Path) -> str:
+    """Its lines, each ended; a dataset may be without them, as nothing but people reads them."""
     try:
-        settings = json.loads(path.read_bytes())["settings"]
-        if settings_sha256(settings) == manifest.build.settings_sha256:
-            return float(settings["valid_fraction"])
-    except (OSError, ValueError, KeyError, TypeError):
+        lines = [line for line in path.read_bytes().decode().split("\n") if line]
+        if all(json.loads(line).keys() == {"name", "bytes", "sha256"} for line in lines):
+            return "".join(f"{line}\n" for line in lines)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, AttributeError, RecursionError):
         pass
     raise DataError(
-        f"{path}: missing or changed, so the share of the validation split is not known and the "
-        "dataset can't be extended; restore the file, or prepare all the text anew"
+        f"{path}: damaged, and the new dataset would take its lines over; restore the file, or "
+        "remove it (it only says where the text came from)"
     )

@@ -72,10 +72,9 @@ class Job:
         return scans, counts
 
     def info(self, counts: Counts) -> BuildInfo:
-        """What the dataset follows from; not where the text lies: same text, same dataset."""
+        """What the dataset follows from."""
         old = self.old
         return BuildInfo(
-            source=self.config.source.kind,
             settings_sha256=settings_sha256(self.plan.settings),
             inputs_sha256=counts.sha256,
             documents=counts.total_documents + (sum(old.documents.values()) if old else 0),
@@ -144,6 +143,7 @@ class Job:
         write_report(
             folder,
             manifest,
+            source=self.config.source.kind,
             settings=self.plan.settings,
             counts=counts,
             lengths=(lengths + self.old.lengths if self.old else lengths).tolist(),

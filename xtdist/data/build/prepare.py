@@ -17,7 +17,13 @@ from xtdist.data.build.job import Job
 from xtdist.data.build.ours import refuse_foreign
 from xtdist.data.build.plan import make_plan
 from xtdist.data.build.progress import OnProgress
-from xtdist.data.build.report import PrepareReport, split_reports
+from xtdist.data.build.report import (
+    REPORT_FILE,
+    PrepareReport,
+    other_settings,
+    settings_of,
+    split_reports,
+)
 from xtdist.data.build.runners import make_runner
 from xtdist.data.build.vocabulary import Vocabulary
 from xtdist.data.build.work import Workspace, publish, workspace
@@ -65,7 +71,7 @@ def build(
             old=old,
         )
         scans, counts = job.scan()
-        found = _finished(config, space.output, job.info(counts))
+        found = _finished(job, space.output, job.info(counts))
         manifest = found
         if manifest is None:
             space.check_space(job.missing_bytes(counts))
@@ -86,7 +92,7 @@ def build(
     )
 
 
-def _finished(config: PrepareConfig, output: Path, info: BuildInfo) -> Manifest | None:
+def _finished(job: Job, output: Path, info: BuildInfo) -> Manifest | None:
     """The manifest in ``output`` if it is of this dataset, intact; None if it must be built.
 
     Raises:
@@ -100,14 +106,21 @@ def _finished(config: PrepareConfig, output: Path, info: BuildInfo) -> Manifest 
             for split in SPLITS:
                 TokenDataset.open(output, split, verify="full")
             return manifest
-        changed = "made with other settings"
-        if manifest.build.settings_sha256 == info.settings_sha256:
-            changed = "made from other text"
+        changed = "made from other text"
+        if manifest.build.settings_sha256 != info.settings_sha256:
+            changed = f"made with other settings: {_differing(output, manifest, job)}"
     except DataError as e:
         changed = f"damaged: {e}"
-    if config.replace:
+    if job.config.replace:
         return None
     raise DataError(
         f"output: {output} holds another dataset ({changed}); choose another output, or set "
         "replace=true to build this one in its place"
     )
+
+
+def _differing(output: Path, manifest: Manifest, job: Job) -> str:
+    before = settings_of(output, manifest)
+    if before is None:
+        return f"which can't be said, {REPORT_FILE} is missing or changed"
+    return "; ".join(other_settings(before, job.plan.settings))

@@ -51,6 +51,38 @@ def settings_sha256(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def settings_of(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
+    """The settings that the dataset in ``folder`` was made with; None if its report is missing or
+    was changed."""
+    try:
+        settings: dict[str, Any] = json.loads((folder / REPORT_FILE).read_bytes())["settings"]
+        same = settings_sha256(settings) == manifest.build.settings_sha256
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return settings if same else None
+
+
+def other_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs, as ``key: old value there, new value here``."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict) and old.get("kind") == new.get("kind"):
+            found += [f"{key}.{inner}" for inner in other_settings(old, new)]
+        else:
+            found.append(f"{key}: {_shown(old)} there, {_shown(new)} here")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A setting in few words: a tokenizer by its kind, an id by its first digits."""
+    if isinstance(value, dict):
+        return str(value.get("kind"))
+    return value[:12] if isinstance(value, str) else json.dumps(value)
+
+
 def split_reports(manifest: Manifest) -> dict[str, SplitReport]:
     return {
         name: SplitReport(
@@ -67,11 +99,13 @@ def write_report(
     folder: Path,
     manifest: Manifest,
     *,
+    source: str,
     settings: dict[str, Any],
     counts: Counts,
     lengths: Sequence[int],
 ) -> None:
-    """Write ``report.json`` and ``lengths.png``: they follow from text and settings alone."""
+    """Write ``report.json`` and ``lengths.png``: they follow from text, its kind of ``source`` and
+    the settings alone."""
     splits = {
         name: {**asdict(s), "bytes_per_token": round(s.text_bytes / s.tokens, 4)}
         for name, s in split_reports(manifest).items()
@@ -79,6 +113,7 @@ def write_report(
     edges = bin_edges().tolist()
     tree = {
         "dataset_id": manifest.dataset_id,
+        "source": source,
         "settings": settings,
         "vocab_size": manifest.vocab_size,
         "splits": splits,
