@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_run_is_refused(refused, make_config, key, value
     message = refused("train", make_config({key: value}))
     assert f"{folder} is of another run" in message
     assert said in message
-    assert "Give the run another name, or put these keys back." in message
+    assert "Give the run another name, put these keys back, or go back to a checkpoint" in message
 
 
 @pytest.mark.usefixtures("cluster_of_two")

@@ -63,7 +63,7 @@ def verify(
 
     Args:
         cache: where remote shards are kept.
-        progress: called after each shard with the bytes done and the bytes of all.
+        progress: called with the bytes done and the bytes of all, at first and after each shard.
 
     Raises:
         DataError: there is no such folder. Everything else is a problem in the report.
@@ -98,6 +98,7 @@ def _check_shards(
 ) -> None:
     infos = [info for split in sorted(manifest.splits) for info in manifest.splits[split]]
     done, everything = 0, sum(info.bytes for info in infos)
+    progress(done, everything)
     for info in infos:
         try:
             path = folder.shard(info)

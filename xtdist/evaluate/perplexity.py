@@ -72,7 +72,7 @@ def evaluate_model(
         nats, tokens = nats + out.sum.double().item(), tokens + out.weight.double().item()
         done += rows.tokens.shape[0] * (rows.tokens.shape[1] - 1)
         if progress is not None:
-            progress(done)
+            progress(min(done, data.total_tokens - 1))  # packed windows also hold padding
     text_bytes = data.text_bytes
     if documents != "joined" and isinstance(objective, AutoregressiveWrapper):
         # Bits per byte divide by the text that the targets spell: without the first tokens.

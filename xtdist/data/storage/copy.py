@@ -105,6 +105,7 @@ def _copy_shards(work: _Copy, shards: list[ShardInfo], progress: CopyProgress) -
     """Have all shards at the target; how many had to be copied."""
     total = sum(shard.bytes for shard in shards)
     copied = done = 0
+    progress(done, total)
     with ThreadPoolExecutor(SHARDS_AT_A_TIME, "copy") as pool:
         try:
             for future in as_completed([pool.submit(work.shard, shard) for shard in shards]):
