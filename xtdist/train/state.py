@@ -81,8 +81,8 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], where: Path) -> N
         raise CheckpointError(
             f"{where} is of another run; it differs in\n"
             + "\n".join(rows)
-            + "\nGive the run another name, put these keys back, or go back to a checkpoint that is "
-            "older than the change: remove the newer ones."
+            + "\nGive the run another name, put these keys back, or go back to a checkpoint from "
+            "before the change: remove the newer ones."
         )
 
 
