@@ -24,6 +24,8 @@ from xtdist.data.sources import (
     ParquetSource,
     StdlibSource,
 )
+from xtdist.data.storage.config import CacheConfig
+from xtdist.data.storage.copy import CopyReport, copy_dataset
 from xtdist.data.tokenizer import (
     TOKENIZER_FILE,
     BpeTokenizerConfig,
@@ -49,6 +51,8 @@ __all__ = [
     "TOKENIZER_FILE",
     "BpeTokenizerConfig",
     "ByteTokenizerConfig",
+    "CacheConfig",
+    "CopyReport",
     "DataConfig",
     "Document",
     "FilesSource",
@@ -77,6 +81,7 @@ __all__ = [
     "VerifyReport",
     "View",
     "byte_tokenizer",
+    "copy_dataset",
     "load_tokenizer",
     "make_tokenizer",
     "open_view",

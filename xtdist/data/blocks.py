@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xtdist.config import derive_seed
+from xtdist.data.arrays import Ints
 from xtdist.data.permutation import GOLDEN, Permutations, distinct, mix
-
-Ints = NDArray[np.int64]
 
 
 class Group(NamedTuple):

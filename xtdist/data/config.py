@@ -79,6 +79,7 @@ class NoShuffle:
 
 Shuffle = Annotated[UniformShuffle | BlockShuffle | NoShuffle, Field(discriminator="kind")]
 Documents = Literal["joined", "masked", "packed"]
+Verify = Literal["touch", "full", "size"]
 
 
 @configclass
@@ -106,7 +107,7 @@ class DataConfig:
     skip: tuple[tuple[FirstStep, LaterStep], ...] = ()
     shuffle: Shuffle = UniformShuffle()
     documents: Documents = "joined"
-    verify: Literal["touch", "full", "size"] = "touch"
+    verify: Verify = "touch"
     cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xtdist.config import DataError
+from xtdist.data.arrays import Ints
+from xtdist.data.config import Verify
 from xtdist.data.manifest import Manifest
 from xtdist.data.mapped import MappedShards, most_mapped
 from xtdist.data.opening import read_manifest, read_tokenizer
 from xtdist.data.shards import Tokens, total
 from xtdist.data.storage.config import CacheConfig
 from xtdist.data.storage.folder import Folder, open_folder
-from xtdist.data.stream import Ints, Stream, by_value
+from xtdist.data.stream import Stream, by_value
 from xtdist.data.tokenizer import Tokenizer
-
-Verify = Literal["touch", "full", "size"]
 
 # Below this, asking the kernel for a stretch of a file costs more than it can win.
 ADVISED_BYTES = 32 * 1024

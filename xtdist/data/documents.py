@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from xtdist.data.arrays import Ints
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from xtdist.data.arrays import Ints
 from xtdist.data.config import MAX_SLOTS
 
 EXACT_SLOTS = 2**16
 MIN_SLOTS = 2**12
 SLOTS_OF_THE_SMALLEST = 64
-
-Ints = NDArray[np.int64]
 
 
 def quotas_of(weights: Sequence[float]) -> list[int]:

@@ -14,16 +14,14 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xtdist.config import ConfigError, DataError, derive_seed, to_mapping
+from xtdist.data.arrays import Ints
 from xtdist.data.blocks import BlockTable
 from xtdist.data.config import MOST_SAMPLES, PLAIN, BlockShuffle, DataConfig, NoShuffle
 from xtdist.data.mixture import Mixture, Stage
 from xtdist.data.permutation import Permutations, distinct
 from xtdist.data.skip import Skip
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

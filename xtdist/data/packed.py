@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xtdist.data.arrays import Ints
 from xtdist.data.dataset import TokenDataset
-from xtdist.data.documents import Ints, Piece, counted, number_parts, pad
+from xtdist.data.documents import Piece, counted, number_parts, pad
 from xtdist.data.packing import Plan
 
 NEAR_TOKENS = 2**16

@@ -20,7 +20,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xtdist.data.documents import Ints, counted
+from xtdist.data.arrays import Ints
+from xtdist.data.documents import counted
 
 ALGORITHM = 1
 MAX_PADDING = 0.0003

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from xtdist.data.arrays import Ints
+
 ROUNDS = 6
 
-Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from xtdist.data.arrays import Ints
 from xtdist.data.manifest import ShardInfo
-
-Ints = NDArray[np.int64]
 
 
 class Stream:

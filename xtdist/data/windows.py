@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xtdist.data.arrays import Ints
 from xtdist.data.config import Documents
 from xtdist.data.dataset import TokenDataset
-from xtdist.data.documents import Ints, Piece, number_parts
+from xtdist.data.documents import Piece, number_parts
 from xtdist.data.packed import Packed
 from xtdist.data.plan_store import load_plan
 from xtdist.data.storage.config import CacheConfig

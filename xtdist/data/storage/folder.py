@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from xtdist.config import DataError
+from xtdist.data.shards import RESTORE
 from xtdist.data.storage.config import CacheConfig
 from xtdist.data.storage.location import is_remote, locate
 
@@ -89,10 +90,7 @@ class LocalFolder:
         size = self.size(info.path)
         if size != info.bytes:
             has = "is missing" if size is None else f"has {size} bytes, not {info.bytes}"
-            raise DataError(
-                f"{self.path / info.path}: shard {has}; restore the file, or delete the folder "
-                "and prepare the dataset again"
-            )
+            raise DataError(f"{self.path / info.path}: shard {has}; {RESTORE}")
 
     def shard(self, info: ShardInfo) -> Path:
         return self.path / info.path
