@@ -222,6 +222,10 @@ def test_a_rank_or_device_that_is_not_there_is_refused(built: Path) -> None:
         Loader(view, steps=range(3), rank=2, world=2)
     with pytest.raises(ConfigError, match="meta"):
         Loader(view, steps=range(3), device="meta")
+    with pytest.raises(ConfigError, match="device: got 'gpu'; give cpu"):
+        Loader(view, steps=range(3), device="gpu")
+    with pytest.raises(ValueError, match="from 0 on"):
+        Loader(view, steps=range(-1, 3))
 
 
 def test_blocks_that_come_next_are_announced(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

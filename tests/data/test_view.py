@@ -136,18 +136,17 @@ def test_a_resume_may_change_what_lies_in_its_future(
     np.testing.assert_array_equal(old.corpus, new.corpus)
 
 
-def test_a_resume_may_add_a_corpus_that_later_phases_read(
-    two: dict[str, Path], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", ["math", "data"])
+def test_a_resume_may_add_a_corpus_that_later_phases_read(two: dict[str, Path], name: str) -> None:
     corpora = {
         n: {"path": str(p), "weight": w} for (n, p), w in zip(two.items(), (0.7, 0.3), strict=True)
     }
-    more = {**corpora, "math": {"path": str(two["code"]), "weight": 0}}
-    phases = [{"from_step": 100, "weights": {"web": 1, "code": 1, "math": 2}}]
+    more = {**corpora, name: {"path": str(two["code"]), "weight": 0}}
+    phases = [{"from_step": 100, "weights": {"web": 1, "code": 1, name: 2}}]
     before = view_of(config_of(two))
     after = view_of(DataConfig(corpora=more, phases=phases))  # type: ignore[arg-type]
     assert before.identity(100) == after.identity(100)
-    assert set(after.identity(101)["datasets"]) == {"web", "code", "math"}
+    assert set(after.identity(101)["datasets"]) == {"web", "code", name}
     old, new = (v.order.samples_between(0, 100) for v in (before, after))
     np.testing.assert_array_equal(old.index, new.index)
 

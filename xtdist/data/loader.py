@@ -17,8 +17,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xtdist.data.ahead import ReadAhead
 from xtdist.data.order import Samples, rank_slice
+from xtdist.data.read_ahead import ReadAhead
 from xtdist.data.ring import Sent, Shape, make_buffers
 from xtdist.data.view import View
 from xtdist.data.windows import Windows
@@ -83,8 +83,8 @@ class Loader:
         world: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        if steps.step != 1:
-            raise ValueError(f"steps: got {steps}; they must be consecutive")
+        if steps.step != 1 or steps.start < 0:
+            raise ValueError(f"steps: got {steps}; they must be consecutive, from 0 on")
         self.view, self.steps = view, steps
         self._slice = rank_slice(view.global_batch, rank, world)
         rows = self._slice.stop - self._slice.start
@@ -97,7 +97,7 @@ class Loader:
                 dtype=np.dtype(next(iter(view.datasets.values())).manifest.dtype),
                 documents=view.config.documents != "joined",
             ),
-            torch.device(device),
+            device,
         )
         self._ready: queue.Queue[tuple[StepBatch, Sent] | BaseException | None]
         self._ready = queue.Queue(max(LEAST_AHEAD, self._at_once))

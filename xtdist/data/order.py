@@ -164,7 +164,8 @@ class Order:
         """The corpora that training steps before ``step`` could read."""
         past = self.past(step)
         stages = [past["weights"], *(phase["weights"] for phase in past["phases"])]
-        return [n for n in self.names if n == PLAIN or any(n in stage for stage in stages)]
+        plain = not self.config.corpora
+        return [n for n in self.names if plain or any(n in stage for stage in stages)]
 
     def _windows(self, corpus: Ints, local: Ints) -> Ints:
         """The window of the ``local``-th sample of each corpus."""

@@ -68,12 +68,16 @@ class Buffers(Protocol):
         ...
 
 
-def make_buffers(shape: Shape, device: torch.device) -> Buffers:
+def make_buffers(shape: Shape, device: torch.device | str) -> Buffers:
     """Buffers for what is read at once.
 
     Raises:
         ConfigError: no such kind of device.
     """
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device: got {device!r}; give cpu, cuda or cuda:<number>") from None
     if device.type == "cpu":
         return HostBuffers(shape)
     if device.type == "cuda":
