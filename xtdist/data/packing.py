@@ -56,10 +56,6 @@ class Plan:
     def num_rows(self) -> int:
         return len(self.rows) - 1
 
-    def utilisation(self, seq_len: int) -> float:
-        """Share of the places that hold a token."""
-        return int(self.lengths.sum(dtype=np.int64)) / max(1, self.num_rows * (seq_len + 1))
-
 
 def plan_documents(split: Split, seq_len: int) -> Plan:
     """The plan for a whole split: groups of neighbouring documents are planned one by one, so that

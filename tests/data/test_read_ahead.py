@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from xtdist.data.ahead import ReadAhead
 from xtdist.data.order import Ahead
+from xtdist.data.read_ahead import ReadAhead
 
 
 class Listener:
