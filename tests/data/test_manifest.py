@@ -34,7 +34,7 @@ def test_the_file_is_the_canonical_text_with_the_digest_of_the_rest(made: Path) 
     said = tree.pop("dataset_id")
     plain = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     assert said == manifest.dataset_id == hashlib.sha256(plain.encode()).hexdigest()
-    assert tree["format_version"] == 2
+    assert tree["format_version"] == 3
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_folder_without_a_manifest_is_no_dataset(made: Path) -> None:
         (lambda m: m.update(vocab_size=70_000), "don't fit uint16"),
         (lambda m: m.update(colour=1), "colour: unknown key"),
         (lambda m: m.pop("build"), "build"),
-        (lambda m: m.update(format_version=1), "format_version is 1, this version reads 2"),
+        (lambda m: m.update(format_version=2), "format_version is 2, this version reads 3"),
         (lambda m: m.update(eot_id=259), "eot_id is 259, the vocabulary ends at 258"),
         (lambda m: m["splits"]["train"][0].update(path="../x.arrow"), r"\.\./x\.arrow"),
         (lambda m: m["splits"]["valid"][0].update(path="manifest.json"), r"splits\.valid\.0"),

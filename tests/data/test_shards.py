@@ -32,7 +32,7 @@ def test_a_shard_is_one_valid_batch_with_the_documents_as_rows(tmp_path: Path, d
         batch.validate(full=True)
         assert batch.schema.field("tokens").type.value_type == pa.type_for_alias(dtype)
         assert not any(field.nullable for field in batch.schema)
-        assert batch.schema.metadata[b"format_version"] == b"2"
+        assert batch.schema.metadata[b"format_version"] == b"3"
         tokens = batch.column("tokens").to_pylist()
         assert info.tokens == sum(map(len, tokens))
         assert info.max_id == max(map(max, tokens))

@@ -24,7 +24,7 @@ from xtdist.config import (
 )
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @configclass
@@ -59,7 +59,7 @@ class BuildInfo:
 
 @configclass
 class Manifest:
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     dtype: Literal["uint16", "uint32"]
     vocab_size: PositiveInt
     eot_id: NonNegativeInt

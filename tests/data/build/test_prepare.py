@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from xtdist.config import ConfigError, DataError, load
+from xtdist.config import ConfigError, DataError, from_mapping, load
 from xtdist.data import (
     BpeTokenizerConfig,
     ByteTokenizerConfig,
@@ -299,6 +299,21 @@ def test_remote_outputs_are_refused_and_the_home_folder_is_understood(
     report = prepare(settings("~/d", source=FilesSource(path="~/text")))
     assert report.folder == str(tmp_path / "d")
     assert TokenDataset.open("~/d").dataset_id == report.dataset_id
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("a\0b", "got 'a.x00b'; no path"), ("", "got an empty")]
+)
+def test_what_can_be_no_path_is_refused_with_its_key(path: str, said: str) -> None:
+    tree = {"output": "d", "source": {"kind": "stdlib"}, "tokenizer": {"kind": "byte"}}
+    kinds = ("files", "jsonl", "parquet", "hf_folder")
+    odd: list[tuple[str, dict[str, object]]] = [("output", {"output": path})]
+    odd += [("extends", {"extends": path, "tokenizer": None})]
+    odd += [("tokenizer.path", {"tokenizer": {"kind": "huggingface", "path": path}})]
+    odd += [("source.path", {"source": {"kind": kind, "path": path}}) for kind in kinds]
+    for key, changes in odd:
+        with pytest.raises(ConfigError, match=f"^{key}: {said}"):
+            from_mapping(PrepareConfig, {**tree, **changes})
 
 
 @pytest.mark.parametrize("name", ["prepare_demo.yaml", "prepare_bytes.yaml"])

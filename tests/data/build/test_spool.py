@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,13 +59,16 @@ def test_units_finished_before_a_failure_are_found_when_the_iterable_is_given_ag
     ("documents", "said"),
     [
         ([], "gave none"),
-        (["fine", 3], "number 1 is a int"),
+        (["fine", 3], "number 1 is of type int"),
+        ([b"raw"], "number 0 is of type bytes"),
+        ("one text", "got one str; give an iterable of texts"),
+        (b"bytes", "got one bytes"),
+        ({"a": "b"}, "got one dict"),
+        (7, "got one int"),
         (["fine", "half \ud800"], "number 1 has half of a surrogate pair"),
     ],
 )
-def test_documents_that_are_no_texts_are_refused(
-    tmp_path: Path, documents: list[str], said: str
-) -> None:
+def test_documents_that_are_no_texts_are_refused(tmp_path: Path, documents: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         prepare_documents(documents, output=tmp_path / "d", **SETTINGS)
     assert list(tmp_path.iterdir()) == []
@@ -73,3 +77,5 @@ def test_documents_that_are_no_texts_are_refused(
 def test_settings_that_do_not_exist_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sahrd_tokens"):
         prepare_documents(texts(), output=tmp_path / "d", sahrd_tokens=3, **SETTINGS)
+    with pytest.raises(ConfigError, match=r"^output: got 'a\\x00b'; no path holds"):
+        prepare_documents(texts(), output="a\0b", **SETTINGS)

@@ -142,7 +142,6 @@ BAD = {
     "too deep": b"[" * 100_000,
     "two objects": b'{"text": "x"} {"text": "y"}',
     "a mark of UTF-8 later on": b'\xef\xbb\xbf{"text": "x"}',
-    "a number too long": b'{"text": "x", "n": ' + b"9" * 5000 + b"}",
 }
 
 
@@ -208,3 +207,25 @@ def test_a_line_over_the_limit_is_named_and_never_held(
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n' + b"y" * 101)
     with pytest.raises(DataError, match=r"a\.jsonl \(line at byte 14\): one document of over"):
         texts(JsonlSource(path=str(tmp_path), bad_documents="skip"))
+
+
+def test_a_number_that_python_cannot_read_may_stand_beside_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"n": -{"7" * 5000}, "text": "as ever"}}\n')
+    assert texts(JsonlSource(path=str(tmp_path))) == ["as ever"]
+    (tmp_path / "a.jsonl").write_text(f'{{"text": {"7" * 5000}}}\n')
+    with pytest.raises(
+        DataError, match=r"a.jsonl:1: expected a JSON object with text under 'text'"
+    ):
+        texts(JsonlSource(path=str(tmp_path)))
+
+
+def test_where_no_file_matches_the_endings_that_there_are_are_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file in .* matches .*; there is no file at all"):
+        texts(JsonlSource(path=str(tmp_path)))
+    (tmp_path / "in").mkdir()
+    for name in ("in/a.json", "b.json", "c.tar.gz", "README"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"there are 2 of \*\*/\*\.json, .*set source.pattern") as e:
+        texts(JsonlSource(path=str(tmp_path)))
+    assert "1 of **/*.tar.gz" in str(e.value)
+    assert texts(JsonlSource(path=str(tmp_path), pattern="**/*.json")) == ["a", "a"]

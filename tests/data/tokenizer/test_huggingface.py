@@ -313,6 +313,15 @@ def test_a_file_that_can_not_be_used_is_refused_by_name(tmp_path: Path, message:
         make_tokenizer(HuggingFaceTokenizerConfig(path=str(path)), list)
 
 
+def test_a_file_of_another_kind_is_refused_with_the_kinds_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "ranks.tiktoken").write_text("IQ== 0\nIg== 1\n")
+    said = (
+        r"ranks.tiktoken: not JSON; give the tokenizer.json of a Hugging Face model, or .*tiktoken"
+    )
+    with pytest.raises(DataError, match=said):
+        make_tokenizer(HuggingFaceTokenizerConfig(path=str(tmp_path / "ranks.tiktoken")), list)
+
+
 def test_a_decoder_whose_text_is_not_made_of_tokens_is_refused(tmp_path: Path) -> None:
     hf = byte_level(vocab_size=300)
     hf.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("e", "x")])

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from xtdist.config import ConfigError, PositiveInt, configclass
+from xtdist.data.paths import check_path
 from xtdist.data.sources.config import SourceConfig
 from xtdist.data.tokenizer.config import TokenizerConfig
 
@@ -60,7 +61,10 @@ class PrepareConfig:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        for key, path in (("output", self.output), ("extends", self.extends or "")):
+        for key, path in (("output", self.output), ("extends", self.extends)):
+            if path is None:
+                continue
+            check_path(path, key)
             if "://" in path:
                 raise ConfigError(
                     f"{key}: got {path!r}; datasets are made on local or mounted storage; give "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from xtdist.data.build.progress import Meter, OnProgress
 from xtdist.data.build.report import PrepareReport
 from xtdist.data.build.work import work_folder, workspace
 from xtdist.data.config import local_path
+from xtdist.data.paths import check_path
 from xtdist.data.sources import JsonlSource
 from xtdist.data.tokenizer.config import TokenizerConfig
 
@@ -41,7 +42,8 @@ def prepare_documents(
 
     Raises:
         ConfigError: settings that are none.
-        DataError: a document that is not a text of valid Unicode; and as ``prepare``.
+        DataError: ``documents`` is one text, bytes, a mapping or no iterable; a document is not a
+            text of valid Unicode; and as ``prepare``.
         ResourceError: as ``prepare``.
 
     Example:
@@ -50,6 +52,8 @@ def prepare_documents(
         ...     texts, output="data/mine", tokenizer=ByteTokenizerConfig()
         ... )
     """
+    _check_documents(documents)
+    check_path(str(output), "output")
     place = local_path(output)
     if tokenizer is not None:
         settings["tokenizer"] = tokenizer
@@ -83,9 +87,22 @@ def _write(documents: Iterable[str], folder: Path, unit_bytes: int, advance: Met
         raise DataError("documents: the iterable gave none; give one with text")
 
 
+def _check_documents(documents: Any) -> None:
+    """What gives texts when it is iterated, but not those that were meant."""
+    if isinstance(documents, str | bytes | bytearray | memoryview | Mapping) or not isinstance(
+        documents, Iterable
+    ):
+        raise DataError(
+            f"documents: got one {type(documents).__name__}; give an iterable of texts, one for "
+            "each document (a single one: [text])"
+        )
+
+
 def _line(number: int, text: Any) -> bytes:
     if not isinstance(text, str):
-        raise DataError(f"documents: number {number} is a {type(text).__name__}; give texts (str)")
+        raise DataError(
+            f"documents: number {number} is of type {type(text).__name__}; give texts (str)"
+        )
     try:
         return json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:

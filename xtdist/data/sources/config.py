@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from xtdist.config import configclass
+from xtdist.data.paths import check_path
 
 OnBadDocument = Literal["error", "skip"]
 JSON_LINES = "**/*.{jsonl,jsonl.gz,jsonl.zst,jsonl.bz2,json.gz,json.zst,json.bz2}"
@@ -30,6 +31,9 @@ class FilesSource:
     pattern: str = "**/*.txt"
     bad_documents: OnBadDocument = "error"
 
+    def __post_init__(self) -> None:
+        check_path(self.path)
+
 
 @configclass
 class JsonlSource:
@@ -50,6 +54,9 @@ class JsonlSource:
     field: str = "text"
     bad_documents: OnBadDocument = "error"
 
+    def __post_init__(self) -> None:
+        check_path(self.path)
+
 
 @configclass
 class ParquetSource:
@@ -68,6 +75,9 @@ class ParquetSource:
     field: str = "text"
     bad_documents: OnBadDocument = "error"
 
+    def __post_init__(self) -> None:
+        check_path(self.path)
+
 
 @configclass
 class HfFolderSource:
@@ -85,6 +95,9 @@ class HfFolderSource:
     split: str | None = None
     field: str = "text"
     bad_documents: OnBadDocument = "error"
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
 
 
 @configclass

@@ -43,7 +43,7 @@ class HfFolder:
             names = [entry["filename"] for entry in state["_data_files"]]
         except (KeyError, TypeError):
             names = []
-        if not all(isinstance(n, str) and n and "/" not in n and "\\" not in n for n in names):
+        if not all(isinstance(n, str) and n and not set(n) & set("/\\\0") for n in names):
             names = []
         if not names:
             raise DataError(f"{self.root.where(below + _STATE)}: names no data files; {_HOW}")
@@ -102,7 +102,7 @@ class HfFolder:
                 f"source.split: got {self.split!r}; {self.root.at.name} holds several datasets, "
                 f"give one of {names}"
             )
-        if "/" in str(self.split) or self.split in (".", ".."):
+        if set(str(self.split)) & set("/\0") or self.split in (".", ".."):
             raise DataError(f"source.split: {self.split!r} is no name of a folder")
         return f"{self.split}/"
 

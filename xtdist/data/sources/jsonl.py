@@ -52,7 +52,7 @@ class JsonLines:
                 try:
                     # In place of the bytes: of a large document no copy stays without need.
                     line = (line if at else line.removeprefix(BOM)).decode()
-                    text = json.loads(line)[field]
+                    text = _parsed(line)[field]
                     if not text.isascii() and "\\u" in line:  # a number has no such method
                         text.encode()  # a lone surrogate has no bytes
                 except _NOT_TEXT as e:
@@ -96,6 +96,16 @@ class JsonLines:
                 lines += chunk.count(b"\n")
                 offset -= len(chunk)
         return lines
+
+
+def _parsed(line: str) -> Any:
+    """Python reads no whole number of thousands of digits; beside the text it may stand."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(line, parse_int=float)
 
 
 def _said(error: Exception) -> str:

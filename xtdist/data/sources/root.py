@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from xtdist.data.storage.retry import retry
 
 PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _NOT_UNPACKED = (".xz", ".lz4", ".zip", ".7z", ".br", ".tar", ".tgz")
+_MOST_ENDINGS = 5
 _LOCAL_BUFFER = 2**18
 _REMOTE_BUFFER = 2**23
 
@@ -47,16 +49,14 @@ class Root:
         matches = matcher(pattern)
         if self.only is not None:
             return [Input(name=self.only, bytes=self.size(self.only))]
-        names = self._remote() if self.at.remote else self._local()
         found = sorted(
             Input(name=name, bytes=self.size(name) if size is None else size)
-            for name, size in names
+            for name, size in self._names()
             if matches(name) and (size is not None or self._regular(name))
         )
         if not found:
             raise DataError(
-                f"source: no file in {self.at.name} matches {pattern!r}; check source.path and "
-                "source.pattern"
+                f"source: no file in {self.at.name} matches {pattern!r}; {self._instead()}"
             )
         for name, _ in found:
             if name.endswith(_NOT_UNPACKED):
@@ -117,6 +117,19 @@ class Root:
             file.close()
             raise _damaged(self.where(name), f"no byte of {kind}")
         return io.BufferedReader(pa.CompressedInputStream(file, kind), _LOCAL_BUFFER)
+
+    def _names(self) -> Iterator[tuple[str, int | None]]:
+        return self._remote() if self.at.remote else self._local()
+
+    def _instead(self) -> str:
+        """What to do where no file matches: the endings that there are, most frequent first."""
+        endings = Counter(_ending(name) for name, _ in self._names())
+        most = endings.most_common(_MOST_ENDINGS)
+        if not most:
+            return "there is no file at all; check source.path"
+        there = ", ".join(f"{number:,} of **/{pattern}" for pattern, number in most)
+        more = ", and others" if len(endings) > len(most) else ""
+        return f"there are {there}{more}; check source.path, or set source.pattern"
 
     def _path(self, name: str) -> str:
         return f"{self.at.path.rstrip('/')}/{name}"
@@ -182,6 +195,13 @@ def _folder_of(at: Location) -> Location:
         path=at.path.rpartition("/")[0],
         remote=at.remote,
     )
+
+
+def _ending(name: str) -> str:
+    """A pattern for names that end as this one does: ``*.json.gz``."""
+    stem, ending = os.path.splitext(name.rpartition("/")[2])
+    before = os.path.splitext(stem)[1] if ending in PACKED else ""
+    return f"*{before}{ending}"
 
 
 def packing(name: str) -> str | None:

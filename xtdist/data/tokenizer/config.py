@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from xtdist.config import ConfigError, NonNegativeInt, configclass
+from xtdist.data.paths import check_path
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|mask|>", "<|pad|>")
 MIN_BPE_VOCAB = 256 + len(SPECIAL_TOKENS) + 1
@@ -102,7 +103,8 @@ TokenizerConfig = Annotated[
 
 
 def check_local_path(path: str) -> None:
-    """Raises ConfigError for a remote path."""
+    """Raises ConfigError for a remote path, and for what is none."""
+    check_path(path)
     if "://" in path:
         raise ConfigError(
             f"path: got {path!r}; a tokenizer is read from a local file, copy it here first"

@@ -29,16 +29,16 @@ def read_file(path: Path) -> bytes:
         raise DataError(f"{path}: can't be read ({e.strerror}); give a tokenizer's file") from None
 
 
-def parse_json(raw: bytes, where: str) -> Any:
-    """Raises DataError for what is not JSON, or too large."""
+def parse_json(
+    raw: bytes, where: str, *, wanted: str = "a tokenizer.json made by `xtdist prepare`"
+) -> Any:
+    """Raises DataError for what is not JSON, or too large; ``wanted`` is what to give then."""
     if len(raw) > MOST_BYTES:
         raise DataError(f"{where}: {len(raw)} bytes; a tokenizer has at most {MOST_BYTES}")
     try:
         return json.loads(raw)
     except (ValueError, RecursionError):
-        raise DataError(
-            f"{where}: not JSON; give a tokenizer.json made by `xtdist prepare`"
-        ) from None
+        raise DataError(f"{where}: not JSON; give {wanted}") from None
 
 
 def seal(kind: str, content: dict[str, Any]) -> str:

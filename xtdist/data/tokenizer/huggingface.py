@@ -37,6 +37,11 @@ SAMPLES = (
     " \U0001cc00 \U00016d40 \U00016ea0 \U000323b0 \U00010940 z\x00\x01\x7f",
 )
 
+_WANTED = (
+    "the tokenizer.json of a Hugging Face model, or set the tokenizer's kind to that of the file: "
+    "tiktoken (lines of base64 and ranks) or sentencepiece (a .model)"
+)
+
 _BECOME_ASCII = ("\u037e", "\u1fef", "\u212a")
 
 
@@ -125,7 +130,7 @@ class HuggingFaceTokenizer(Tokenizer):
 def take_over(config: HuggingFaceTokenizerConfig) -> Tokenizer:
     """The tokenizer of a file. Raises DataError; see ``HuggingFaceTokenizer``."""
     path = Path(config.path).expanduser()
-    spec = parse_json(read_file(path), str(path))
+    spec = parse_json(read_file(path), str(path), wanted=_WANTED)
     normal = normal_form(spec, str(path))
     known = read_vocabulary(normal, str(path))
     special = [known.contents[i] for i in known.special]
