@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds all of it, or what it held before."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
+    """Write ``text`` so that ``path`` holds all of it, or what it held before, also if other
+    processes write it at the same time."""
+    with replacing(path, part=f".{path.name}.{os.getpid()}.partial") as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path, *, part: str | None = None) -> Iterator[BinaryIO]:
+    """A file that takes the name ``path`` once it is written and on the disk; nothing is left of it
+    otherwise. ``part``: its name until then; that of ``part_name`` is for one writer at a time."""
+    partial = path.with_name(part or part_name(path.name))
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def part_name(name: str) -> str:
+    """What a file of one writer is called until it is whole."""
+    return f".{name}.part"
 
 
 def sync(path: Path) -> None:

@@ -116,7 +116,7 @@ def test_many_at_once_make_one_plan(tmp_path: Path, made: list[int]) -> None:
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     load(tmp_path)
     (path,) = files(tmp_path)
-    stale = path.with_name(f".{path.name}.4242.partial")
+    stale = path.with_name(f".{path.name}.part")
     path.rename(stale)
     load(tmp_path)
     assert not stale.exists()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from xtdist.config import ResourceError
 from xtdist.data.dataset import TokenDataset
 from xtdist.data.packing import ALGORITHM, Plan, plan_documents
 from xtdist.data.storage.config import CacheConfig
-from xtdist.files import sync
+from xtdist.files import replacing
 
 PLANS = "plans"
 
@@ -86,8 +85,6 @@ def read_plan(path: Path, key: dict[str, str]) -> Plan | None:
 
 def write_plan(path: Path, plan: Plan, key: dict[str, str]) -> None:
     """Write it whole or not at all; under the lock."""
-    for stale in path.parent.glob(f".{path.name}.*.partial"):
-        stale.unlink(missing_ok=True)
     pieces = pa.StructArray.from_arrays(
         [pa.array(plan.starts), pa.array(plan.lengths)], ["start", "length"]
     )
@@ -95,16 +92,8 @@ def write_plan(path: Path, plan: Plan, key: dict[str, str]) -> None:
     schema = pa.schema(
         [pa.field("pieces", column.type)], metadata={**key, "sha256": _content(plan)}
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch([column], schema=schema))
-        sync(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    with replacing(path) as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_batch(pa.record_batch([column], schema=schema))
 
 
 def _content(plan: Plan) -> str:

@@ -9,7 +9,6 @@ the first of the sha256 of its text in UTF-8.
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from xtdist.config import DataError
 from xtdist.data.manifest import FORMAT_VERSION, ShardInfo
+from xtdist.files import replacing
 
 Tokens = NDArray[Any]
 
@@ -152,14 +152,10 @@ class _HashingFile:
 
 def _write_file(path: Path, batch: Any) -> tuple[int, str]:
     """Write one record batch; the file's size and sha256."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as raw:
+    with replacing(path) as raw:
         out = _HashingFile(raw)
         with pa.PythonFile(out, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        raw.flush()
-        os.fsync(raw.fileno())
-    os.rename(part, path)
     return out.size, out.hash.hexdigest()
 
 

@@ -101,7 +101,7 @@ def test_a_build_killed_at_ten_points_goes_on_and_ends_with_the_same_bytes(
     kill_at: Kill, units: Make, built_of_units: Path, tmp_path: Path
 ) -> None:
     config = units(tmp_path / "d")
-    points = [("scan", 1), ("scan", 70), ("replace", 5), ("tokenizer", 20), ("rename", 3)]
+    points = [("scan", 1), ("scan", 70), ("replace", 5), ("tokenizer", 20), ("replace", 6)]
     points += [("encode", 40), ("fsync", 4), ("encode", 30), ("replace", 3), ("encode", 25)]
     rounds = kill_at(config, points)
     assert all(killed for killed, _, _ in rounds), rounds

@@ -13,20 +13,21 @@ from typing import BinaryIO, cast
 
 from xtdist.config import ConfigError, DataError
 from xtdist.data.manifest import MANIFEST_FILE, Manifest, ShardInfo, parse_manifest
+from xtdist.data.shards import file_sha256
 from xtdist.data.storage.location import Location, locate
 from xtdist.data.storage.remote import list_files
 from xtdist.data.storage.retry import TransferError, retry
 from xtdist.data.storage.transfer import CHUNK_BYTES, COMPRESSED, download, intact
 from xtdist.data.storage.write import (
     delete,
-    part_name,
+    local_file,
     read_if_there,
-    replacing,
     sole_writer,
     upload,
     write_small,
 )
 from xtdist.data.tokenizer import TOKENIZER_FILE
+from xtdist.files import part_name
 
 SIDE_FILES = ("inputs.jsonl", "report.json", "lengths.png")
 SHARDS_AT_A_TIME = 4
@@ -179,11 +180,9 @@ class _Copy:
         if self.target.remote:
             return info.bytes, self._put(info)
         path = Path(self.target.path) / info.path
-        if self.found.get(info.path) == info.bytes:
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == info.sha256:
-                    return info.bytes, False
-        with replacing(path) as out:
+        if self.found.get(info.path) == info.bytes and file_sha256(path) == info.sha256:
+            return info.bytes, False
+        with local_file(path) as out:
             if self.source.remote:
                 download(self.source, info, out)
             else:
@@ -225,10 +224,9 @@ def _opened(folder: Location, info: ShardInfo) -> Iterator[BinaryIO]:
         return
     path = Path(folder.path) / info.path
     try:
+        if file_sha256(path) != info.sha256:
+            raise DataError(f"{path}: content changed since it was written; restore the file")
         with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != info.sha256:
-                raise DataError(f"{path}: content changed since it was written; restore the file")
-            file.seek(0)
             yield file
     except FileNotFoundError:
         raise DataError(f"{path}: shard is missing; restore the file") from None

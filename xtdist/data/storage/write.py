@@ -13,7 +13,7 @@ from xtdist.config import DataError, ResourceError
 from xtdist.data.storage.location import Location
 from xtdist.data.storage.retry import TransferError, retry
 from xtdist.data.storage.transfer import CHUNK_BYTES, read_small
-from xtdist.files import sync
+from xtdist.files import replacing
 
 
 def upload(where: Location, file: BinaryIO, *, compress: bool) -> None:
@@ -50,13 +50,13 @@ def write_small(folder: Location, name: str, data: bytes) -> None:
     """Have a file hold ``data``; a remote one is read back.
 
     Raises:
-        DataError, ResourceError: see ``retry`` and ``replacing``.
+        DataError, ResourceError: see ``retry`` and ``local_file``.
     """
     if read_if_there(folder, name) == data:
         return
     where = folder.join(name)
     if not folder.remote:
-        with replacing(Path(where.path)) as out:
+        with local_file(Path(where.path)) as out:
             out.write(data)
         return
 
@@ -69,30 +69,18 @@ def write_small(folder: Location, name: str, data: bytes) -> None:
     retry(once, what=where.name)
 
 
-def part_name(name: str) -> str:
-    """What a local file is called until it is whole."""
-    return f".{name}.part"
-
-
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A local file that takes its name once it is written and on the disk.
+def local_file(path: Path) -> Iterator[BinaryIO]:
+    """``replacing``, for a copy.
 
     Raises:
         ResourceError: it can't be written (disk full, no right to).
     """
-    part = path.with_name(part_name(path.name))
     try:
-        with open(part, "wb") as out:
+        with replacing(path) as out:
             yield out
-            out.flush()
-            os.fsync(out.fileno())
-        part.rename(path)
-        sync(path.parent)
     except OSError as e:
         raise ResourceError(f"{path}: can't be written ({e.strerror})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
