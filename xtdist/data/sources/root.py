@@ -15,16 +15,15 @@ import pyarrow as pa
 
 from xtdist.config import DataError
 from xtdist.data.sources.patterns import matcher
-from xtdist.data.sources.remote_file import RemoteFile
 from xtdist.data.sources.unit import Input
 from xtdist.data.storage.location import Location, locate
 from xtdist.data.storage.retry import retry
+from xtdist.data.storage.transfer import open_input
 
 PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _NOT_UNPACKED = (".xz", ".lz4", ".zip", ".7z", ".br", ".tar", ".tgz")
 _MOST_ENDINGS = 5
 _LOCAL_BUFFER = 2**18
-_REMOTE_BUFFER = 2**23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +98,10 @@ class Root:
         Raises:
             DataError: it can't be opened.
         """
-        where, path = self.where(name), self._path(name)
-        with reading(where):
-            if not self.at.remote:
-                return open(path, "rb", buffering=_LOCAL_BUFFER)
-            system = self.at.filesystem
-            file = retry(lambda: system.open_input_file(path), what=where)
-            return io.BufferedReader(RemoteFile(file, where), _REMOTE_BUFFER)
+        with reading(self.where(name)):
+            if self.at.remote:
+                return open_input(self.at.join(name))
+            return open(self._path(name), "rb", buffering=_LOCAL_BUFFER)
 
     def unpacked(self, name: str) -> BinaryIO:
         """The bytes of a file, unpacked if its name ends in ``.gz``, ``.zst`` or ``.bz2``."""

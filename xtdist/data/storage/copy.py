@@ -224,9 +224,10 @@ def _opened(folder: Location, info: ShardInfo) -> Iterator[BinaryIO]:
         return
     path = Path(folder.path) / info.path
     try:
-        if file_sha256(path) != info.sha256:
-            raise DataError(f"{path}: content changed since it was written; restore the file")
-        with open(path, "rb") as file:
+        with open(path, "rb") as file:  # the one that is read is the one that was checked
+            if hashlib.file_digest(file, "sha256").hexdigest() != info.sha256:
+                raise DataError(f"{path}: content changed since it was written; restore the file")
+            file.seek(0)
             yield file
     except FileNotFoundError:
         raise DataError(f"{path}: shard is missing; restore the file") from None
