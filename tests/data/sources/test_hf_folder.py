@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from readings import in_units, texts
+from readings import documents, in_units, texts
 
 from xtdist.config import DataError
 from xtdist.data import HfFolderSource
-from xtdist.data.sources import documents, inputs
+from xtdist.data.sources import inputs
 
 hf = pytest.importorskip("datasets")
 TEXTS = [f"row {i} é\0" for i in range(40)]

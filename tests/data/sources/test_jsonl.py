@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from readings import in_units, json_texts, texts
+from readings import documents, in_units, json_texts, texts
 
 from xtdist.config import DataError
 from xtdist.data import JsonlSource
-from xtdist.data.sources import documents, plan_units, read_unit
+from xtdist.data.sources import plan_units, read_unit
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
@@ -116,7 +116,7 @@ def test_the_default_pattern_takes_every_kind_of_json_lines_and_no_other(tmp_pat
 
 def test_files_without_a_line_give_no_units(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"")
-    assert plan_units(JsonlSource(path=str(tmp_path))) == []
+    assert plan_units(JsonlSource(path=str(tmp_path)), 2**20) == []
 
 
 def test_another_field_and_odd_texts_are_read_as_they_are(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from readings import in_units, texts
+from readings import documents, in_units, texts
 
 from xtdist.config import DataError
 from xtdist.data import ParquetSource
-from xtdist.data.sources import documents, inputs, plan_units, read_unit
+from xtdist.data.sources import inputs, plan_units, read_unit
 
 TEXTS = ["one", "", "naïve 東京 😀", "a\0b", "\ufeffmark", "line\r\n", "x" * 10_000]
 
@@ -91,7 +91,7 @@ def test_files_come_in_name_order_and_small_ones_share_a_unit(tmp_path: Path) ->
     names = ["a/10.parquet", "a/2.parquet", "b.parquet", "empty.parquet"]
     assert [i.name for i in inputs(source)] == names
     assert texts(source) == [f"{name} {row}" for name in names[:3] for row in range(4)]
-    (unit,) = plan_units(source)
+    (unit,) = plan_units(source, 2**20)
     assert [(p.file, p.start, p.stop) for p in unit.parts] == [(name, 0, 2) for name in names[:3]]
     assert len(plan_units(source, 1)) == 6  # row groups
 
@@ -135,14 +135,14 @@ def test_a_column_that_is_missing_or_no_text_is_refused_when_planned(
     write(tmp_path / "a.parquet", ["fine"])
     parquet.write_table(pa.table(columns), tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet: " + message):
-        plan_units(ParquetSource(path=str(tmp_path)))
+        plan_units(ParquetSource(path=str(tmp_path)), 2**20)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.table([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="2 columns are named 'text'"):
-        plan_units(ParquetSource(path=str(tmp_path)))
+        plan_units(ParquetSource(path=str(tmp_path)), 2**20)
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "cut", "other"])

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from readings import in_units, texts
+from readings import documents, in_units, texts
 
 from xtdist.config import ConfigError, DataError
 from xtdist.data import FilesSource, HfFolderSource, JsonlSource, ParquetSource, StdlibSource
-from xtdist.data.sources import Input, documents, input_sha256, inputs, plan_units, read_unit
+from xtdist.data.sources import Input, input_sha256, inputs, plan_units, read_unit
 
 KEPT = {
     "nul": (b"a\0b", "a\0b"),
@@ -92,7 +92,7 @@ def test_one_file_is_a_source_too_and_takes_no_pattern(tmp_path: Path) -> None:
     source = FilesSource(path=str(tmp_path / "notes"))
     assert [(d.name, d.text) for d in documents(source)] == [("notes", "x")]
     with pytest.raises(DataError, match=r"source\.pattern: got '\*'.*one file.*leave"):
-        plan_units(FilesSource(path=str(tmp_path / "notes"), pattern="*"))
+        plan_units(FilesSource(path=str(tmp_path / "notes"), pattern="*"), 2**20)
 
 
 def test_only_regular_files_are_read_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_file_that_cant_be_read_is_named_whatever_the_policy(
 def test_a_file_that_changes_between_plan_and_reading_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
     source = FilesSource(path=str(tmp_path))
-    (unit,) = plan_units(source)
+    (unit,) = plan_units(source, 2**20)
     for other in ("abcd", "ab"):
         (tmp_path / "a.txt").write_text(other)
         with pytest.raises(DataError, match=r"a\.txt: the text changed"):
@@ -163,13 +163,13 @@ def test_a_file_that_changes_between_plan_and_reading_is_refused(tmp_path: Path)
 @pytest.mark.parametrize("kind", [FilesSource, JsonlSource, ParquetSource, HfFolderSource])
 def test_a_path_that_is_no_place_for_text_is_named(tmp_path: Path, kind: type) -> None:
     with pytest.raises(DataError, match=r"source\.path: .*/no does not exist; give"):
-        plan_units(kind(path=str(tmp_path / "no")))
+        plan_units(kind(path=str(tmp_path / "no")), 2**20)
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(str(tmp_path / "socket"))
         with pytest.raises(DataError, match=r"source\.path: .*/socket"):
-            plan_units(kind(path=str(tmp_path / "socket")))
+            plan_units(kind(path=str(tmp_path / "socket")), 2**20)
     with pytest.raises(ConfigError, match="ftp"):
-        plan_units(kind(path="ftp://host/x"))
+        plan_units(kind(path="ftp://host/x"), 2**20)
 
 
 def test_the_standard_library_is_its_own_source_and_no_installed_package() -> None:

@@ -82,7 +82,7 @@ def test_a_unit_is_plain_data_with_a_name_and_a_size(tmp_path: Path) -> None:
     first, second, _ = plan_units(JsonlSource(path=str(tmp_path)), 36)
     assert to_mapping(first) == {"number": 0, "parts": [["0.jsonl", 0, 30, 30]]}
     assert (second.name, second.bytes) == ("1.jsonl [0, 30)", 30)
-    (whole,) = plan_units(JsonlSource(path=str(tmp_path)))
+    (whole,) = plan_units(JsonlSource(path=str(tmp_path)), 2**20)
     assert (whole.name, whole.bytes) == ("0.jsonl to 2.jsonl (3 parts)", 90)
     assert isinstance(whole, Unit)
 
@@ -93,4 +93,4 @@ def test_a_unit_lists_no_more_than_so_many_files(
     monkeypatch.setattr("xtdist.data.sources.plan._MAX_PARTS", 4)
     for i in range(9):
         (tmp_path / f"{i}.txt").touch()
-    assert [len(u.parts) for u in plan_units(FilesSource(path=str(tmp_path)))] == [4, 4, 1]
+    assert [len(u.parts) for u in plan_units(FilesSource(path=str(tmp_path)), 2**20)] == [4, 4, 1]

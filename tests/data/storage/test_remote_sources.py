@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 from object_store import Faults, put, uri
 from pyarrow import parquet
+from readings import documents
 
 from xtdist.config import DataError
 from xtdist.data import FilesSource, HfFolderSource, JsonlSource, ParquetSource
 from xtdist.data.sources import (
     SourceConfig,
-    documents,
     input_sha256,
     inputs,
     plan_units,
@@ -95,4 +95,4 @@ def test_what_is_not_there_is_named_without_the_options_of_the_uri(
 ) -> None:
     for source in sources(remote("nothing")):
         with pytest.raises(DataError, match=r"path: s3://bucket/\w+/nothing does not exist"):
-            plan_units(source)
+            plan_units(source, 2**20)

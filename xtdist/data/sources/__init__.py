@@ -9,7 +9,6 @@ from xtdist.data.sources.config import (
     StdlibSource,
 )
 from xtdist.data.sources.plan import (
-    documents,
     input_sha256,
     input_stamp,
     inputs,
@@ -29,7 +28,6 @@ __all__ = [
     "SourceConfig",
     "StdlibSource",
     "Unit",
-    "documents",
     "input_sha256",
     "input_stamp",
     "inputs",

@@ -25,10 +25,8 @@ from xtdist.data.sources.root import Root, open_root, reading
 from xtdist.data.sources.text import Policy
 from xtdist.data.sources.unit import Document, Input, Part, Unit
 
-UNIT_BYTES = 2**28
 _MAX_PARTS = 2**14
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "__pycache__"})
-_CHUNK = 2**20
 
 
 class _Reader(Protocol):
@@ -44,7 +42,7 @@ class _Reader(Protocol):
     def read(self, part: Part) -> Iterator[Document]: ...
 
 
-def plan_units(source: SourceConfig, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
+def plan_units(source: SourceConfig, unit_bytes: int) -> list[Unit]:
     """Cut ``source`` into units of about ``unit_bytes``, without reading the text.
 
     The same files give the same units on every machine. Plain JSON lines are cut at line ends and
@@ -98,11 +96,8 @@ def input_sha256(source: SourceConfig, name: str) -> str:
         DataError: it can't be read.
     """
     root = _reader(source).root
-    found = hashlib.sha256()
     with reading(root.where(name)), root.open(name) as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def input_stamp(source: SourceConfig, name: str) -> str:
@@ -114,16 +109,6 @@ def input_stamp(source: SourceConfig, name: str) -> str:
     root = _reader(source).root
     with reading(root.where(name)):
         return root.stamp(name)
-
-
-def documents(source: SourceConfig) -> Iterator[Document]:
-    """All documents of ``source``, in order, read one at a time.
-
-    Raises:
-        DataError: as ``plan_units`` and ``read_unit``.
-    """
-    for unit in plan_units(source):
-        yield from read_unit(source, unit)
 
 
 def _append(parts: list[Part], part: Part) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
@@ -92,7 +92,7 @@ class Root:
         info = self._info(self._path(name))
         return f"{info.size} {info.mtime_ns}"
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> io.BufferedReader:
         """The stored bytes of a file.
 
         Raises:
@@ -101,15 +101,15 @@ class Root:
         with reading(self.where(name)):
             if self.at.remote:
                 return open_input(self.at.join(name))
-            return open(self._path(name), "rb", buffering=_LOCAL_BUFFER)
+            return io.BufferedReader(io.FileIO(self._path(name)), _LOCAL_BUFFER)
 
-    def unpacked(self, name: str) -> BinaryIO:
+    def unpacked(self, name: str) -> io.BufferedReader:
         """The bytes of a file, unpacked if its name ends in ``.gz``, ``.zst`` or ``.bz2``."""
         file = self.open(name)
         kind = packing(name)
         if kind is None:
             return file
-        if not file.peek(1):  # type: ignore[attr-defined]
+        if not file.peek(1):
             file.close()
             raise _damaged(self.where(name), f"no byte of {kind}")
         return io.BufferedReader(pa.CompressedInputStream(file, kind), _LOCAL_BUFFER)

@@ -94,7 +94,7 @@ class RemoteFile(io.RawIOBase):
         return data
 
 
-def open_input(location: Location) -> BinaryIO:
+def open_input(location: Location) -> io.BufferedReader:
     """A file for reading, local or remote, that can seek; reads of remote ones are tried again.
 
     Raises:

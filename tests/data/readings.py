@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from xtdist.config import from_mapping, to_mapping
-from xtdist.data.sources import Document, SourceConfig, Unit, documents, plan_units, read_unit
+from xtdist.data.sources import Document, SourceConfig, Unit, plan_units, read_unit
+
+
+def documents(source: SourceConfig) -> Iterator[Document]:
+    """All documents, in order; units of about a MB."""
+    for unit in plan_units(source, 2**20):
+        yield from read_unit(source, unit)
 
 
 def texts(source: SourceConfig) -> list[str | None]:
