@@ -14,7 +14,8 @@ from rich.table import Table
 
 from xtdist.config import ConfigError, DataError, load, to_mapping
 from xtdist.data import TracedRow, open_view, read_manifest, verify
-from xtdist.data.build.report import REPORT_FILE, split_reports
+from xtdist.data.build.report import split_reports
+from xtdist.data.manifest import REPORT_FILE
 from xtdist.data.storage.copy import copy_dataset
 from xtdist.data.storage.folder import open_folder
 from xtdist.track.console import Progress, progress_bar

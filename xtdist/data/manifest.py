@@ -24,6 +24,11 @@ from xtdist.config import (
 )
 
 MANIFEST_FILE = "manifest.json"
+INPUTS_FILE = "inputs.jsonl"
+REPORT_FILE = "report.json"
+LENGTHS_FILE = "lengths.png"
+SIDE_FILES = (INPUTS_FILE, REPORT_FILE, LENGTHS_FILE)
+"""What a dataset's folder may hold beside manifest, tokenizer and shards: for people."""
 FORMAT_VERSION = 3
 
 

@@ -18,10 +18,10 @@ from xtdist.config import ConfigError, DataError
 from xtdist.data.build.config import PrepareConfig
 from xtdist.data.build.content import SPLITS, Split
 from xtdist.data.build.lengths import count_lengths
-from xtdist.data.build.report import INPUTS_FILE, REPORT_FILE, settings_of
+from xtdist.data.build.report import settings_of
 from xtdist.data.config import local_path
 from xtdist.data.dataset import TokenDataset
-from xtdist.data.manifest import Manifest
+from xtdist.data.manifest import INPUTS_FILE, REPORT_FILE, Manifest
 from xtdist.data.shards import total
 from xtdist.data.tokenizer import Tokenizer
 from xtdist.files import sync

@@ -16,19 +16,15 @@ from xtdist.data.build.encode import Encode, Receipt
 from xtdist.data.build.extend import Old
 from xtdist.data.build.plan import Plan
 from xtdist.data.build.progress import Meter, OnProgress
-from xtdist.data.build.report import (
-    INPUTS_FILE,
-    LENGTHS_FILE,
-    REPORT_FILE,
-    settings_sha256,
-    write_report,
-)
+from xtdist.data.build.report import settings_sha256, write_report
 from xtdist.data.build.runners import Runner
 from xtdist.data.build.scan import Scan, ScanReceipt
 from xtdist.data.build.vocabulary import Vocabulary
 from xtdist.data.build.work import Work
 from xtdist.data.manifest import (
+    INPUTS_FILE,
     MANIFEST_FILE,
+    SIDE_FILES,
     BuildInfo,
     Manifest,
     ShardInfo,
@@ -165,7 +161,7 @@ class Job:
 
 def _drop_strays(folder: Path, manifest: Manifest) -> None:
     """Remove what builds before this one left: parts of files, shards of other units."""
-    ours = {TOKENIZER_FILE, INPUTS_FILE, REPORT_FILE, LENGTHS_FILE}
+    ours = {TOKENIZER_FILE, *SIDE_FILES}
     ours |= {shard.path for shards in manifest.splits.values() for shard in shards}
     for path in folder.iterdir():
         if path.name not in ours:

@@ -13,12 +13,11 @@ from xtdist.config import DataError
 from xtdist.data.build.config import PrepareConfig
 from xtdist.data.build.content import SPLITS
 from xtdist.data.build.extend import open_old
+from xtdist.data.build.foreign import refuse_foreign
 from xtdist.data.build.job import Job
-from xtdist.data.build.ours import refuse_foreign
 from xtdist.data.build.plan import make_plan
 from xtdist.data.build.progress import OnProgress
 from xtdist.data.build.report import (
-    REPORT_FILE,
     PrepareReport,
     other_settings,
     settings_of,
@@ -29,7 +28,7 @@ from xtdist.data.build.vocabulary import Vocabulary
 from xtdist.data.build.work import Workspace, publish, workspace
 from xtdist.data.config import local_path
 from xtdist.data.dataset import TokenDataset
-from xtdist.data.manifest import MANIFEST_FILE, BuildInfo, Manifest
+from xtdist.data.manifest import MANIFEST_FILE, REPORT_FILE, BuildInfo, Manifest
 from xtdist.data.opening import read_manifest
 
 

@@ -11,13 +11,9 @@ from typing import Any
 
 from xtdist.data.build.duplicates import Counts
 from xtdist.data.build.lengths import bin_edges, draw_lengths
-from xtdist.data.manifest import Manifest
+from xtdist.data.manifest import LENGTHS_FILE, REPORT_FILE, Manifest
 from xtdist.data.shards import total
 from xtdist.files import write_atomic
-
-REPORT_FILE = "report.json"
-LENGTHS_FILE = "lengths.png"
-INPUTS_FILE = "inputs.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

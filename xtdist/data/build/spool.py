@@ -11,7 +11,7 @@ from typing import Any
 
 from xtdist.config import DataError
 from xtdist.data.build.config import PrepareConfig
-from xtdist.data.build.ours import refuse_foreign
+from xtdist.data.build.foreign import refuse_foreign
 from xtdist.data.build.prepare import build
 from xtdist.data.build.progress import Meter, OnProgress
 from xtdist.data.build.report import PrepareReport

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from xtdist.config import ConfigError, DataError
-from xtdist.data.manifest import MANIFEST_FILE, Manifest, ShardInfo, parse_manifest
+from xtdist.data.manifest import MANIFEST_FILE, SIDE_FILES, Manifest, ShardInfo, parse_manifest
 from xtdist.data.shards import file_sha256
 from xtdist.data.storage.location import Location, locate
 from xtdist.data.storage.remote import list_files
@@ -29,7 +29,6 @@ from xtdist.data.storage.write import (
 from xtdist.data.tokenizer import TOKENIZER_FILE
 from xtdist.files import part_name
 
-SIDE_FILES = ("inputs.jsonl", "report.json", "lengths.png")
 SHARDS_AT_A_TIME = 4
 
 CopyProgress = Callable[[int, int], None]  # bytes of shards done, of all

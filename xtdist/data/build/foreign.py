@@ -7,12 +7,10 @@ import re
 from pathlib import Path
 
 from xtdist.config import ConfigError, DataError
-from xtdist.data.build.report import INPUTS_FILE, LENGTHS_FILE, REPORT_FILE
-from xtdist.data.manifest import MANIFEST_FILE
+from xtdist.data.manifest import MANIFEST_FILE, SIDE_FILES
 from xtdist.data.tokenizer import TOKENIZER_FILE
 
 _SHARD = re.compile(r"(train|valid)-\d{5,}(-\d{5,})?\.arrow")
-_BESIDE = {TOKENIZER_FILE, REPORT_FILE, LENGTHS_FILE, INPUTS_FILE}
 
 
 def refuse_foreign(output: Path) -> None:
@@ -44,7 +42,7 @@ def _is_ours(path: Path) -> bool:
     if not path.is_file():
         return False
     if path.name != MANIFEST_FILE:
-        return path.name in _BESIDE or _SHARD.fullmatch(path.name) is not None
+        return path.name in (TOKENIZER_FILE, *SIDE_FILES) or _SHARD.fullmatch(path.name) is not None
     try:
         tree = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
