@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +155,48 @@ def test_splits_that_leave_the_folder_are_refused(tmp_path: Path, splits: object
     for split in ("../x", "..", "train"):
         with pytest.raises(DataError, match=r"source\.split: "):
             inputs(HfFolderSource(path=str(tmp_path / "d"), split=split))
+
+
+FLIPS = """
+import os, random, sys
+from pathlib import Path
+from xtdist.config import DataError
+from xtdist.data import HfFolderSource
+from xtdist.data.sources import plan_units, read_unit
+folder, rng = Path(sys.argv[1]), random.Random(5)
+path, source, ends = folder / "data.arrow", HfFolderSource(path=str(folder)), []
+def read():
+    for unit in plan_units(source, 10**9):
+        list(read_unit(source, unit))
+read()
+whole = path.read_bytes()
+for at in rng.sample(range(900), 70):
+    raw = bytearray(whole)
+    raw[at] ^= 1 << rng.randrange(8)
+    path.write_bytes(raw)
+    if os.fork() == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try:
+            read()
+        except DataError:
+            os._exit(1)
+        except BaseException:
+            os._exit(2)
+        os._exit(0)
+    ends.append(os.waitstatus_to_exitcode(os.wait()[1]))
+print(*ends)
+"""
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_a_flipped_bit_of_an_arrow_file_never_ends_the_process(tmp_path: Path, kind: str) -> None:
+    texts = pa.array([f"row {i} " + "x" * 40 for i in range(200)])
+    column = texts.dictionary_encode() if kind == "dictionary" else texts.cast(getattr(pa, kind)())
+    table = pa.table({"text": column})
+    with pa.ipc.new_stream(str(tmp_path / "data.arrow"), table.schema) as file:
+        file.write_table(table)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    args = [sys.executable, "-c", FLIPS, str(tmp_path)]
+    ends = subprocess.run(args, capture_output=True, text=True, check=True).stdout.split()
+    assert len(ends) == 70
+    assert set(ends) == {"0", "1"}

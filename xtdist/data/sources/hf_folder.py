@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from xtdist.config import DataError
 from xtdist.data.sources.root import Root, reading
-from xtdist.data.sources.tables import check_column, rows
+from xtdist.data.sources.tables import check_column, checked, rows
 from xtdist.data.sources.text import Policy
 from xtdist.data.sources.unit import Document, Input, Part
 
@@ -62,13 +63,13 @@ class HfFolder:
     def parts(self, unit_bytes: int) -> Iterable[Part]:
         for found in self.inputs():
             where = self.root.where(found.name)
-            with reading(where), self.root.open(found.name) as stored:
+            with reading(where), _damage(), self.root.open(found.name) as stored:
                 check_column(pa.ipc.open_stream(stored).schema, self.field, where)
             yield Part(file=found.name, start=0, stop=found.bytes, bytes=found.bytes)
 
     def read(self, part: Part) -> Iterator[Document]:
         where, row = self.root.where(part.file), 0
-        with reading(where), self.root.open(part.file) as stored:
+        with reading(where), _damage(), self.root.open(part.file) as stored:
             stored.seek(-min(part.stop, len(_END)), os.SEEK_END)
             if stored.read() != _END:
                 raise DataError(
@@ -80,7 +81,7 @@ class HfFolder:
             check_column(stream.schema, self.field, where)
             for batch in stream:
                 yield from rows(
-                    batch.column(self.field),
+                    checked(batch.column(self.field)),
                     name=part.file,
                     where=where,
                     first_row=row,
@@ -117,6 +118,15 @@ class HfFolder:
         if not isinstance(found, dict):
             raise DataError(f"{where}: not a JSON object; {_HOW}")
         return found
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """What pyarrow raises besides its own errors when names or sizes are damaged."""
+    try:
+        yield
+    except (MemoryError, UnicodeDecodeError) as e:
+        raise pa.ArrowInvalid(str(e) or "a size in it is larger than the memory") from None
 
 
 _HOW = "give a folder that save_to_disk of Hugging Face datasets wrote"

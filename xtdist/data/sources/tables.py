@@ -11,6 +11,12 @@ from xtdist.config import DataError
 from xtdist.data.sources.text import MAX_DOCUMENT_BYTES, Policy, too_large
 from xtdist.data.sources.unit import Document
 
+_BYTES_OF = (
+    (pa.string(), pa.binary()),
+    (pa.large_string(), pa.large_binary()),
+    (pa.string_view(), pa.binary_view()),
+)
+
 
 def check_column(schema: Any, field: str, where: str) -> None:
     """Raise DataError unless the Arrow schema has exactly one column ``field``, that of text."""
@@ -28,6 +34,24 @@ def check_column(schema: Any, field: str, where: str) -> None:
             f"{where}: column {field!r} is {columns[0].type}; set source.field to a column of "
             "strings or of binary values that hold UTF-8"
         )
+
+
+def checked(column: Any) -> Any:
+    """The text of an Arrow file as bytes, once all its offsets are known to lie within: pyarrow
+    believes them, and a damaged file would end the process.
+
+    Raises:
+        pa.ArrowInvalid: they don't.
+    """
+    column.validate()
+    if pa.types.is_dictionary(column.type):
+        values = checked(column.dictionary)
+        return pa.DictionaryArray.from_arrays(column.indices, values).dictionary_decode()
+    for text, raw in _BYTES_OF:
+        if column.type == text:
+            column = column.view(raw)  # whether it is UTF-8 is asked later, for each row
+    column.validate(full=True)
+    return column
 
 
 def rows(
