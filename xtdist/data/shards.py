@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xtdist.config import DataError
+from xtdist.data.arrays import Ints
 from xtdist.data.manifest import FORMAT_VERSION, ShardInfo
 from xtdist.files import replacing
 
@@ -157,6 +158,14 @@ def _write_file(path: Path, batch: Any) -> tuple[int, str]:
         with pa.PythonFile(out, mode="w") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
     return out.size, out.hash.hexdigest()
+
+
+def repeated_ids(ids: NDArray[np.uint64]) -> tuple[Ints, Ints]:
+    """An order [n] that sorts document ids [n, 2], equal ones as they come; and the places in it
+    whose id is that of the place before."""
+    order = np.lexsort((ids[:, 1], ids[:, 0]))
+    ordered = ids[order]
+    return order, np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1)) + 1
 
 
 def file_sha256(path: Path) -> str:

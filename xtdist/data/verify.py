@@ -13,6 +13,7 @@ from xtdist.config import DataError
 from xtdist.data.manifest import MANIFEST_FILE, Manifest, ShardInfo
 from xtdist.data.mapped import MappedShard, open_shard
 from xtdist.data.opening import read_manifest, read_tokenizer
+from xtdist.data.shards import repeated_ids
 from xtdist.data.storage.config import CacheConfig
 from xtdist.data.storage.folder import Folder, open_folder
 
@@ -145,17 +146,15 @@ def _check_doc_ids(folder: Folder, found: _Found) -> None:
     if not found.doc_ids:
         return
     ids = np.concatenate(found.doc_ids)
-    order = np.lexsort((ids[:, 1], ids[:, 0]))
-    ordered = ids[order]
-    again = np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1))
+    order, again = repeated_ids(ids)
     if len(again) == 0:
         return
     starts = np.cumsum([0, *(s.docs for s in found.intact)])
     places = []
-    for number in order[again[0] : again[0] + 2].tolist():
+    for number in order[again[0] - 1 : again[0] + 1].tolist():
         shard = int(starts.searchsorted(number, side="right")) - 1
         places.append(f"document {number - starts[shard]} of {found.intact[shard].path}")
-    doc_id = ordered[again[0]].astype(">u8").tobytes().hex()
+    doc_id = ids[order[again[0]]].astype(">u8").tobytes().hex()
     where = f"in {places[0]} and in {places[1]} ({len(again)} such repetitions)"
     found.problems.append(f"{folder.name}: doc_id {doc_id} stands {where}")
 

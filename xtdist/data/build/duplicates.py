@@ -15,6 +15,7 @@ from xtdist.config import DataError
 from xtdist.data.build.content import SPLITS, Split, lots
 from xtdist.data.build.scan import ScanReceipt, rows_of
 from xtdist.data.build.work import Work
+from xtdist.data.shards import repeated_ids
 
 TRAIN, VALID, BLANK, DUPLICATE, KNOWN = range(5)
 CODE_OF: dict[Split, int] = {"train": TRAIN, "valid": VALID}
@@ -82,6 +83,11 @@ def check_splits(counts: Counts, valid_fraction: float, old: dict[Split, int]) -
             f"source: the corpus is empty ({counts.empty} empty and {counts.unreadable} unreadable "
             "documents, none with text); give one with text"
         )
+    if counts.total_documents + sum(old.values()) == 1:
+        raise DataError(
+            "source: there is one document only; a dataset needs one for each split: give the text "
+            "as several files, or as JSON lines with a document in each"
+        )
     for split in SPLITS:
         if not counts.documents[split] + old.get(split, 0):
             way = "raise" if split == "valid" else "lower"
@@ -103,7 +109,7 @@ def _write_splits(work: Work, unit: int, documents: int, valid_fraction: float) 
             part = rows[start : start + PART_DOCUMENTS]
             codes = np.where(lots(part["digest"][:, 2]) < valid_fraction, VALID, TRAIN)
             codes[part["blank"]] = BLANK
-            codes.astype(np.uint8).tofile(file)
+            file.write(codes.astype(np.uint8).data)  # tofile hides why it failed
 
 
 def _drop_repeated(
@@ -122,9 +128,7 @@ def _drop_repeated(
         places.append(np.stack([np.full_like(chosen, unit), chosen], axis=1))
     every, place = np.concatenate(ids), np.concatenate(places)
     del ids, places
-    order = np.lexsort((every[:, 1], every[:, 0]))  # stable: equal ones stay in source order
-    ordered = every[order]
-    repeated = np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1)) + 1
+    order, repeated = repeated_ids(every)
     if not len(repeated):
         return
     first = _first_of_run(repeated)
@@ -134,7 +138,7 @@ def _drop_repeated(
         if unit >= 0:
             mine, codes = dropped[:, 0] == unit, codes_of(work, int(unit))
             codes[dropped[mine, 1]] = code[mine]
-            codes.tofile(work.path("codes", int(unit)))
+            work.path("codes", int(unit)).write_bytes(codes.data)
 
 
 def _first_of_run(repeated: NDArray[np.int64]) -> NDArray[np.int64]:
