@@ -17,6 +17,10 @@ import pytest
 from xtdist.config import ResourceError, to_mapping
 from xtdist.data import JsonlSource, LocalRunner, PrepareConfig, prepare
 from xtdist.data import shards as shards_module
+from xtdist.data.build.duplicates import sort_out
+from xtdist.data.build.scan import Scan
+from xtdist.data.build.work import Work
+from xtdist.data.sources import plan_units
 
 Make = Callable[..., PrepareConfig]
 
@@ -138,3 +142,19 @@ def test_a_place_where_nothing_can_be_written_is_named(settings: Make, tmp_path:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResourceError, match=r"can't write in .*file"):
         prepare(settings(tmp_path / "file" / "d"))
+
+
+@pytest.mark.parametrize("what", ["rows", "codes"])
+def test_a_disk_that_fills_up_before_encoding_is_known_to_be_full(
+    units: Make, tmp_path: Path, what: str
+) -> None:
+    """``/dev/full`` takes no byte, as a full disk."""
+    config, root = units(tmp_path / "d"), tmp_path / "work"
+    unit = plan_units(config.source, 10**9)[0]
+    work = Work(root, "0" * 64)
+    work.folder.mkdir(parents=True)
+    scan = Scan(source=config.source, unit=unit, work=work)
+    work.path(*{"rows": ("scan", 0, ".rows"), "codes": ("codes", 0)}[what]).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="space") as e:
+        sort_out(work, [scan(lambda _: None)], valid_fraction=0.1)
+    assert e.value.errno == errno.ENOSPC

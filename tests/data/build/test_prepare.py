@@ -217,6 +217,9 @@ def test_a_split_without_documents_is_refused(settings: Make, tmp_path: Path) ->
     root.mkdir()
     (root / "a.txt").write_text("only one")
     source = FilesSource(path=str(root))
+    with pytest.raises(DataError, match=r"one document only.*several files, or as JSON lines"):
+        prepare(settings(tmp_path / "d", source=source, valid_fraction=0.5))
+    (root / "b.txt").write_text("and another")
     with pytest.raises(DataError, match="valid split; raise valid_fraction"):
         prepare(settings(tmp_path / "d", source=source, valid_fraction=1e-9))
     with pytest.raises(DataError, match="train split; lower valid_fraction"):

@@ -78,5 +78,5 @@ class PrepareConfig:
         if self.tokenizer is not None and self.extends is not None:
             raise ConfigError(
                 "tokenizer: got one besides extends; a dataset that extends another keeps its "
-                "tokenizer, leave this key out"
+                "tokenizer; leave this key out (on the command line: tokenizer=null)"
             )

@@ -79,7 +79,7 @@ class Scan:
         rows["bytes"] = sizes
         rows["blank"] = np.frombuffer(blank, "?")
         path, rows_path = self._paths
-        rows.tofile(rows_path)
+        rows_path.write_bytes(rows.view(np.uint8).data)  # tofile hides why it failed
         receipt = ScanReceipt(
             fingerprint=stamp,
             documents=len(rows),
