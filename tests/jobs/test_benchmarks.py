@@ -113,12 +113,16 @@ def test_a_failed_check_a_broken_section_and_a_missing_gpu_change_the_exit_code(
 ) -> None:
     row = scripts.gpu_checks.Row
     words = ["--device", "cpu", "--sections", "decoding", "--output", str(tmp_path / "R.md")]
-    monkeypatch.setattr(scripts.gpu_checks, "decoding", lambda device, **_: iter([row("a", "fine")]))
+
+    def gives(*rows):
+        monkeypatch.setattr(scripts.gpu_checks, "decoding", lambda device, **_: iter(rows))
+
+    gives(row("a", "fine"))
     assert scripts.gpu.main(words) == 0
-    monkeypatch.setattr(scripts.gpu_checks, "decoding", lambda device, **_: iter([row("a", "b", True)]))
+    gives(row("a", "b", True))
     assert scripts.gpu.main(words) == 1
     assert "**FAILED** b" in (tmp_path / "R.md").read_text()
-    monkeypatch.setattr(scripts.gpu_checks, "decoding", lambda device, **_: iter([None]))
+    gives(None)
     assert scripts.gpu.main(words) == 1
     if not torch.cuda.is_available():
         assert scripts.gpu.main(["--output", str(tmp_path / "R.md")]) == 3

@@ -79,3 +79,12 @@ def test_settings_that_do_not_exist_are_refused_before_anything_is_read(tmp_path
         prepare_documents(texts(), output=tmp_path / "d", sahrd_tokens=3, **SETTINGS)
     with pytest.raises(ConfigError, match=r"^output: got 'a\\x00b'; no path holds"):
         prepare_documents(texts(), output="a\0b", **SETTINGS)
+
+
+def test_a_mistake_removes_no_unit_that_was_finished_before(tmp_path: Path) -> None:
+    finished = tmp_path / ".d.build" / "0123" / "receipt-00000.json"
+    finished.parent.mkdir(parents=True)
+    finished.write_text("{}")
+    with pytest.raises(DataError, match="number 1 is of type int"):
+        prepare_documents(["text", 1], output=tmp_path / "d", tokenizer=ByteTokenizerConfig())  # type: ignore[list-item]
+    assert finished.exists()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from xtdist.config import DataError
+from xtdist.config import ConfigError, DataError
 from xtdist.data.build.config import PrepareConfig
 from xtdist.data.build.content import SPLITS
 from xtdist.data.build.extend import open_old
@@ -40,14 +40,27 @@ def prepare(config: PrepareConfig, progress: OnProgress | None = None) -> Prepar
     or is killed, and the next one with the same settings and text goes on from it.
 
     Raises:
+        ConfigError: ``output`` lies in the folder of the text.
         DataError: no text, text that can't be read or changes, or ``output`` holds something else
             (files that are not a dataset's are never replaced).
         ResourceError: no room on the disk, another build of ``output`` is running, a worker died.
     """
     output = local_path(config.output)
     refuse_foreign(output)
+    _refuse_inside(output, getattr(config.source, "path", None))
     with workspace(output) as space:
         return build(config, space, progress)
+
+
+def _refuse_inside(output: Path, source: str | None) -> None:
+    """A dataset among the text would be read as text by the next build."""
+    if source is None or "://" in source:
+        return
+    if output.resolve().is_relative_to(local_path(source).resolve()):
+        raise ConfigError(
+            f"output: {output} lies in source.path ({source}), where it would be read as text; "
+            "choose a folder beside it"
+        )
 
 
 def build(

@@ -44,10 +44,6 @@ class Work:
     def path(self, what: str, unit: int, ending: str = "") -> Path:
         return self.folder / f"{what}-{unit:05d}{ending}"
 
-    @property
-    def has_finished_units(self) -> bool:
-        return any(self.folder.glob("receipt-*.json"))
-
 
 class Workspace:
     """The folder of one output, locked."""
@@ -111,7 +107,7 @@ def work_folder(output: Path) -> Path:
 @contextmanager
 def workspace(output: Path) -> Iterator[Workspace]:
     """Take the build of ``output`` over: one builder at a time. The folder is removed when all went
-    well, or when no unit was finished and there is nothing in it to go on from.
+    well, or when no unit was finished, now or before, and there is nothing in it to go on from.
 
     Raises:
         ResourceError: another build of ``output`` is running; no space or no right to write.
@@ -128,7 +124,7 @@ def workspace(output: Path) -> Iterator[Workspace]:
         yield space
         done = True
     except (UserError, OSError) as e:
-        done = space.work is None or not space.work.has_finished_units
+        done = not any(space.root.glob("*/receipt-*.json"))
         raise (space.failure(e) if isinstance(e, OSError) else e) from e.__cause__
     finally:
         if done:

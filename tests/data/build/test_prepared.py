@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import lzma
@@ -338,3 +339,18 @@ def test_the_demo_config_makes_real_text_of_megabytes(tmp_path: Path) -> None:
     text = "".join(texts_of(tmp_path / "d", "valid")).encode()
     assert len(lzma.compress(text)) < len(text) / 3
     assert prepare(config).reused
+
+
+@pytest.mark.parametrize("inside", ["", "sub", "a/../b/c"])
+def test_a_dataset_is_not_put_among_its_text(settings: Make, tmp_path: Path, inside: str) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "x.txt").write_text("words")
+    if not inside:
+        (text / "x.txt").unlink()
+    config = dataclasses.replace(
+        settings(text / inside, tokenizer=ByteTokenizerConfig()),
+        source=FilesSource(path=str(text)),
+    )
+    with pytest.raises(ConfigError, match=r"output: .* lies in source\.path"):
+        prepare(config)
