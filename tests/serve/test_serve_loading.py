@@ -14,7 +14,7 @@ from tiny_server import Http, free_port, save_tiny
 
 from xtdist.cli import serve as cli
 from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping, to_mapping
-from xtdist.data.tokenizer import Tokenizer
+from xtdist.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from xtdist.serve import AppConfig, ServeConfig, ServedModel, check, new_key
 from xtdist.serve.replica import Replica
 
@@ -131,7 +131,7 @@ def test_an_option_beside_a_config_file_is_refused_not_dropped(option):
 
 
 def test_an_amateur_with_another_tokenizer_is_refused(config, weights, tmp_path):
-    tokenizer = Tokenizer(merges=[(b"a", b"b")])
+    tokenizer = ByteBpeTokenizer(merges=[(b"a", b"b")])
     other = save_tiny(tmp_path / "other", seed=2, tokenizer=tokenizer)
     pair = ServedModel(name="tiny", weights=str(weights), amateur=str(other))
     with pytest.raises(CheckpointError, match="another tokenizer"):
