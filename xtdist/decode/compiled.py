@@ -58,7 +58,8 @@ class LaneCache:
 
 class CompiledStep:
     """A model's forward pass over at most ``sequences`` lanes, compiled at the first step with each
-    number of them (about a minute on CPU; kept on disk by torch for the next process)."""
+    number of them (the better part of a minute for 8 layers on a CPU; torch keeps it on disk for
+    the next process)."""
 
     def __init__(self, model: nn.Module, store: KVStore, *, sequences: int) -> None:
         self.model, self.store, self.sequences = model, store, sequences
