@@ -110,7 +110,8 @@ def _small(name: str, tree: dict[str, Any], corpus: Path) -> dict[str, Any]:
         tree["data"]["seq_len"] = 128
         tree["batch"] = {"tokens_per_step": 1024}
         tree["optim"]["schedule"] = {"kind": "cosine", "warmup_steps": 1}
-        tree["loop"] |= {"steps": 4, "checkpoint_every": 2, "valid_every": 2, "sample_tokens": 4}
+        tree["loop"] |= {"steps": 4, "valid_every": 2, "sample_tokens": 4}
+        tree["checkpoint"] = {"every": 2}
     return tree
 
 

@@ -201,7 +201,7 @@ def test_config_shows_every_value_with_its_source(xtdist, make_config):
     assert rows["loop.steps"] == ["9", "override 'loop.steps=9'"]
     assert rows["engine.zero_stage"] == ["3", "override 'engine={zero_stage: 3}'"]
     assert rows["engine.precision"] == ["'fp32'", f"{config}:{precision}"]
-    assert rows["loop.keep"] == ["3", "default"]
+    assert rows["checkpoint.keep"] == ["3", "default"]
     assert rows["model.attention.dim_head"][0] == "8"
     assert rows["model.attention.dim_head"][1].startswith(f"{config}:")
     assert rows["objective.kind"] == ["'autoregressive'", "default"]
@@ -216,7 +216,7 @@ def test_config_leaves_out_what_nobody_set(xtdist, make_config):
     assert rows["model.norm.kind"][0] == "'layernorm'"
     assert rows["model.norm.eps"][1] == "default"  # of another kind: new to the reader
     assert rows["seed"][1] == "override 'seed=0'"  # written, though it is the default
-    assert not {"loop.keep", "model.residual.kind", "objective.kind"} & rows.keys()
+    assert not {"checkpoint.keep", "model.residual.kind", "objective.kind"} & rows.keys()
     everything = shown(xtdist("config", make_config(), "--all").out)
     ended = xtdist("config", make_config())
     left_out = len(everything) - len(shown(ended.out))

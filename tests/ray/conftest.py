@@ -81,7 +81,8 @@ def make_config(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
             "model": {"dim": 32, "depth": 2, "heads": 2, "attention": {"dim_head": 16}},
             "optim": {"lr": 3e-3, "schedule": {"kind": "constant", "warmup_steps": 2}},
             "batch": {"tokens_per_step": 256, "micro_batch_tokens": 64},
-            "loop": {"steps": 8, "valid_every": 4, "valid_windows": 8, "checkpoint_every": 4},
+            "loop": {"steps": 8, "valid_every": 4, "valid_windows": 8},
+            "checkpoint": {"every": 4},
             "engine": {"zero_stage": 2, "precision": "fp32"},
             "workers": {"count": 2},
         }

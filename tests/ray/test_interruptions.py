@@ -22,7 +22,7 @@ NAR = {
     "optim.lr": 1e-2,
     "loop.steps": 60,
     "loop.valid_every": 20,
-    "loop.checkpoint_every": 10,
+    "checkpoint.every": 10,
 }
 
 

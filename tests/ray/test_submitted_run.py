@@ -171,7 +171,7 @@ def test_ctrl_c_stops_the_job_which_saves_a_checkpoint_first(extended):
     newest = extended.checkpoints.newest_valid()
     assert newest is not None
     assert newest.step == step
-    assert len(extended.checkpoints.names()) == 3  # loop.keep
+    assert len(extended.checkpoints.names()) == 3  # checkpoint.keep
 
 
 def test_a_longer_run_is_the_same_mlflow_run(extended):

@@ -75,8 +75,8 @@ def make_spec(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeSp
                 "steps": 8,
                 "valid_every": 4,
                 "valid_windows": 9,
-                "checkpoint_every": 100,
             },
+            "checkpoint": {"every": 100},
             "engine": {"zero_stage": 2, "precision": "fp32"},
             "workers": {"count": 2},
         }

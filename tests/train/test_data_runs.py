@@ -27,7 +27,7 @@ MASKED: dict[str, Any] = {
 BASE: dict[str, Any] = {
     "loop.steps": 6,
     "loop.valid_every": 6,
-    "loop.checkpoint_every": 6,
+    "checkpoint.every": 6,
     "batch.micro_batch_tokens": 64,
 }
 KINDS: dict[str, dict[str, Any]] = {
@@ -177,7 +177,7 @@ def test_what_comes_later_may_change_and_what_was_read_may_not(
 ) -> None:
     """All on one folder: a run of 3 steps (of the data: 0, 2, 3), what can't go on from it, what
     can."""
-    base = BASE | mixture | {"loop.checkpoint_every": 3, "loop.valid_every": 0}
+    base = BASE | mixture | {"checkpoint.every": 3, "loop.valid_every": 0}
     one, two = str(dataset), str(other_dataset)
     refused: dict[str, dict[str, Any]] = {
         "data.corpora.one.weight: checkpoint 0.75, config 0.5": {"data.corpora.one.weight": 0.5},

@@ -29,7 +29,7 @@ def test_losses_and_norms_are_those_of_a_plain_loop_for_any_stage_and_accumulati
             for z in accumulating
         ),
     ]
-    assert specs[4].accumulation == {1: 4, 2: 4, 3: 3}[workers]
+    assert specs[4].split(workers).accumulation == {1: 4, 2: 4, 3: 3}[workers]
     outcomes = run_ranks(specs)
     want = plain_loop(specs[0])
     for spec, outcome in zip(specs, outcomes, strict=True):

@@ -20,7 +20,7 @@ from xtdist.checkpoint import CheckpointStore
 from xtdist.checkpoint.layout import MANIFEST, hash_file
 from xtdist.train import RunSpec
 
-BASE = {"loop.steps": 4, "loop.checkpoint_every": 2, "loop.valid_every": 0}
+BASE = {"loop.steps": 4, "checkpoint.every": 2, "loop.valid_every": 0}
 KILLED = ".staging-step_00000006-dead0000"
 
 
@@ -43,7 +43,7 @@ def first(make_spec: Any) -> dict[str, tuple[RunSpec, Outcome]]:
     specs = {name: make_spec(name, BASE | {"engine.zero_stage": int(name[-1])}) for name in NAN}
     specs["full_disk"] = make_spec("full_disk", BASE)
     specs["huge_lr"] = make_spec("huge_lr", BASE | {"optim.lr": 1e38, "engine.zero_stage": 0})
-    specs["stop_request"] = make_spec("stop_request", BASE | {"loop.checkpoint_every": 100})
+    specs["stop_request"] = make_spec("stop_request", BASE | {"checkpoint.every": 100})
     specs["source"] = make_spec("source", BASE)
     names = [name.rstrip("0123") for name in specs]
     outcomes = run_ranks(

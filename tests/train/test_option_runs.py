@@ -105,7 +105,7 @@ def test_masked_training_of_such_models_does_not_depend_on_the_number_of_workers
         ]
         for n in (1, 2)
     )
-    assert (alone[0].accumulation, together[0].accumulation) == (2, 1)
+    assert (alone[0].split(1).accumulation, together[0].split(2).accumulation) == (2, 1)
     for outcome in run_ranks(alone) + run_ranks(together):
         assert outcome.ok, outcome.printed
     for one, two in zip(alone, together, strict=True):

@@ -92,7 +92,7 @@ def changes(precision: str, stage: int) -> dict[str, Any]:
         "engine.precision": precision,
         "engine.zero_stage": stage,
         "loop.steps": STEPS,
-        "loop.checkpoint_every": SAVED,
+        "checkpoint.every": SAVED,
         "loop.sample_prompts": ("def ",),
         "loop.sample_tokens": 4,
         "batch.micro_batch_tokens": 32,

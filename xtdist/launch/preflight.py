@@ -49,13 +49,14 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         s = self.spec
+        split = s.split(s.workers.count)
         return [
             f"run      {s.name} in {self.folder}",
             f"model    {self.parameters / 1e6:.2f} M parameters, {s.objective.kind}",
             *data_lines(s.data, self.corpora),
             f"step     {s.batch.tokens_per_step} tokens = {s.global_batch} sequences of "
-            f"{s.data.seq_len}: {s.workers.count} workers x {s.accumulation} micro-batches of "
-            f"{s.micro_batch} (at most {s.largest_share} sequences a worker)",
+            f"{s.data.seq_len}: {s.workers.count} workers x {split.accumulation} micro-batches of "
+            f"{split.micro_batch} (at most {split.share} sequences a worker)",
             f"engine   ZeRO-{s.engine.zero_stage}, {s.engine.precision}, "
             f"{'GPU' if self.gpus_per_worker else 'CPU'}",
         ]

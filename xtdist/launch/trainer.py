@@ -25,7 +25,8 @@ from xtdist.track import MlflowRun, finish_run, open_run, read_series
 from xtdist.track.console import follow
 from xtdist.track.mlflow import RunStatus, flatten
 from xtdist.track.plots import loss_html, loss_png
-from xtdist.train.loop import ERROR_FILE, STOP_FILE, WorkerJob, train_worker
+from xtdist.train.loop import ERROR_FILE, train_worker
+from xtdist.train.run import STOP_FILE, WorkerJob
 from xtdist.train.spec import RunSpec
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from xtdist.config import ConfigError
-from xtdist.train.spec import Precision, RunSpec
+from xtdist.train.spec import Precision, RunSpec, Split
 
 
 def resolve_precision(wanted: Literal["auto"] | Precision, *, gpu: bool) -> Precision:
@@ -32,14 +32,14 @@ def cpu_has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch, "cpu") else False
 
 
-def engine_config(spec: RunSpec, *, precision: str, gpu: bool) -> dict[str, Any]:
+def engine_config(spec: RunSpec, *, split: Split, precision: str, gpu: bool) -> dict[str, Any]:
     """The DeepSpeed config of a run."""
     stage = spec.engine.zero_stage
     replicated = stage == 0 and precision == "fp32"  # clipped in step.py
     bucket = 200_000_000 if gpu else 2_000_000
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": spec.micro_batch,
-        "gradient_accumulation_steps": spec.accumulation,
+        "train_micro_batch_size_per_gpu": split.micro_batch,
+        "gradient_accumulation_steps": split.accumulation,
         "gradient_clipping": 0.0 if replicated else float(spec.optim.grad_clip),
         "zero_optimization": {
             "stage": stage,

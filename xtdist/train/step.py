@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xtdist.config import UserError, derive_seed
 from xtdist.data import StepBatch
 from xtdist.objective import LossOutput, Objective, Prepared
-from xtdist.train.spec import RunSpec
+from xtdist.train.spec import RunSpec, Split
 
 HELP = "Lower optim.lr, raise optim.schedule.warmup_steps, or look at this step's data"
 
@@ -44,12 +44,14 @@ class TrainModule(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss is the mean over the step's target tokens; ``stop``: some rank was asked to stop."""
+    """Loss is the mean over the step's target tokens; ``stop``: some rank was asked to stop.
+    ``wait_s``: what this rank waited for its data."""
 
     loss: float
     metrics: dict[str, float]
     grad_norm: float
     stop: bool
+    wait_s: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Stepper:
     engine: Any
     objective: Objective
     spec: RunSpec
+    split: Split
     device: torch.device
 
     def step(self, batch: StepBatch, *, stop_wanted: bool) -> StepResult:
@@ -67,7 +70,7 @@ class Stepper:
         Raises:
             NonFiniteLossError: on all ranks, before the update.
         """
-        world, accumulation = dist.get_world_size(), self.spec.accumulation
+        world, accumulation = dist.get_world_size(), self.split.accumulation
         prepared = self._prepare(batch, "noise")
         weight = _all_reduce(prepared.weight.detach().double()).clamp_min(1e-12)
         totals: Tensor | None = None
@@ -93,6 +96,7 @@ class Stepper:
                 float(self.engine.get_global_grad_norm() if norm is None else norm), batch.step
             ),
             stop=bool(summed[-1] > 0),
+            wait_s=batch.wait_s,
         )
 
     @torch.no_grad()
@@ -127,7 +131,7 @@ class Stepper:
     def _micro_batches(self, prepared: Prepared) -> Iterator[tuple[Prepared, bool]]:
         """``accumulation`` parts; a rank that has run out of rows repeats one with weight 0, so
         that all ranks take part in every collective."""
-        size, count = self.spec.micro_batch, self.spec.accumulation
+        size, count = self.split.micro_batch, self.split.accumulation
         for i in range(count):
             part = prepared[i * size : (i + 1) * size]
             yield (part if len(part) else prepared[:1].muted()), i == count - 1

@@ -12,8 +12,21 @@ from xtdist.data import Tokenizer
 from xtdist.decode.text import Settings, TextGenerator
 from xtdist.model.wrapper import build_model
 from xtdist.objective import NonAutoregressiveWrapper, build_objective
+from xtdist.train.callbacks.base import Callback
+from xtdist.train.run import Run
 from xtdist.train.spec import RunSpec
 from xtdist.train.state import objective_state
+from xtdist.train.step import StepResult
+
+
+class Samples(Callback):
+    """At every checkpoint."""
+
+    def stepped(self, run: Run, result: StepResult) -> None:
+        if run.saves(result):
+            engine, tokenizer = run.stepper.engine, run.data.tokenizer
+            draw_samples(engine, run.spec, tokenizer, run.folder, run.position.step)
+            run.lap()
 
 
 def draw_samples(engine: Any, spec: RunSpec, tokenizer: Tokenizer, folder: Path, step: int) -> None:

@@ -7,22 +7,12 @@ workers and from ``batch.micro_batch_tokens``, and are printed.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
-
-from xtdist.config import (
-    ConfigError,
-    NonNegativeInt,
-    PositiveInt,
-    configclass,
-    within,
-)
+from xtdist.config import ConfigError, NonNegativeInt, configclass, within
 from xtdist.config.load import Expand
-from xtdist.data.config import DataConfig
 from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
 from xtdist.model.presets import expand
@@ -31,64 +21,12 @@ from xtdist.objective.checks import check_critic_config, check_separable, check_
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import OptimConfig
 from xtdist.track.config import TrackConfig
-
-
-@configclass
-class RunDataConfig(DataConfig):
-    """Which data, and the length of the sequences it is cut into."""
-
-    seq_len: PositiveInt = 512
-
-
-@configclass
-class BatchSpec:
-    """``tokens_per_step``: of all workers together, in one optimizer step.
-    ``micro_batch_tokens``: at most, in one forward pass of one worker (memory follows it)."""
-
-    tokens_per_step: PositiveInt = 32768
-    micro_batch_tokens: PositiveInt = 8192
-
-
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
-@configclass
-class ZeroSpec:
-    """The DeepSpeed engine. Stage 0 replicates everything, 1 shards the optimizer, 2 also the
-    gradients, 3 also the parameters (1910.02054). ``auto`` precision is bf16 where the hardware
-    multiplies it (a GPU since Ampere, a CPU with AMX), else fp32."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["auto"] | Precision = "auto"
-
-
-@configclass
-class WorkersSpec:
-    """How many training processes, and what each gets. ``max_failures``: restarts from the newest
-    checkpoint before the run is given up."""
-
-    count: PositiveInt = 1
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    cpus: PositiveInt = 1
-    max_failures: NonNegativeInt = 3
-
-
-@configclass
-class LoopSpec:
-    """Length of the run and what happens on the way; all ``*_every`` in steps, 0 = never.
-
-    ``valid_windows``: windows of the validation split per validation, evenly spread over it.
-    ``keep``: newest checkpoints kept.
-    """
-
-    steps: Annotated[int, Field(gt=0, lt=2**40)]
-    valid_every: NonNegativeInt = 100
-    valid_windows: PositiveInt = 64
-    checkpoint_every: PositiveInt = 500
-    keep: PositiveInt = 3
-    sample_prompts: tuple[str, ...] = ()
-    sample_tokens: PositiveInt = 48
-
+from xtdist.train.spec.batch import BatchSpec, Split, split_batch
+from xtdist.train.spec.checkpoint import CheckpointSpec
+from xtdist.train.spec.data import RunDataConfig
+from xtdist.train.spec.engine import EngineSpec
+from xtdist.train.spec.loop import LoopSpec
+from xtdist.train.spec.workers import WorkersSpec
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
@@ -111,7 +49,8 @@ class RunSpec:
     optim: OptimConfig = OptimConfig()
     batch: BatchSpec = BatchSpec()
     loop: LoopSpec
-    engine: ZeroSpec = ZeroSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    engine: EngineSpec = EngineSpec()
     workers: WorkersSpec = WorkersSpec()
     track: TrackConfig = TrackConfig()
 
@@ -152,20 +91,9 @@ class RunSpec:
         """Sequences in one optimizer step, over all workers."""
         return self.batch.tokens_per_step // self.data.seq_len
 
-    @property
-    def largest_share(self) -> int:
-        """Sequences of a step that one worker gets, at most."""
-        return math.ceil(self.global_batch / self.workers.count)
-
-    @property
-    def micro_batch(self) -> int:
-        """Sequences in one forward pass of one worker, at most."""
-        return max(1, min(self.batch.micro_batch_tokens // self.data.seq_len, self.largest_share))
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches in one step; the same number on every worker."""
-        return math.ceil(self.largest_share / self.micro_batch)
+    def split(self, world: int) -> Split:
+        """How ``world`` workers share a step."""
+        return split_batch(self.batch, seq_len=self.data.seq_len, world=world)
 
 
 def fit_to_data(spec: RunSpec, *, vocab_size: int) -> RunSpec:

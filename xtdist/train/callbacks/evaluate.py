@@ -1,0 +1,23 @@
+"""The loss on the validation split."""
+
+from __future__ import annotations
+
+from xtdist.train.callbacks.base import Callback
+from xtdist.train.run import Run
+from xtdist.train.step import StepResult
+from xtdist.train.validation import Sum, metrics_of, text_bytes_of, validation_batches
+
+
+class Evaluate(Callback):
+    """Every ``loop.valid_every`` steps and after the last one, by all ranks."""
+
+    def stepped(self, run: Run, result: StepResult) -> None:
+        if not (run.due(run.spec.loop.valid_every) or run.last):
+            return
+        found = {}
+        for name, data in run.valid.datasets.items():
+            batches = validation_batches(run.valid, name, run.spec)
+            nats, weight = run.stepper.validate(batches)
+            found[name] = Sum(nats, weight, text_bytes_of(data, weight))
+        run.log(metrics_of(found))
+        run.lap()

@@ -1,0 +1,27 @@
+"""The metrics of every step."""
+
+from __future__ import annotations
+
+from xtdist.train.callbacks.base import Callback
+from xtdist.train.run import Run
+from xtdist.train.step import StepResult
+
+
+class Log(Callback):
+    """One record a step, in metrics.jsonl and MLflow."""
+
+    def stepped(self, run: Run, result: StepResult) -> None:
+        seconds = run.lap()
+        run.log(
+            {
+                "train/loss": result.loss,
+                "train/lr": run.stepper.engine.optimizer.param_groups[0]["lr"],
+                "train/grad_norm": result.grad_norm,
+                "train/tokens": float(run.position.tokens),
+                "perf/tokens_per_s": run.spec.batch.tokens_per_step / seconds,
+                "perf/step_s": seconds,
+                "perf/data_wait_s": result.wait_s,
+                "perf/data_wait_share": result.wait_s / seconds,
+                **{f"train/{name}": value for name, value in result.metrics.items()},
+            }
+        )

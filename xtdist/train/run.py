@@ -1,0 +1,181 @@
+"""The live state of a run on one rank, and how it is built."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from xtdist.checkpoint import CheckpointStore
+from xtdist.config import configclass, derive_seed
+from xtdist.data import Loader, View, open_view
+from xtdist.model.wrapper import build_model
+from xtdist.objective import build_objective
+from xtdist.optim import build_optimizer, lr_at
+from xtdist.track import MlflowRun, Tracker
+from xtdist.train import state
+from xtdist.train.deepspeed import device_of, engine_config, resolve_precision
+from xtdist.train.spec import RunSpec
+from xtdist.train.step import Stepper, StepResult, TrainModule
+
+if TYPE_CHECKING:
+    from xtdist.train.callbacks.base import Callback
+
+STOP_FILE = "stop-request"
+
+
+@configclass
+class WorkerJob:
+    """What the driver sends to every worker: the resolved spec and where things are (absolute)."""
+
+    spec: RunSpec
+    folder: str
+    mlflow: MlflowRun | None
+    gpu: bool = False
+
+
+@dataclass
+class Run:
+    """One rank's live state."""
+
+    spec: RunSpec
+    folder: Path
+    data: View
+    valid: View
+    stepper: Stepper
+    store: CheckpointStore
+    record: state.Record
+    position: state.Position
+    attempt: str
+    tracker: Tracker | None
+    callbacks: list[Callback] = field(default_factory=list)
+    clock: float = field(default_factory=time.perf_counter)
+
+    @property
+    def stop_file(self) -> Path:
+        """The driver creates it when the user presses Ctrl-C: save, then end."""
+        return self.folder / STOP_FILE
+
+    @property
+    def lr(self) -> float:
+        return lr_at(self.spec.optim, self.position.step, self.spec.loop.steps)
+
+    @property
+    def last(self) -> bool:
+        return self.position.step == self.spec.loop.steps
+
+    def due(self, every: int) -> bool:
+        return every > 0 and self.position.step % every == 0
+
+    def saves(self, result: StepResult) -> bool:
+        """Whether a checkpoint is saved after this step."""
+        return self.due(self.spec.checkpoint.every) or self.last or result.stop
+
+    def loader(self) -> Loader:
+        # The noise of masked prediction is drawn on the CPU, from the tokens there.
+        causal = self.spec.model.causal
+        return Loader(
+            self.data,
+            steps=range(self.position.step, self.spec.loop.steps),
+            rank=dist.get_rank(),
+            world=dist.get_world_size(),
+            device=self.stepper.device if causal else torch.device("cpu"),
+        )
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """One record in metrics.jsonl and in MLflow (rank 0 only)."""
+        if self.tracker is not None:
+            self.tracker.log(self.position.step, metrics)
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        return seconds
+
+
+@contextmanager
+def start(job: WorkerJob, callbacks: Callable[[Run], list[Callback]]) -> Iterator[Run]:
+    """Build everything of one rank, resume if there is something to resume, clean up after."""
+    with ExitStack() as stack:
+        run = _build(job)
+        if run.tracker is not None:
+            stack.callback(run.tracker.close)
+        run.callbacks = callbacks(run)
+        for callback in run.callbacks:
+            stack.callback(callback.close)
+        for callback in run.callbacks:
+            callback.started(run)
+        run.lap()
+        yield run
+
+
+def _build(job: WorkerJob) -> Run:
+    import deepspeed
+
+    spec, folder = job.spec, Path(job.folder)
+    precision = resolve_precision(spec.engine.precision, gpu=job.gpu)
+    device = device_of(gpu=job.gpu, precision=precision)
+    data, valid = open_data(spec, "train"), open_data(spec, "valid")
+    generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
+    net = build_model(spec.model, generator=generator)
+    objective = build_objective(
+        spec.objective,
+        net,
+        mask_id=data.tokenizer.mask_id,
+        pad_id=data.tokenizer.pad_id,
+        generator=generator,
+    )
+    module = TrainModule(objective)
+    split = spec.split(dist.get_world_size())
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=build_optimizer(spec.optim, module),
+        config=engine_config(spec, split=split, precision=precision, gpu=job.gpu),
+    )
+    record = state.Record(
+        spec=spec,
+        data=data,
+        precision=precision,
+        mlflow_run_id=job.mlflow.run_id if job.mlflow else None,
+    )
+    store = CheckpointStore(folder / "checkpoints")
+    name = state.find_commit(store, record.identity)
+    position = state.restore(engine, store.root / name) if name else state.Position()
+    return Run(
+        spec=spec,
+        folder=folder,
+        data=data,
+        valid=valid,
+        stepper=Stepper(engine=engine, objective=objective, spec=spec, split=split, device=device),
+        store=store,
+        record=record,
+        position=position,
+        attempt=_attempt_id(),
+        tracker=Tracker(folder, job.mlflow) if dist.get_rank() == 0 else None,
+    )
+
+
+def open_data(spec: RunSpec, split: str) -> View:
+    """One split of what the run reads."""
+    return open_view(
+        spec.data,
+        split,
+        seq_len=spec.data.seq_len,
+        seed=spec.seed,
+        global_batch=spec.global_batch,
+    )
+
+
+def _attempt_id() -> str:
+    """The same fresh id on all ranks: it fences a cut-off worker of an earlier attempt."""
+    answer = [uuid.uuid4().hex[:8]]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
