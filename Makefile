@@ -5,6 +5,8 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 # Tests start many processes: more threads than cores only wait for each other.
 test test-fast test-long: export OMP_NUM_THREADS := 1
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup
 
 .PHONY: install demo test test-fast test-long check format clean
 
@@ -23,13 +25,13 @@ demo: install
 	$(BIN)/xtdist demo
 
 test: install
-	$(BIN)/pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-fast: install
-	$(BIN)/pytest -m "not long and not slow and not ray"
+	$(PYTEST) -m "not long and not slow and not ray"
 
 test-long: install
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: install
 	$(BIN)/ruff check .
