@@ -49,14 +49,16 @@ def train(job: WorkerJob) -> None:
         UserError: on all ranks, unless the cause is one rank's own (a damaged shard).
     """
     with start(job, build_callbacks) as run, run.loader() as batches:
-        for batch in batches:
+        for batch in run.phases.over("data", batches):
             set_lr(run.stepper.engine.optimizer, run.lr)
             result = run.stepper.step(batch, stop_wanted=run.stop_file.exists())
             run.position.step = batch.step + 1
             run.position.tokens += run.spec.batch.tokens_per_step
             for callback in run.callbacks:
-                callback.stepped(run, result)
+                with run.phases(callback.phase):
+                    callback.stepped(run, result)
             if result.stop:
                 break
         for callback in run.callbacks:
-            callback.finished(run)
+            with run.phases(callback.phase):
+                callback.finished(run)

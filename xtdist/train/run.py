@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from xtdist.optim import build_optimizer, lr_at
 from xtdist.track import MlflowRun, Tracker
 from xtdist.train import state
 from xtdist.train.deepspeed import device_of, engine_config, resolve_precision
+from xtdist.train.meters import Phases
 from xtdist.train.spec import RunSpec
 from xtdist.train.step import Stepper, StepResult, TrainModule
 
@@ -56,7 +56,6 @@ class Run:
     attempt: str
     tracker: Tracker | None
     callbacks: list[Callback] = field(default_factory=list)
-    clock: float = field(default_factory=time.perf_counter)
 
     @property
     def stop_file(self) -> Path:
@@ -66,6 +65,10 @@ class Run:
     @property
     def lr(self) -> float:
         return lr_at(self.spec.optim, self.position.step, self.spec.loop.steps)
+
+    @property
+    def phases(self) -> Phases:
+        return self.stepper.phases
 
     @property
     def last(self) -> bool:
@@ -94,12 +97,6 @@ class Run:
         if self.tracker is not None:
             self.tracker.log(self.position.step, metrics)
 
-    def lap(self) -> float:
-        """Seconds since the last call."""
-        now = time.perf_counter()
-        seconds, self.clock = now - self.clock, now
-        return seconds
-
 
 @contextmanager
 def start(job: WorkerJob, callbacks: Callable[[Run], list[Callback]]) -> Iterator[Run]:
@@ -113,7 +110,6 @@ def start(job: WorkerJob, callbacks: Callable[[Run], list[Callback]]) -> Iterato
             stack.callback(callback.close)
         for callback in run.callbacks:
             callback.started(run)
-        run.lap()
         yield run
 
 
@@ -123,6 +119,7 @@ def _build(job: WorkerJob) -> Run:
     spec, folder = job.spec, Path(job.folder)
     precision = resolve_precision(spec.engine.precision, gpu=job.gpu)
     device = device_of(gpu=job.gpu, precision=precision)
+    phases = Phases(device)
     data, valid = open_data(spec, "train"), open_data(spec, "valid")
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
     net = build_model(spec.model, generator=generator)
@@ -148,13 +145,21 @@ def _build(job: WorkerJob) -> Run:
     )
     store = CheckpointStore(folder / "checkpoints")
     name = state.find_commit(store, record.identity)
-    position = state.restore(engine, store.root / name) if name else state.Position()
+    with phases("restore"):
+        position = state.restore(engine, store.root / name) if name else state.Position()
     return Run(
         spec=spec,
         folder=folder,
         data=data,
         valid=valid,
-        stepper=Stepper(engine=engine, objective=objective, spec=spec, split=split, device=device),
+        stepper=Stepper(
+            engine=engine,
+            objective=objective,
+            spec=spec,
+            split=split,
+            device=device,
+            phases=phases,
+        ),
         store=store,
         record=record,
         position=position,

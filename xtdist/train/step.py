@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from xtdist.config import UserError, derive_seed
 from xtdist.data import StepBatch
 from xtdist.objective import LossOutput, Objective, Prepared
+from xtdist.train.meters import Phases
 from xtdist.train.spec import RunSpec, Split
 
 HELP = "Lower optim.lr, raise optim.schedule.warmup_steps, or look at this step's data"
@@ -63,6 +64,7 @@ class Stepper:
     spec: RunSpec
     split: Split
     device: torch.device
+    phases: Phases
 
     def step(self, batch: StepBatch, *, stop_wanted: bool) -> StepResult:
         """Forward, backward and update for one global batch. All ranks call it together.
@@ -72,21 +74,24 @@ class Stepper:
         """
         world, accumulation = dist.get_world_size(), self.split.accumulation
         prepared = self._prepare(batch, "noise")
-        weight = _all_reduce(prepared.weight.detach().double()).clamp_min(1e-12)
+        weight = self._all_reduce(prepared.weight.detach().double()).clamp_min(1e-12)
         totals: Tensor | None = None
         names: list[str] = []
         for micro, last in self._micro_batches(prepared):
             torch.manual_seed(
                 derive_seed(self.spec.seed, "dropout", batch.step, int(micro.sample_ids[0]))
             )
-            out = LossOutput(*self.engine(micro))
-            self.engine.backward(out.sum * (world * accumulation / weight).to(out.sum.dtype))
+            with self.phases("forward"):
+                out = LossOutput(*self.engine(micro))
+            with self.phases("backward"):
+                self.engine.backward(out.sum * (world * accumulation / weight).to(out.sum.dtype))
             names, values = _flatten(out)
             totals = values if totals is None else totals + values
             if last:
                 summed = self._check(totals, batch.step, stop_wanted=stop_wanted)
-                norm = self._clip_replicated()
-            self.engine.step()
+            with self.phases("optimizer"):
+                norm = self._clip_replicated() if last else None
+                self.engine.step()
         loss = float(summed[0] / weight)
         shown = {n: float(v / weight) for n, v in zip(names, summed[1:-1], strict=True)}
         return StepResult(
@@ -110,7 +115,7 @@ class Stepper:
                 out = LossOutput(*self.engine(micro))
                 total += torch.stack([out.sum.double(), out.weight.double()])
         self.engine.train()
-        total = _all_reduce(total)
+        total = self._all_reduce(total)
         return float(total[0]), float(total[1])
 
     def _prepare(self, batch: StepBatch, purpose: str) -> Prepared:
@@ -136,9 +141,15 @@ class Stepper:
             part = prepared[i * size : (i + 1) * size]
             yield (part if len(part) else prepared[:1].muted()), i == count - 1
 
+    def _all_reduce(self, tensor: Tensor) -> Tensor:
+        with self.phases("reduce"):
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+            return tensor
+
     def _check(self, totals: Tensor, step: int, *, stop_wanted: bool) -> Tensor:
         flag = torch.tensor([float(stop_wanted)], dtype=torch.float64, device=totals.device)
-        summed = _all_reduce(torch.cat([totals, flag]))
+        summed = self._all_reduce(torch.cat([totals, flag]))
         if not torch.isfinite(summed).all():
             raise NonFiniteLossError(
                 f"the loss of step {step} is not finite; the update was not applied. {HELP}"
@@ -168,9 +179,3 @@ def _flatten(out: LossOutput) -> tuple[list[str], Tensor]:
     names = sorted(out.metrics)
     parts = [out.sum.detach(), *(out.metrics[n].detach() for n in names)]
     return names, torch.stack([p.double() for p in parts])
-
-
-def _all_reduce(tensor: Tensor) -> Tensor:
-    tensor = tensor.clone()
-    dist.all_reduce(tensor)
-    return tensor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from xtdist.train.meters import Phase
 
 if TYPE_CHECKING:
     from xtdist.train.run import Run
@@ -11,7 +13,10 @@ if TYPE_CHECKING:
 
 class Callback:
     """Called at the same moments on all ranks, in the same order, so its methods may be collective.
-    A decision from what one rank alone knows is all-reduced first."""
+    A decision from what one rank alone knows is all-reduced first. Their time is counted as
+    ``phase``."""
+
+    phase: ClassVar[Phase] = "other"
 
     def started(self, run: Run) -> None:
         """Before the first step, with what was restored."""

@@ -15,6 +15,8 @@ from xtdist.train.step import StepResult
 class Checkpoints(Callback):
     """Every ``checkpoint.every`` steps, after the last one, and when the run is asked to stop."""
 
+    phase = "checkpoint"
+
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
         self._pending: PendingCommit | None = None
@@ -26,7 +28,6 @@ class Checkpoints(Callback):
         self._pending = state.save(
             run.stepper.engine, run.store, run.position, attempt=run.attempt, record=run.record
         )
-        run.lap()
 
     def finished(self, run: Run) -> None:
         self._settle(run)

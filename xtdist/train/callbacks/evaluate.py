@@ -11,6 +11,8 @@ from xtdist.train.validation import Sum, metrics_of, text_bytes_of, validation_b
 class Evaluate(Callback):
     """Every ``loop.valid_every`` steps and after the last one, by all ranks."""
 
+    phase = "evaluate"
+
     def stepped(self, run: Run, result: StepResult) -> None:
         if not (run.due(run.spec.loop.valid_every) or run.last):
             return
@@ -20,4 +22,3 @@ class Evaluate(Callback):
             nats, weight = run.stepper.validate(batches)
             found[name] = Sum(nats, weight, text_bytes_of(data, weight))
         run.log(metrics_of(found))
-        run.lap()

@@ -10,8 +10,12 @@ from xtdist.train.step import StepResult
 class Log(Callback):
     """One record a step, in metrics.jsonl and MLflow."""
 
+    def started(self, run: Run) -> None:
+        run.phases.lap(step=run.position.step)
+
     def stepped(self, run: Run, result: StepResult) -> None:
-        seconds = run.lap()
+        lap = run.phases.lap(step=run.position.step)
+        seconds = lap.total - lap.host.get("checkpoint", 0.0) - lap.host.get("evaluate", 0.0)
         run.log(
             {
                 "train/loss": result.loss,

@@ -22,11 +22,12 @@ from xtdist.train.step import StepResult
 class Samples(Callback):
     """At every checkpoint."""
 
+    phase = "evaluate"
+
     def stepped(self, run: Run, result: StepResult) -> None:
         if run.saves(result):
             engine, tokenizer = run.stepper.engine, run.data.tokenizer
             draw_samples(engine, run.spec, tokenizer, run.folder, run.position.step)
-            run.lap()
 
 
 def draw_samples(engine: Any, spec: RunSpec, tokenizer: Tokenizer, folder: Path, step: int) -> None:
