@@ -11,43 +11,51 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xtdist.checkpoint import CheckpointStore, PendingCommit, read_manifest, verify
+from xtdist.checkpoint import CheckpointStore, Ranks, Retention, Saver, read_manifest, verify
 from xtdist.checkpoint.layout import MANIFEST, hash_file, list_files, safe_join, write_manifest
+from xtdist.checkpoint.saver import Missed, Saved, Shared, Writer
 from xtdist.config import CheckpointError
 
 
-def stage(store: CheckpointStore, step: int, *, files: int = 5) -> Path:
-    folder = store.staging(step, "abcd1234")
-    (folder / "zero").mkdir(parents=True)
-    for i in range(files):
-        (folder / "zero" / f"shard_{i}.pt").write_bytes(bytes([i]) * (100 + i + step))
-    return folder
+def files_of(step: int, rank: int = 0, world: int = 1) -> dict[str, Writer]:
+    """Rank's share of five small files."""
+
+    def writer(i: int) -> Writer:
+        return lambda path: (path.write_bytes(bytes([i]) * (100 + i + step)), None)[1]
+
+    return {f"state/shard_{i}.bin": writer(i) for i in range(rank, 5, world)}
 
 
-def commit(store: CheckpointStore, step: int, *, world: int = 1) -> None:
-    folder = stage(store, step)
-    ranks = [
-        PendingCommit(store, folder, rank=r, world=world, meta={"step": step})
-        for r in reversed(range(world))
+def commit(store: CheckpointStore, step: int, *, world: int = 1, **meta: float) -> None:
+    exchange = Shared()
+    savers = [
+        Saver(store, attempt="a0", ranks=Ranks(rank=r, world=world, exchange=exchange))
+        for r in range(world)
     ]
-    assert [r.wait() for r in ranks] == [None] * world
+    for rank, saver in reversed([*enumerate(savers)]):
+        saver.submit(step, files_of(step, rank, world), meta)
+    for saver in savers:
+        assert saver.wait(30)
+        (ended,) = saver.poll()
+        assert isinstance(ended, Saved), ended
 
 
 @pytest.mark.parametrize("world", [1, 2, 7])
-def test_ranks_hash_their_share_and_rank_0_publishes_all_of_it(tmp_path: Path, world: int) -> None:
+def test_ranks_write_their_share_and_rank_0_publishes_all_of_it(tmp_path: Path, world: int) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     commit(store, 10, world=world)
     found = store.newest_valid()
     assert found is not None
     assert found.step == 10
-    assert sorted(found.manifest.files) == [f"zero/shard_{i}.pt" for i in range(5)]
+    assert sorted(found.manifest.files) == [f"state/shard_{i}.bin" for i in range(5)]
     assert list_files(found.path) == sorted(found.manifest.files)
 
 
 def test_a_save_that_was_killed_is_not_seen_and_swept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     commit(store, 10)
-    stage(store, 20)
+    half = store.storage.scratch("step_00000020-a0", 0)
+    (half / "shard").write_bytes(b"half")
     newest = store.newest_valid()
     assert newest is not None
     assert newest.step == 10
@@ -84,7 +92,7 @@ def test_a_missing_file_a_short_file_and_a_missing_manifest_are_named(tmp_path: 
     commit(store, 1)
     folder = tmp_path / store.names()[0]
     manifest = read_manifest(folder)
-    shard = folder / "zero" / "shard_3.pt"
+    shard = folder / "state" / "shard_3.bin"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"shard_3.*size"):
         verify(folder, manifest)
@@ -131,6 +139,40 @@ def test_pruning_keeps_the_newest_and_never_the_last_one_goes(
     for name in random.Random(count).sample(range(count), count):
         commit(store, name)
     before = store.names()
-    store.prune(keep)
+    store.prune(Retention(keep=keep))
     assert store.names() == before[-max(keep, 1) :]
     shutil.rmtree(store.root)
+
+
+def test_a_rank_that_can_not_write_makes_the_save_a_miss_on_all_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    commit(store, 1)
+
+    def full(path: Path) -> None:
+        path.write_bytes(b"some of it")
+        raise OSError(28, "No space left on device")
+
+    exchange = Shared()
+    savers = [
+        Saver(store, attempt="a1", ranks=Ranks(rank=r, world=3, exchange=exchange))
+        for r in range(3)
+    ]
+    for rank, saver in enumerate(savers):
+        files = {**files_of(2, rank, 3), **({"state/last": full} if rank == 2 else {})}
+        saver.submit(2, files, {})
+    for saver in savers:
+        assert saver.wait(30)
+        (missed,) = saver.poll()
+        assert isinstance(missed, Missed)
+        assert "rank 2" in missed.reason
+        assert "No space left" in missed.reason
+        assert not missed.fatal
+    assert [p.name for p in store.root.iterdir()] == ["step_00000001-a0"]
+    for rank, saver in enumerate(savers):  # the same step again, now that there is room
+        saver.submit(2, files_of(2, rank, 3), {})
+    assert [type(e) for s in savers if s.wait(30) for e in s.poll()] == [Saved] * 3
+    found = store.newest_valid()
+    assert found is not None
+    assert found.step == 2

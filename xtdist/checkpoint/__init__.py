@@ -1,7 +1,11 @@
 """What a checkpoint is: layout, commit, weights."""
 
 from xtdist.checkpoint.layout import Manifest, read_manifest, verify
-from xtdist.checkpoint.store import CheckpointStore, Commit, PendingCommit
+from xtdist.checkpoint.lease import FencedError
+from xtdist.checkpoint.pending import PendingCommit
+from xtdist.checkpoint.retention import Retention
+from xtdist.checkpoint.saver import Missed, Ranks, Saved, Saver
+from xtdist.checkpoint.store import CheckpointStore, Commit
 from xtdist.checkpoint.weights import (
     LoadedModel,
     WeightsConfig,
@@ -13,9 +17,15 @@ from xtdist.checkpoint.weights import (
 __all__ = [
     "CheckpointStore",
     "Commit",
+    "FencedError",
     "LoadedModel",
     "Manifest",
+    "Missed",
     "PendingCommit",
+    "Ranks",
+    "Retention",
+    "Saved",
+    "Saver",
     "WeightsConfig",
     "find_weights",
     "load_weights",

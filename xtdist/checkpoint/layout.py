@@ -19,7 +19,7 @@ from xtdist.config.base import NonNegativeInt, to_mapping
 from xtdist.files import write_atomic
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _BLOCK = 1 << 20
 
 

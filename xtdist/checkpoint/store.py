@@ -1,176 +1,140 @@
-"""Where checkpoints of a run live: ``<run>/checkpoints/step_00000100-<attempt>/``.
-
-Saving is two-phase. Every rank writes its shards into a hidden staging folder (on the step path,
-since the tensors change with the next step); then every rank hashes its share of the files in a
-background thread, and rank 0 writes the manifest and renames the folder into place. A save that is
-killed anywhere leaves only a hidden folder, which the next start sweeps away. The attempt id keeps
-a worker that was cut off from writing into its successor's checkpoint.
-"""
+"""The checkpoints of one run, local or on an object store: which there are, whether they are as
+they were written, and which stay."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import threading
-import time
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from xtdist.checkpoint.layout import (
-    FileEntry,
-    Manifest,
-    hash_file,
-    list_files,
-    read_manifest,
-    verify,
-    write_manifest,
-)
-from xtdist.config import CheckpointError, from_mapping, to_mapping
-from xtdist.files import sync, write_atomic
+from xtdist.checkpoint.layout import Manifest
+from xtdist.checkpoint.naming import STAGING, name_of, new_attempt, step_of
+from xtdist.checkpoint.retention import Retention
+from xtdist.checkpoint.storage import LocalStorage, open_storage
+from xtdist.config import CheckpointError
 
-STAGING = ".staging-"
-DAMAGED = "damaged-"
-_NAME = re.compile(r"step_\d{8,}-[0-9a-z]+")
+FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One committed checkpoint."""
+    """One committed checkpoint; ``path`` is a folder of this host with its verified files."""
 
     path: Path
     step: int
     manifest: Manifest
 
+    @property
+    def name(self) -> str:
+        return self.path.name
+
 
 class CheckpointStore:
-    """The checkpoints of one run. Methods touch only the file system; who calls them on which rank
-    is the training loop's business."""
+    """The checkpoints under ``url``: a local folder, or ``s3://bucket/path``. Methods touch only
+    the storage; who calls them on which rank is the training loop's business."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, url: str | Path) -> None:
+        self.storage = open_storage(url)
+        self.url = self.storage.url
+        self._metrics: dict[str, float] = {}
 
-    def names(self) -> list[str]:
-        """Names of committed checkpoints, oldest step first."""
-        if not self.root.is_dir():
-            return []
-        return sorted(p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name))
+    @property
+    def root(self) -> Path:
+        """The folder of a local one.
+
+        Raises:
+            CheckpointError: it is on an object store.
+        """
+        if not isinstance(self.storage, LocalStorage):
+            raise CheckpointError(f"{self.url}: is no folder of this machine")
+        return self.storage.root
 
     def staging(self, step: int, attempt: str) -> Path:
         """Where the ranks write the files of a checkpoint before it is committed."""
-        return self.root / f"{STAGING}step_{step:08d}-{attempt}"
+        return self.root / f"{STAGING}{name_of(step, attempt)}"
+
+    def names(self) -> list[str]:
+        """Names of committed checkpoints, oldest step first."""
+        return sorted(self.storage.names(), key=lambda n: (step_of(n), n))
+
+    def newest_step(self) -> int:
+        """The step of the newest one, by its name; 0 if there is none."""
+        names = self.names()
+        return step_of(names[-1]) if names else 0
+
+    def attempt(self, epoch: int = 0) -> str:
+        """An id for one start of the workers; ask for it once, on one rank."""
+        return new_attempt(epoch, [*self.storage.names(), *self.storage.leftovers()])
 
     def sweep(self) -> None:
-        """Delete what killed saves left behind. Call before training starts, on one rank."""
-        if self.root.is_dir():
-            for path in self.root.glob(f"{STAGING}*"):
-                shutil.rmtree(path, ignore_errors=True)
+        """Delete what saves without an end left behind. Call before training starts, on one rank,
+        once no other process may write here (``Lease``): an owner that was cut off and only now
+        wants to publish finds its files gone."""
+        for name in self.storage.leftovers():
+            self.storage.remove(name)
 
     def newest_valid(self) -> Commit | None:
-        """The newest checkpoint whose every byte is as it was written.
-
-        A damaged one is renamed to ``damaged-…`` (kept for inspection) and the one before it tried.
-        """
+        """The newest checkpoint whose every byte is as it was written; damaged ones are set aside,
+        with a line that says so, and the one before tried."""
         for name in reversed(self.names()):
             try:
                 return self.open(name)
             except CheckpointError as e:
-                target = self.root / f"{DAMAGED}{name}"
-                print(f"checkpoint {name} is damaged and set aside as {target.name}: {e}")
-                (self.root / name).rename(target)
+                self.quarantine(name, str(e))
         return None
 
-    def open(self, name: str) -> Commit:
+    def quarantine(self, name: str, why: str) -> None:
+        """Set a damaged one aside, kept for inspection."""
+        print(
+            f"checkpoint {name} is damaged and set aside as "
+            f"{self.storage.quarantine(name, why)}: {why}",
+            flush=True,
+        )
+
+    def open(self, name: str, files: Iterable[str] | None = None) -> Commit:
         """Verify and return one checkpoint.
+
+        Args:
+            files: only these of its files; all of them by default.
 
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        path = self.root / name
-        if not path.is_dir():
-            have = ", ".join(self.names()) or "none"
-            raise CheckpointError(f"{path}: no such checkpoint; there are: {have}")
-        manifest = read_manifest(path)
-        verify(path, manifest)
+        manifest = self.manifest(name)
+        path = self.storage.fetch(name, manifest, manifest.files if files is None else files)
         return Commit(path=path, step=int(manifest.meta["step"]), manifest=manifest)
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest ``keep`` checkpoints; the last one is never deleted."""
-        for name in self.names()[: -max(keep, 1)]:
-            doomed = self.root / f"{STAGING}delete-{name}"
-            (self.root / name).rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    def manifest(self, name: str) -> Manifest:
+        """What one checkpoint says of itself.
 
+        Raises:
+            CheckpointError: it is missing, unreadable, or of another step than its name says.
+        """
+        if name not in (names := self.names()):
+            have = ", ".join(names) or "none"
+            raise CheckpointError(f"{self.url}/{name}: no such checkpoint; there are: {have}")
+        manifest = self.storage.manifest(name)
+        if manifest.meta.get("step") != step_of(name):
+            raise CheckpointError(
+                f"{self.url}/{name}: its manifest is of step {manifest.meta.get('step')}: damaged"
+            )
+        return manifest
 
-class PendingCommit:
-    """The background half of a save: hash, then (rank 0) publish.
+    def prune(self, retention: Retention) -> None:
+        """Delete all that ``retention`` does not keep; the newest is never deleted."""
+        names = self.names()
+        if retention.keep_best:
+            self._metrics |= {n: self._metric(n) for n in names if n not in self._metrics}
+        rated = {n: m for n, m in self._metrics.items() if n in names and not math.isnan(m)}
+        for name in names:
+            if name not in retention.kept(names, rated):
+                self.storage.remove(name)
+                self._metrics.pop(name, None)
 
-    Create it on every rank after all ranks have written their files (a barrier); call ``wait``
-    before the next save and at the end.
-    """
-
-    def __init__(
-        self, store: CheckpointStore, staging: Path, *, rank: int, world: int, meta: dict[str, Any]
-    ) -> None:
-        self.store, self.staging, self.rank, self.world, self.meta = (
-            store,
-            staging,
-            rank,
-            world,
-            meta,
-        )
-        self.error: BaseException | None = None
-        self._names = list_files(staging)
-        self._thread = threading.Thread(target=self._run, name="checkpoint-commit", daemon=True)
-        self._thread.start()
-
-    def wait(self, timeout_s: float | None = None) -> str | None:
-        """Block until this rank's part is done; what went wrong, or None. Earlier checkpoints are
-        untouched by a failure."""
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            return f"{self.staging}: not finished after {timeout_s:.0f} s"
-        return None if self.error is None else f"{self.staging}: {self.error}"
-
-    def _run(self) -> None:
+    def _metric(self, name: str) -> float:
         try:
-            share = {n: hash_file(self.staging / n) for n in self._names[self.rank :: self.world]}
-            _write_receipt(self.staging, self.rank, share)
-            if self.rank == 0:
-                self._publish()
-        except BaseException as e:
-            self.error = e
-
-    def _publish(self, timeout_s: float = 600) -> None:
-        files: dict[str, FileEntry] = {}
-        deadline = time.monotonic() + timeout_s
-        for rank in range(self.world):
-            while (share := _read_receipt(self.staging, rank)) is None:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"rank {rank} did not finish hashing in {timeout_s:.0f} s")
-                time.sleep(0.02)
-            files |= share
-        for rank in range(self.world):
-            _receipt(self.staging, rank).unlink()
-        for name in files:
-            sync(self.staging / name)
-        write_manifest(self.staging, files, self.meta)
-        self.staging.rename(self.store.root / self.staging.name.removeprefix(STAGING))
-        sync(self.store.root)
-
-
-def _receipt(folder: Path, rank: int) -> Path:
-    return folder / f".receipt-{rank}.json"
-
-
-def _write_receipt(folder: Path, rank: int, share: dict[str, FileEntry]) -> None:
-    write_atomic(_receipt(folder, rank), json.dumps({n: to_mapping(e) for n, e in share.items()}))
-
-
-def _read_receipt(folder: Path, rank: int) -> dict[str, FileEntry] | None:
-    try:
-        raw = json.loads(_receipt(folder, rank).read_text())
-    except FileNotFoundError:
-        return None
-    return {name: from_mapping(FileEntry, entry) for name, entry in raw.items()}
+            value = self.storage.manifest(name).meta.get("metric")
+        except CheckpointError:
+            return math.nan
+        return float(value) if isinstance(value, int | float) else math.nan

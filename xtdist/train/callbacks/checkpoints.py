@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from xtdist.checkpoint import CheckpointStore, PendingCommit
+from xtdist.checkpoint import CheckpointStore, PendingCommit, Retention
 from xtdist.config import CheckpointError
 from xtdist.train import state
 from xtdist.train.callbacks.base import Callback
@@ -48,4 +48,4 @@ class Checkpoints(Callback):
         if any(errors):
             raise CheckpointError(f"checkpoint not saved: {next(e for e in errors if e)}")
         if dist.get_rank() == 0:
-            self._store.prune(run.spec.checkpoint.keep)
+            self._store.prune(Retention(keep=run.spec.checkpoint.keep))
