@@ -64,7 +64,7 @@ class PlainOrder:
 
     def steps(self, count: int) -> list[list[tuple[int, str, int]]]:
         """(sample id, corpus, window) of the first training steps."""
-        config, size = self.config, self.order.global_batch
+        config, first = self.config, 0
         given = dict.fromkeys(self.names, 0)
         weights: dict[str, float] = {n: c.weight for n, c in config.corpora.items()} or {"data": 1}
         starts = {0: weights} | {phase.from_step: phase.weights for phase in config.phases}
@@ -74,14 +74,16 @@ class PlainOrder:
             if step in starts:
                 slot, dealt = 0, Cycle(quotas_of([starts[step][n] for n in self.names])).corpus
             row = []
-            for sample in range(step * size, (step + 1) * size):
+            size = next((n for until, n in self.order.warmup if step < until), None)
+            stop = first + (self.order.global_batch if size is None else size)
+            for sample in range(first, stop):
                 name = self.names[dealt[slot % len(dealt)]]
                 row.append((sample, name, self.window(name, given[name])))
                 given[name] += 1
                 slot += 1
             if not any(first <= step < stop for first, stop in config.skip):
                 found.append(row)
-            step += 1
+            first, step = stop, step + 1
         return found
 
     def window(self, name: str, local: int) -> int:
@@ -108,10 +110,13 @@ def make_order(
     *,
     batch: int,
     seed: int = 0,
+    warmup: tuple[tuple[int, int], ...] = (),
     **settings: object,
 ) -> Order:
     """An order of corpora (of a single dataset for None) in windows of one token."""
     corpora = {name: {"path": name, "weight": w} for name, w in (weights or {}).items()}
     source: dict[str, object] = {"corpora": corpora} if corpora else {"path": "x"}
     config = DataConfig(**source, **settings)  # type: ignore[arg-type]
-    return Order(config=config, counts=counts, seq_len=1, global_batch=batch, seed=seed)
+    return Order(
+        config=config, counts=counts, seq_len=1, global_batch=batch, seed=seed, warmup=warmup
+    )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ class StepBatch:
     """One rank's rows of one step's global batch.
 
     Attributes:
+        step: of training.
+        data_step: the step of data that it reads.
+        step_rows: rows of the whole step, of all ranks together.
         tokens: seq_len + 1 token ids per row.
         documents: numbers of the documents within each row (see ``Windows.fill``); None: rows are
             read without regard to documents.
@@ -46,12 +49,26 @@ class StepBatch:
     """
 
     step: int
+    data_step: int
+    step_rows: int
     tokens: Int[Tensor, "b n+1"]
     documents: Int[Tensor, "b n+1"] | None = None
     sample_ids: NDArray[np.int64]
     corpus: NDArray[np.int64]
     windows: NDArray[np.int64]
     wait_s: float
+
+
+class _Part(NamedTuple):
+    """Steps of one size: the rows of this rank, and how many steps are read at once."""
+
+    steps: range
+    slice: slice
+    at_once: int
+
+    @property
+    def rows(self) -> int:
+        return self.slice.stop - self.slice.start
 
 
 class Loader:
@@ -65,6 +82,7 @@ class Loader:
         view: what the run reads.
         steps: consecutive training steps.
         device: where ``tokens`` and ``documents`` are put: cpu or cuda.
+        unit: each rank gets whole units of so many rows (see ``rank_slice``).
 
     Raises:
         ConfigError: no such rank or device.
@@ -82,17 +100,18 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
+        unit: int = 1,
     ) -> None:
         if steps.step != 1 or steps.start < 0:
             raise ValueError(f"steps: got {steps}; they must be consecutive, from 0 on")
         self.view, self.steps = view, steps
-        self._slice = rank_slice(view.global_batch, rank, world)
-        rows = self._slice.stop - self._slice.start
-        most = min(READ_ROWS, READ_TOKENS // (view.seq_len + 1))
-        self._at_once = max(1, min(most // max(1, rows), len(steps)))
+        self._parts = [
+            self._part(part, rank_slice(view.order.size(part.start), rank, world, unit=unit))
+            for part in view.order.even(steps)
+        ]
         self._buffers = make_buffers(
             Shape(
-                rows=self._at_once * rows,
+                rows=max((part.at_once * part.rows for part in self._parts), default=0),
                 width=view.seq_len + 1,
                 dtype=np.dtype(next(iter(view.datasets.values())).manifest.dtype),
                 documents=view.config.documents != "joined",
@@ -100,7 +119,7 @@ class Loader:
             device,
         )
         self._ready: queue.Queue[tuple[StepBatch, Sent] | BaseException | None]
-        self._ready = queue.Queue(max(LEAST_AHEAD, self._at_once))
+        self._ready = queue.Queue(max([LEAST_AHEAD, *(part.at_once for part in self._parts)]))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="xtdist-loader", daemon=True)
         self._thread.start()
@@ -149,23 +168,30 @@ class Loader:
         except BaseException as e:
             self._ready.put(e)
 
+    def _part(self, steps: range, mine: slice) -> _Part:
+        most = min(READ_ROWS, READ_TOKENS // (self.view.seq_len + 1))
+        at_once = max(1, min(most // max(1, mine.stop - mine.start), len(steps)))
+        return _Part(steps, mine, at_once)
+
     def _batches(self) -> Iterator[tuple[StepBatch, Sent]]:
         """The batches in order: looked up for many steps at once, read for some."""
         order, ahead = self.view.order, ReadAhead(self.view.order, self.view.windows)
-        rows = self._slice.stop - self._slice.start
-        together = -(-LOOKUP_SAMPLES // max(1, rows * self._at_once)) * self._at_once
-        for first in range(0, len(self.steps), together):
-            steps = self.steps[first : first + together]
-            found = order.samples_between(steps.start, steps.stop, self._slice)
-            for low in range(0, len(steps), self._at_once):
-                part = slice(low, low + self._at_once)
-                ahead.announce(steps[low], steps=len(steps[part]))
-                here = Samples(found.ids[part], found.corpus[part], found.index[part])
-                yield from self._read(steps[part], here)
+        for part in self._parts:
+            at_once = part.at_once
+            together = -(-LOOKUP_SAMPLES // max(1, part.rows * at_once)) * at_once
+            for first in range(0, len(part.steps), together):
+                steps = part.steps[first : first + together]
+                found = order.samples_between(steps.start, steps.stop, part.slice)
+                for low in range(0, len(steps), at_once):
+                    some = slice(low, low + at_once)
+                    ahead.announce(steps[low], steps=len(steps[some]))
+                    here = Samples(found.ids[some], found.corpus[some], found.index[some])
+                    yield from self._read(steps[some], here)
 
     def _read(self, steps: range, samples: Samples) -> Iterator[tuple[StepBatch, Sent]]:
         tokens, documents = self._buffers.take()
         count, rows = samples.ids.size, samples.ids.shape[1]
+        order = self.view.order
         fill_rows(
             self.view.windows,
             samples,
@@ -176,6 +202,8 @@ class Loader:
             sent = self._buffers.send(slice(i * rows, (i + 1) * rows))
             batch = StepBatch(
                 step=step,
+                data_step=order.data_step(step),
+                step_rows=order.size(step),
                 tokens=sent.tokens,
                 documents=sent.documents,
                 sample_ids=samples.ids[i],

@@ -8,7 +8,8 @@ rank, so the order does not depend on the number of workers; any step is reached
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ import numpy as np
 from xtdist.config import ConfigError, DataError, derive_seed, to_mapping
 from xtdist.data.arrays import Ints
 from xtdist.data.blocks import BlockTable
-from xtdist.data.config import MOST_SAMPLES, PLAIN, BlockShuffle, DataConfig, NoShuffle
+from xtdist.data.config import PLAIN, BlockShuffle, DataConfig, NoShuffle
 from xtdist.data.mixture import Mixture, Stage
 from xtdist.data.permutation import Permutations, distinct
+from xtdist.data.sizes import Sizes
 from xtdist.data.skip import Skip
 
 
@@ -58,7 +60,8 @@ class Order:
         config: weights, phases, skipped steps and the kind of shuffle.
         counts: windows of each corpus.
         seq_len: tokens in a window, which blocks are counted in.
-        global_batch: samples per step, of all ranks together.
+        global_batch: samples per step, of all ranks together, after the warm-up.
+        warmup: (until, samples): steps of data before ``until`` have other sizes (see ``Sizes``).
 
     Raises:
         DataError: a corpus has no window.
@@ -80,6 +83,7 @@ class Order:
     seq_len: int
     global_batch: int
     seed: int
+    warmup: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name, path in self.config.sources.items():
@@ -88,10 +92,12 @@ class Order:
                     f"{path}: the dataset is shorter than one sample of {self.seq_len} + 1 tokens; "
                     "take a smaller seq_len or more text"
                 )
-        if not 1 <= self.global_batch <= MOST_SAMPLES:
-            raise ConfigError(
-                f"global_batch: got {self.global_batch}; it must be from 1 to {MOST_SAMPLES}"
-            )
+        _ = self.sizes
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Samples of each step of data."""
+        return Sizes(self.global_batch, self.warmup)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,9 +111,17 @@ class Order:
 
     def samples_between(self, first: int, stop: int, rows: slice = slice(None)) -> Samples:
         """The samples of training steps [first, stop): arrays [steps, rows]. About 0.2 us per
-        sample if there are a thousand, much more if there are few."""
+        sample if there are a thousand, much more if there are few.
+
+        Raises:
+            ValueError: the steps are not all of one size (see ``even``).
+        """
         steps = self._skip.data_steps(np.arange(first, stop, dtype=np.int64))
-        ids = steps[:, None] * self.global_batch + np.arange(self.global_batch)[rows]
+        sizes = self.sizes.of(steps)
+        if len(steps) and sizes[0] != sizes[-1]:
+            raise ValueError(f"steps {first} to {stop}: they have different numbers of samples")
+        size = int(sizes[0]) if len(steps) else 0
+        ids = self.sizes.starts(steps)[:, None] + np.arange(size)[rows]
         if not ids.size:
             return Samples(ids, ids, ids)
         corpus, local = self._mixture.locate(ids.reshape(-1))
@@ -118,13 +132,28 @@ class Order:
         """The step of data that a training step reads."""
         return self._skip.data_step(step)
 
+    def size(self, step: int) -> int:
+        """Samples of a training step, of all ranks together."""
+        return int(self.sizes.of(np.array([self._skip.data_step(step)]))[0])
+
+    def even(self, steps: range) -> Iterator[range]:
+        """``steps`` in parts of which each has steps of one size."""
+        first = steps.start
+        for change in self.sizes.changes():
+            stop = min(self._skip.training_step(change), steps.stop)
+            if first < stop:
+                yield range(first, stop)
+                first = stop
+        if first < steps.stop:
+            yield range(first, steps.stop)
+
     def ahead(self, step: int) -> list[Ahead]:
         """What a block shuffle reads from ``step`` on: of each corpus that is read then, the group
         of blocks that it is in and the one after. Empty for other shuffles."""
         shuffle = self.config.shuffle
         if not isinstance(shuffle, BlockShuffle):
             return []
-        sample = self._skip.data_step(step) * self.global_batch
+        sample = self._first_sample(self._skip.data_step(step))
         found = []
         for corpus, local in enumerate(self._mixture.counts(sample).tolist()):
             if self._mixture.stage_at(sample).weights[corpus]:
@@ -151,9 +180,12 @@ class Order:
         end = self._skip.end(step)
         weights = {n: c.weight for n, c in self.config.corpora.items()}
         phases = [p for p in self.config.phases if p.from_step < end]
+        sizes = self.sizes.before(end)
+        warmup = [[until, size] for (_, size), (until, _) in itertools.pairwise(sizes)]
         return {
             "seed": self.seed,
-            "global_batch": self.global_batch,
+            "global_batch": sizes[-1][1],
+            "warmup": warmup,
             "shuffle": to_mapping(self.config.shuffle),
             "weights": _positive(weights),
             "phases": [{"from_step": p.from_step, "weights": _positive(p.weights)} for p in phases],
@@ -198,6 +230,9 @@ class Order:
         name = self.names[corpus]
         return derive_seed(self.seed, "order", *([] if name == PLAIN else [name]), epoch)
 
+    def _first_sample(self, data_step: int) -> int:
+        return int(self.sizes.starts(np.array([data_step]))[0])
+
     @cached_property
     def _kept(self) -> list[Any]:
         return [((), None)]
@@ -212,11 +247,11 @@ class Order:
 
     @cached_property
     def _mixture(self) -> Mixture:
-        config, size = self.config, self.global_batch
+        config = self.config
         stages = [Stage(0, tuple(c.weight for c in config.corpora.values()) or (1.0,))]
         for phase in config.phases:
             weights = tuple(phase.weights[name] for name in config.corpora)
-            stages.append(Stage(phase.from_step * size, weights))
+            stages.append(Stage(self._first_sample(phase.from_step), weights))
         return Mixture(tuple(stages))
 
 
@@ -224,8 +259,11 @@ def _positive(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if weight}
 
 
-def rank_slice(global_batch: int, rank: int, world: int) -> slice:
-    """Rank's rows of the global batch; sizes differ by at most one."""
+def rank_slice(global_batch: int, rank: int, world: int, *, unit: int = 1) -> slice:
+    """Rank's rows of the global batch, in whole units of ``unit`` rows (the last one may be less);
+    the units of two ranks differ by at most one."""
     if not 0 <= rank < world:
         raise ConfigError(f"rank {rank}: there are {world} ranks, counted from 0")
-    return slice(global_batch * rank // world, global_batch * (rank + 1) // world)
+    units = -(-global_batch // unit)
+    first, stop = (units * r // world * unit for r in (rank, rank + 1))
+    return slice(min(first, global_batch), min(stop, global_batch))

@@ -15,8 +15,7 @@ Key = tuple[int, int, int]
 class LooksAhead(Protocol):
     """What of an ``Order`` is asked here."""
 
-    @property
-    def global_batch(self) -> int: ...
+    def size(self, step: int) -> int: ...
 
     def ahead(self, step: int) -> list[Ahead]: ...
 
@@ -38,7 +37,7 @@ class ReadAhead:
             if key not in self._known:
                 self._later += [(key, first, stop) for first, stop in spans.tolist()]
         self._known = set(groups)
-        room = 2 * steps * self._order.global_batch
+        room = 2 * steps * self._order.size(step)
         waiting, self._later = self._later, deque()
         for key, first, stop in waiting:
             if key in now or room > 0:

@@ -29,6 +29,11 @@ class Skip:
     def data_step(self, step: int) -> int:
         return int(self.data_steps(np.array([step]))[0])
 
+    def training_step(self, data_step: int) -> int:
+        """The first training step that reads ``data_step`` or a later step of data."""
+        left_out = (min(stop, data_step) - first for first, stop in self.ranges)
+        return data_step - sum(max(0, count) for count in left_out)
+
     def past(self, step: int) -> list[list[int]]:
         """The ranges that shaped the data of the training steps before ``step``."""
         end = self.end(step)

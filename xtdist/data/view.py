@@ -42,6 +42,7 @@ class View:
 
     @property
     def global_batch(self) -> int:
+        """Samples in a step after the warm-up."""
         return self.order.global_batch
 
     @property
@@ -65,9 +66,9 @@ class View:
             **self.order.past(step),
         }
 
-    def trace(self, step: int, rank: int | None = None, world: int = 1) -> Trace:
+    def trace(self, step: int, rank: int | None = None, world: int = 1, *, unit: int = 1) -> Trace:
         """The documents of the batch of any training step, past or future: of all rows, or of those
-        of one of ``world`` ranks.
+        of one of ``world`` ranks, which get whole units of ``unit`` rows.
 
         Raises:
             ConfigError: there is no such rank or step.
@@ -75,8 +76,9 @@ class View:
         """
         if not 0 <= step < MOST_STEPS:
             raise ConfigError(f"step: got {step}; steps are counted from 0 to {MOST_STEPS - 1}")
-        whole = slice(0, self.global_batch)
-        rows = whole if rank is None else rank_slice(self.global_batch, rank, world)
+        count = self.order.size(step)
+        whole = slice(0, count)
+        rows = whole if rank is None else rank_slice(count, rank, world, unit=unit)
         corpora = Corpora(
             names=self.names, datasets=tuple(self.datasets.values()), windows=self.windows
         )
@@ -85,7 +87,13 @@ class View:
 
 
 def open_view(
-    config: DataConfig, split: str = "train", *, seq_len: int, seed: int, global_batch: int
+    config: DataConfig,
+    split: str = "train",
+    *,
+    seq_len: int,
+    seed: int,
+    global_batch: int,
+    warmup: tuple[tuple[int, int], ...] = (),
 ) -> View:
     """Open the datasets of ``config``, local or remote, and put their samples in order.
 
@@ -93,6 +101,7 @@ def open_view(
         seq_len: targets in a sample.
         seed: of the run.
         global_batch: samples in a step, of all ranks together.
+        warmup: (until, samples) of steps of data before (see ``Order``).
 
     Raises:
         DataError: a dataset that can't be opened or has not one sample; corpora that were made with
@@ -115,6 +124,7 @@ def open_view(
         seq_len=seq_len,
         global_batch=global_batch,
         seed=seed,
+        warmup=warmup,
     )
     return View(config=config, split=split, datasets=datasets, windows=windows, order=order)
 

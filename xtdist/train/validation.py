@@ -40,6 +40,8 @@ def validation_batches(view: View, name: str, spec: RunSpec) -> Iterator[StepBat
         )
         yield StepBatch(
             step=0,
+            data_step=0,
+            step_rows=len(whole),
             tokens=tokens,
             documents=documents,
             sample_ids=mine,
