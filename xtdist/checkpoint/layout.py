@@ -60,11 +60,16 @@ def list_files(folder: Path) -> list[str]:
     )
 
 
+def manifest_text(files: dict[str, FileEntry], meta: dict[str, Any]) -> str:
+    """What stands in the manifest of these files."""
+    manifest = Manifest(files=dict(sorted(files.items())), meta=meta)
+    return json.dumps(to_mapping(manifest), indent=1)
+
+
 def write_manifest(folder: Path, files: dict[str, FileEntry], meta: dict[str, Any]) -> Manifest:
     """Commit ``folder``: from now on it is valid."""
-    manifest = Manifest(files=dict(sorted(files.items())), meta=meta)
-    write_atomic(folder / MANIFEST, json.dumps(to_mapping(manifest), indent=1))
-    return manifest
+    write_atomic(folder / MANIFEST, manifest_text(files, meta))
+    return Manifest(files=files, meta=meta)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -75,20 +80,30 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder}: no {MANIFEST} there: not a finished checkpoint or weights folder"
         ) from None
-    except (OSError, ValueError, RecursionError) as e:
+    except OSError as e:
         raise CheckpointError(f"{path}: can't be read ({e})") from None
+    return parse_manifest(raw, str(path))
+
+
+def parse_manifest(raw: bytes, where: str) -> Manifest:
+    """A manifest's content; ``where`` is what messages call it.
+
+    Raises:
+        CheckpointError: it is none, or one of a newer version.
+    """
     try:
-        manifest = from_mapping(Manifest, raw, where=str(path))
-    except (ConfigError, TypeError) as e:
-        raise CheckpointError(f"{path}: not a manifest of this program: {e}") from None
+        tree = json.loads(raw.decode("utf-8"))
+        manifest = from_mapping(Manifest, tree, where=where)
+    except (ConfigError, TypeError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"{where}: not a manifest of this program: {e}") from None
     if manifest.format_version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format {manifest.format_version} was written by a newer version; "
+            f"{where}: format {manifest.format_version} was written by a newer version; "
             f"this one reads up to {FORMAT_VERSION}: upgrade xtdist"
         )
     return manifest

@@ -65,6 +65,14 @@ class Storage(Protocol):
         """Delete a checkpoint or a save without an end, so that no moment shows half of one."""
         ...
 
+    def bury(self, name: str) -> None:
+        """Delete a save without an end for good: who is about to publish it fails."""
+        ...
+
+    def damaged(self) -> list[str]:
+        """Names of those that were set aside."""
+        ...
+
     def quarantine(self, name: str, why: str) -> str:
         """Set a damaged one aside; where it is now."""
         ...
@@ -122,6 +130,12 @@ class LocalStorage:
             with contextlib.suppress(FileNotFoundError):
                 path.rename(doomed)
                 _remove_tree(doomed)
+
+    def bury(self, name: str) -> None:
+        self.remove(name)
+
+    def damaged(self) -> list[str]:
+        return [n.removeprefix(DAMAGED) for n in self._entries() if n.startswith(DAMAGED)]
 
     def quarantine(self, name: str, why: str) -> str:
         target = self.root / f"{DAMAGED}{name}"

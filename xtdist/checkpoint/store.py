@@ -72,7 +72,7 @@ class CheckpointStore:
         once no other process may write here (``Lease``): an owner that was cut off and only now
         wants to publish finds its files gone."""
         for name in self.storage.leftovers():
-            self.storage.remove(name)
+            self.storage.bury(name)
 
     def newest_valid(self) -> Commit | None:
         """The newest checkpoint whose every byte is as it was written; damaged ones are set aside,
