@@ -1,28 +1,18 @@
-"""What is known before a worker starts, and what is said when workers have failed."""
+"""What is known before a worker starts."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from xtdist.checkpoint.layout import MANIFEST, write_manifest
-from xtdist.config import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    UserError,
-    from_mapping,
-    to_mapping,
-)
+from xtdist.config import ConfigError, from_mapping, to_mapping
 from xtdist.data import ByteTokenizerConfig, FilesSource, PrepareConfig, TokenDataset, prepare
 from xtdist.launch.datasets import known_data
 from xtdist.launch.preflight import preflight, resolve
-from xtdist.launch.trainer import TrainingFailedError, _explain
 from xtdist.train import RunSpec
-from xtdist.train.loop import ERROR_FILE
 from xtdist.train.state import identity
 
 
@@ -142,25 +132,3 @@ def test_an_objective_s_own_parameters_are_counted(spec):
     tree["objective"] = {"kind": "nonautoregressive", "self_token_critic": True}
     both = preflight(from_mapping(RunSpec, tree), cluster_gpus=0).parameters
     assert both == alone + 16 + 1
-
-
-@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError])
-def test_the_workers_own_mistake_comes_back_as_what_it_was(tmp_path, kind):
-    raw = {"kind": kind.__name__, "message": "shard 3 is damaged"}
-    (tmp_path / ERROR_FILE).write_text(json.dumps(raw))
-    error = _explain(RuntimeError("Worker failed"), tmp_path)
-    assert type(error) is kind
-    assert str(error) == "shard 3 is damaged"
-
-
-def test_a_mistake_of_an_unknown_kind_is_still_a_mistake(tmp_path):
-    (tmp_path / ERROR_FILE).write_text(json.dumps({"kind": "NewError", "message": "m"}))
-    assert type(_explain(None, tmp_path)) is UserError
-
-
-def test_a_failure_without_a_mistake_is_not_the_users(tmp_path):
-    error = _explain(RuntimeError("Worker died"), tmp_path)
-    assert isinstance(error, TrainingFailedError)
-    assert not isinstance(error, UserError)
-    assert "Worker died" in str(error)
-    assert _explain(None, tmp_path) is None

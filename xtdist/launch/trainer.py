@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import signal
-import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from xtdist.checkpoint import CheckpointStore
-from xtdist.config import ResourceError, UserError, to_mapping
+from xtdist.config import ResourceError, to_mapping
 from xtdist.connect import check_room, connect, disconnect
 from xtdist.files import write_atomic
+from xtdist.launch.driver import Driver, TrainingFailedError, newest_step
+from xtdist.launch.fit import Worker
 from xtdist.launch.preflight import Plan, preflight, resolve
 from xtdist.track import MlflowRun, finish_run, open_run, read_series
-from xtdist.track.console import follow
 from xtdist.track.mlflow import RunStatus, flatten
 from xtdist.track.plots import loss_html, loss_png
 from xtdist.train.loop import ERROR_FILE, train_worker
 from xtdist.train.run import STOP_FILE, WorkerJob
 from xtdist.train.spec import RunSpec
 
-
-class TrainingFailedError(RuntimeError):
-    """Workers failed more often than ``workers.max_failures``."""
+__all__ = ["Outcome", "TrainingFailedError", "run_training"]
 
 
 @dataclass(frozen=True)
@@ -48,17 +41,20 @@ class Outcome:
         return self.step >= self.steps
 
 
-def run_training(spec: RunSpec) -> Outcome:
+def run_training(spec: RunSpec, worker: Worker = train_worker) -> Outcome:
     """Train ``spec`` to its end, going on from the newest checkpoint if there is one.
 
     Ctrl-C (or SIGTERM) saves a checkpoint and ends; the same call goes on from there.
 
+    Args:
+        worker: what every worker runs; tests of faults wrap it.
+
     Raises:
         UserError: something is wrong that the user can fix.
-        TrainingFailedError: workers kept failing.
+        TrainingFailedError: workers kept failing without a new checkpoint between, or nodes that
+            were lost did not come back.
     """
     spec = resolve(spec)
-    workers = spec.workers
     # How often Ray Train looks at its workers; a run that has ended is noticed this much later.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     started = connect(dashboard=True)
@@ -67,7 +63,8 @@ def run_training(spec: RunSpec) -> Outcome:
     try:
         cluster_gpus = int(ray.cluster_resources().get("GPU", 0))
         plan = preflight(spec, cluster_gpus=cluster_gpus)
-        check_room("workers.count", workers.count, cpus=workers.cpus, gpus=plan.gpus_per_worker)
+        if not plan.done_step:  # one that has begun waits for its nodes
+            _check_room(plan)
         print("\n".join(plan.lines()), flush=True)
         if plan.finished:
             more = "" if plan.done_step == spec.loop.steps else "; raise loop.steps to go on"
@@ -78,10 +75,16 @@ def run_training(spec: RunSpec) -> Outcome:
             for line in _changes(plan):
                 print(f"  changed since then: {line}", flush=True)
         with _own_folder(plan):
-            return _train(plan)
+            return _train(plan, worker)
     finally:
         if started:
             disconnect()
+
+
+def _check_room(plan: Plan) -> None:
+    workers = plan.spec.workers
+    key = "workers.count" if workers.min_count is None else "workers.min_count"
+    check_room(key, workers.least, cpus=workers.cpus, gpus=plan.gpus_per_worker)
 
 
 def _changes(plan: Plan) -> list[str]:
@@ -121,99 +124,23 @@ def _own_folder(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _train(plan: Plan) -> Outcome:
-    folder = plan.folder
+def _train(plan: Plan, worker: Worker) -> Outcome:
+    folder, total = plan.folder, plan.spec.loop.steps
     tracked = _open_tracking(plan)
     job = WorkerJob(
         spec=plan.spec, folder=str(folder), mlflow=tracked, gpu=bool(plan.gpus_per_worker)
     )
-    print(f"starting {plan.spec.workers.count} workers …", flush=True)
-    error = _explain(_fit(plan, to_mapping(job)), folder)
-    names = CheckpointStore(folder / "checkpoints").names()
-    step = int(names[-1].split("_")[1].split("-")[0]) if names else 0
-    finished = error is None and step >= plan.spec.loop.steps
+    driver = Driver(plan, to_mapping(job), worker)
+    error = driver.run()
+    step = newest_step(folder)
+    finished = error is None and step >= total
     status: RunStatus = "FINISHED" if finished else "KILLED" if error is None else "FAILED"
     _close_tracking(folder, tracked, status=status)
+    if summary := driver.attempts.summary():
+        print(summary, flush=True)
     if error is not None:
         raise error
-    return Outcome(folder, step, plan.spec.loop.steps, reused=False)
-
-
-def _fit(plan: Plan, payload: dict[str, Any]) -> BaseException | None:
-    """Run Ray Train in a thread, so that this one can show progress and take signals."""
-    done, caught = threading.Event(), []
-
-    def target() -> None:
-        try:
-            _trainer(plan, payload).fit()
-        except BaseException as e:
-            caught.append(e)
-        finally:
-            done.set()
-
-    thread = threading.Thread(target=target, name="ray-train", daemon=True)
-    with _stop_on_signal(plan.folder):
-        thread.start()
-        follow(plan.folder, plan.spec.loop.steps, stop=done)
-        thread.join()
-    return caught[0] if caught else None
-
-
-def _trainer(plan: Plan, payload: dict[str, Any]) -> Any:
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    workers, gpu = plan.spec.workers, bool(plan.gpus_per_worker)
-    return TorchTrainer(
-        train_worker,
-        train_loop_config=payload,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=600),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=str(plan.folder / "ray"),
-            failure_config=ray.train.FailureConfig(
-                max_failures=workers.max_failures, controller_failure_limit=3
-            ),
-        ),
-    )
-
-
-@contextmanager
-def _stop_on_signal(folder: Path) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the workers to save and end; the second one is obeyed."""
-
-    def handler(number: int, frame: object) -> None:
-        print("\nstopping: saving a checkpoint first (once more: at once)", flush=True)
-        (folder / STOP_FILE).touch()
-        signal.signal(number, previous[signal.Signals(number)])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {n: signal.signal(n, handler) for n in numbers}
-    try:
-        yield
-    finally:
-        for n in numbers:
-            signal.signal(n, previous[n])
-
-
-def _explain(error: BaseException | None, folder: Path) -> Exception | None:
-    """The workers' own clear error if they left one, else what Ray says."""
-    try:
-        raw = json.loads((folder / ERROR_FILE).read_text())
-    except FileNotFoundError:
-        if error is None:
-            return None
-        return TrainingFailedError(f"{error}\nThe same command goes on from the last checkpoint.")
-    kinds: dict[str, type[UserError]] = {k.__name__: k for k in UserError.__subclasses__()}
-    return kinds.get(raw["kind"], UserError)(raw["message"])
+    return Outcome(folder, step, total, reused=False)
 
 
 def _open_tracking(plan: Plan) -> MlflowRun | None:

@@ -1,0 +1,205 @@
+"""What the driver of a run does about failures: who is started again, with how many workers, when,
+and when it is enough.
+
+Each attempt is one ``fit`` of Ray Train with a fixed number of workers. After a failure as many are
+started as the cluster has room for; when there has been room for more for a while, the workers
+are asked to save and end, and more are started: no step is lost by growing.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xtdist.checkpoint import CheckpointStore
+from xtdist.config import UserError
+from xtdist.launch.attempts import Attempts, attempt_line
+from xtdist.launch.failures import EARLY, ERROR, HANG_FILE, NO_ROOM, Failure, classify
+from xtdist.launch.fit import Worker, fit
+from xtdist.launch.preflight import Plan
+from xtdist.launch.room import POLL_S, NoRoomError, Room
+from xtdist.train.loop import ERROR_FILE
+from xtdist.train.run import STOP_FILE
+
+
+class TrainingFailedError(RuntimeError):
+    """Workers kept failing without progress, or the nodes for them did not come."""
+
+
+@dataclass
+class Driver:
+    """``run`` trains a plan to its end. One driver works on a run's folder at a time."""
+
+    plan: Plan
+    payload: dict[str, Any]
+    worker: Worker
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        workers = self.plan.spec.workers
+        self.room = Room(workers, self.plan.gpus_per_worker)
+        self.attempts = Attempts(self.plan.folder, workers.max_failures)
+        self.waited_since: float | None = None
+
+    def run(self) -> Exception | None:
+        """Attempts until the run is done, stopped (None), or has failed for good (the error)."""
+        with self._stop_on_signal():
+            while True:
+                self._clear()
+                if self.stop.is_set():
+                    return None
+                try:
+                    count = self.room.wait(stop=self.stop, say=_say)
+                except NoRoomError as e:
+                    return _for_good(str(e))
+                if not count:
+                    return None
+                ended, error = self._attempt(count)
+                if ended:
+                    return error
+
+    def _attempt(self, count: int) -> tuple[bool, Exception | None]:
+        """One attempt; whether it was the last one, and the run's error."""
+        folder, total = self.plan.folder, self.plan.spec.loop.steps
+        self.attempts.started(workers=count, step=newest_step(folder))
+        _say(f"starting {count} workers …")
+        with self._grow(count) as growing:
+            error = fit(self.plan, self.payload, self.worker, count=count)
+        step = newest_step(folder)
+        mistake = _mistake(folder)
+        if error is None and mistake is None:
+            kind = self._kind_of_end(step >= total, growing=growing.is_set())
+            if kind is not None:
+                self.attempts.ended(kind, step)
+                return kind != "resized", None
+        failure = _failure(error, mistake, folder)
+        self.attempts.failed(failure, step)
+        if mistake is not None:
+            return True, mistake
+        _say(attempt_line(failure, self.attempts, step))
+        return self._after(failure, error)
+
+    def _kind_of_end(self, done: bool, *, growing: bool) -> str | None:
+        if done or self.stop.is_set():
+            return "done" if done else "stopped"
+        return "resized" if growing else None
+
+    def _after(
+        self, failure: Failure, error: BaseException | None
+    ) -> tuple[bool, Exception | None]:
+        """Whether to give up after ``failure``; else wait until it is time for the next start."""
+        if self.stop.is_set():
+            return True, None
+        if self.attempts.given_up:
+            return True, _for_good(str(error or failure))
+        if self._out_of_patience(failure):
+            return True, _for_good(f"the workers never started: {failure}")
+        self.stop.wait(self.attempts.delay_s)
+        return False, None
+
+    def _out_of_patience(self, failure: Failure) -> bool:
+        """Whether starts have timed out one after the other for ``wait_minutes``."""
+        if failure.kind != NO_ROOM:
+            self.waited_since = None
+            return False
+        self.waited_since = self.waited_since or time.monotonic()
+        return time.monotonic() - self.waited_since > 60 * self.plan.spec.workers.wait_minutes
+
+    def _clear(self) -> None:
+        """Forget what the attempt before left for this one to read."""
+        for name in (STOP_FILE, ERROR_FILE, HANG_FILE):
+            (self.plan.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _grow(self, count: int) -> Iterator[threading.Event]:
+        """While an attempt runs with fewer workers than wanted, watch for room for more. The event
+        is set when they were asked to save and end."""
+        workers, asked, over = self.plan.spec.workers, threading.Event(), threading.Event()
+
+        def watch() -> None:
+            since: float | None = None
+            while not over.wait(POLL_S):
+                room = _free(self.room) > 0
+                since = (since or time.monotonic()) if room else None
+                if since is not None and time.monotonic() - since >= workers.grow_after_s:
+                    _say("there is room for more workers: saving a checkpoint, then starting them")
+                    asked.set()
+                    (self.plan.folder / STOP_FILE).touch()
+                    return
+
+        thread = threading.Thread(target=watch, name="grow", daemon=True)
+        if count < workers.count:
+            thread.start()
+        try:
+            yield asked
+        finally:
+            over.set()
+            if thread.is_alive():
+                thread.join()
+
+    @contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM has the workers save and end; the second one is obeyed."""
+
+        def handler(number: int, frame: object) -> None:
+            _say("\nstopping: saving a checkpoint first (once more: at once)")
+            self.stop.set()
+            (self.plan.folder / STOP_FILE).touch()
+            signal.signal(number, previous[signal.Signals(number)])
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {n: signal.signal(n, handler) for n in numbers}
+        try:
+            yield
+        finally:
+            for n in numbers:
+                signal.signal(n, previous[n])
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint by its name; 0 without one."""
+    names = CheckpointStore(folder / "checkpoints").names()
+    return int(names[-1].split("_")[1].split("-")[0]) if names else 0
+
+
+def _free(room: Room) -> int:
+    try:
+        return room.slots().free
+    except Exception:  # the cluster does not answer just now: no reason to end an attempt
+        return 0
+
+
+def _failure(error: BaseException | None, mistake: UserError | None, folder: Path) -> Failure:
+    if mistake is not None:
+        return Failure(ERROR, f"{type(mistake).__name__}: {mistake}")
+    if error is not None:
+        return classify(error, folder)
+    return Failure(EARLY, "the workers saved and ended before the last step")
+
+
+def _mistake(folder: Path) -> UserError | None:
+    """The workers' own clear error, if they left one."""
+    try:
+        raw = json.loads((folder / ERROR_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    kinds: dict[str, type[UserError]] = {k.__name__: k for k in UserError.__subclasses__()}
+    return kinds.get(raw["kind"], UserError)(raw["message"])
+
+
+def _for_good(why: str) -> TrainingFailedError:
+    return TrainingFailedError(f"{why}\nThe same command goes on from the last checkpoint.")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
