@@ -115,3 +115,35 @@ def test_a_decay_that_overlaps_the_warmup_is_refused() -> None:
     check_schedule(WSDConfig(warmup_steps=5, decay_steps=15), 20)
     with pytest.raises(ConfigError, match=r"5 warm-up and 16 decay steps.*20"):
         check_schedule(WSDConfig(warmup_steps=5, decay_steps=16), 20)
+
+
+@pytest.mark.parametrize(
+    ("shape", "peer"), [("cosine", "cosine"), ("sqrt", "1-sqrt"), ("linear", "linear")]
+)
+def test_wsd_falls_in_the_shapes_of_transformers(shape: str, peer: str) -> None:
+    theirs = rates_of(
+        transformers.get_wsd_schedule,
+        num_warmup_steps=5,
+        num_decay_steps=20,
+        num_stable_steps=25,
+        min_lr_ratio=0.1,
+        decay_type=peer,
+    )
+    ours = rates(WSDConfig(warmup_steps=5, decay_steps=20, decay_shape=shape, min_ratio=0.1))
+    assert ours[5:] == pytest.approx(theirs[5:], abs=1e-12)
+
+
+def test_a_warmup_goes_from_its_start_in_its_shape() -> None:
+    schedule = {"warmup_steps": 4, "warmup_start": 0.2}
+    line = rates(ConstantConfig(**schedule))[:5]
+    curve = rates(ConstantConfig(**schedule, warmup_shape="cosine"))[:5]
+    assert line == pytest.approx([0.3 * r for r in (0.4, 0.6, 0.8, 1.0, 1.0)])
+    quarter = 0.2 + 0.8 * (1 - math.sqrt(0.5)) / 2
+    assert curve == pytest.approx([0.3 * r for r in (quarter, 0.6, 1.2 - quarter, 1.0, 1.0)])
+
+
+def test_inverse_sqrt_does_not_go_below_its_floor() -> None:
+    ours = rates(InverseSqrtConfig(warmup_steps=4, min_ratio=0.5))
+    free = rates(InverseSqrtConfig(warmup_steps=4))
+    assert ours == pytest.approx([max(r, 0.15) if i >= 4 else r for i, r in enumerate(free)])
+    assert min(free) < 0.15

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
-from xtdist.optim.config import OptimConfig
-from xtdist.optim.groups import param_groups
+from xtdist.config import ConfigError
+from xtdist.optim.config import AdamWConfig, MuonConfig
+from xtdist.optim.groups import Matrices, param_groups
+from xtdist.optim.muon import Muon
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over :func:`param_groups` in torch's fused kernel (CPU and CUDA have one).
+def build_optimizer(
+    config: AdamWConfig | MuonConfig, model: nn.Module, matrices: Sequence[Matrices] = ()
+) -> torch.optim.AdamW:
+    """AdamW over :func:`param_groups` in torch's fused kernel (CPU and CUDA have one), or Muon for
+    ``matrices`` (``xtdist.model.muon_parameters``) and AdamW for the rest.
 
     The rate in it is the peak rate; call :func:`set_lr` before each step.
 
     Raises:
-        ConfigError: no parameter is trainable.
+        ConfigError: no parameter is trainable, a group of the config has none, or there is no
+            matrix for Muon.
     """
-    return torch.optim.AdamW(
-        param_groups(model, config),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
+    groups = param_groups(model, config, matrices)
+    adamw: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "eps": config.eps,
+        "fused": True,
+    }
+    if isinstance(config, AdamWConfig):
+        return torch.optim.AdamW(groups, **adamw)
+    if all(group["algorithm"] != "muon" for group in groups):
+        raise ConfigError(
+            "optim.kind: got 'muon', but no parameter is a hidden matrix for it (all are frozen, "
+            "or optim.groups gives them to AdamW); set optim.kind to adamw"
+        )
+    return Muon(groups, matrices=matrices, **adamw)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

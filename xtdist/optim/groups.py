@@ -1,17 +1,34 @@
-"""Which parameters are decayed."""
+"""Which parameters are optimized how: decayed or not, by AdamW or by Muon."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from xtdist.config import ConfigError
-from xtdist.optim.config import OptimConfig
+from xtdist.optim.config import AdamWConfig, GroupConfig, MuonConfig
 
 
-def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The trainable parameters in at most two groups, ``decay`` and ``no_decay``.
+class Matrices(Protocol):
+    """A parameter that is matrices side by side along ``axis``, their outputs; with three axes the
+    first numbers experts (``xtdist.model.MuonMatrix`` is one)."""
+
+    @property
+    def parameter(self) -> Tensor: ...
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+    @property
+    def axis(self) -> int: ...
+
+
+def param_groups(
+    model: nn.Module, config: AdamWConfig | MuonConfig, matrices: Sequence[Matrices] = ()
+) -> list[dict[str, Any]]:
+    """The trainable parameters in groups: ``muon`` (of ``matrices``, if that is the kind of
+    ``config``), ``decay``, ``no_decay``, and then those of ``config.groups``.
 
     Decayed: matrices. Not decayed: biases, norm gains and whatever else is a vector (all axes but
     one have length 1), and the weights of embeddings (``nn.Embedding``, or a module that says
@@ -19,34 +36,101 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     would only shrink (https://arxiv.org/abs/2501.00656, section 3.4.2). A weight tied to an
     embedding counts as that embedding.
 
-    Each group has the keys ``params``, ``name``, ``weight_decay`` and ``lr_scale``, by which
-    :func:`xtdist.optim.set_lr` multiplies the rate. Empty groups are left out; the order follows
-    ``named_parameters``.
+    Each group has the keys ``params``, ``name``, ``algorithm``, ``weight_decay``, ``tensors`` and
+    ``elements`` (how many it has, also after ZeRO has cut them), and ``lr_scale``, by which
+    :func:`xtdist.optim.set_lr` multiplies the rate. Empty groups are left out; within a group the
+    order follows ``named_parameters``.
 
     Raises:
-        ConfigError: no parameter is trainable.
+        ConfigError: no parameter is trainable, or one of ``config.groups`` matches none.
     """
-    embeddings = {
+    muon = {id(m.parameter) for m in matrices} if isinstance(config, MuonConfig) else set()
+    exempt = set() if config.decay_embeddings else _embeddings(model)
+    members: dict[tuple[int, str], list[nn.Parameter]] = {}
+    names: list[str] = []
+    for full_name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        names.append(shown_name(full_name))
+        rule = _rule_of(names[-1], config.groups)
+        own = config.groups[rule] if rule >= 0 else GroupConfig(match="*")
+        members.setdefault((rule, _treatment(p, own, muon, exempt)), []).append(p)
+    _check(config.groups, names)
+    order = sorted(members, key=lambda key: (key[0], ("muon", "decay", "no_decay").index(key[1])))
+    return [_group(config, *key, members[key]) for key in order]
+
+
+def shown_name(name: str) -> str:
+    """A parameter's name as in the checkpoint's weights, without the wrappers around the net."""
+    return name.removeprefix("objective.").removeprefix("net.")
+
+
+def _treatment(p: nn.Parameter, own: GroupConfig, muon: set[int], exempt: set[int]) -> str:
+    if id(p) in muon and own.optimizer is None:
+        return "muon"
+    is_vector = sum(size > 1 for size in _shape(p)) < 2
+    return "no_decay" if is_vector or id(p) in exempt else "decay"
+
+
+def _group(
+    config: AdamWConfig | MuonConfig, rule: int, treatment: str, params: list[nn.Parameter]
+) -> dict[str, Any]:
+    own = config.groups[rule] if rule >= 0 else GroupConfig(match="*")
+    adamw_decay, adamw_scale = config.weight_decay, 1.0
+    if isinstance(config, MuonConfig):
+        adamw_decay = config.adamw_weight_decay
+        adamw_scale = (config.adamw_lr or config.lr) / config.lr
+    muon = treatment == "muon"
+    decay = {"muon": config.weight_decay, "decay": adamw_decay, "no_decay": 0.0}[treatment]
+    group = {
+        "params": params,
+        "name": f"{own.match} {treatment}" if rule >= 0 else treatment,
+        "algorithm": "muon" if muon else "adamw",
+        "weight_decay": decay if own.weight_decay is None else own.weight_decay,
+        "lr_scale": own.lr_scale * (1.0 if muon else adamw_scale),
+        "tensors": len(params),
+        "elements": sum(_numel(p) for p in params),
+    }
+    if muon and isinstance(config, MuonConfig):
+        for key in ("momentum", "nesterov", "scale", "ns_steps", "ns_precision"):
+            group[key] = getattr(config, key)
+    return group
+
+
+def _rule_of(name: str, rules: Sequence[GroupConfig]) -> int:
+    """The number of the first that matches; -1: none."""
+    found = (i for i, rule in enumerate(rules) if fnmatchcase(name, rule.match))
+    return next(found, -1)
+
+
+def _check(rules: Sequence[GroupConfig], names: Collection[str]) -> None:
+    if not names:
+        raise ConfigError("the model has no trainable parameter; unfreeze at least one")
+    used = {_rule_of(name, rules) for name in names}
+    for i, rule in enumerate(rules):
+        if i in used:
+            continue
+        hidden = any(fnmatchcase(name, rule.match) for name in names)
+        why = (
+            "every parameter that it matches is in an earlier group; put it before those"
+            if hidden
+            else f"no trainable parameter has such a name; they are like {', '.join(_some(names))}"
+        )
+        raise ConfigError(f"optim.groups.{i}.match: got {rule.match!r}; {why}")
+
+
+def _some(names: Collection[str]) -> list[str]:
+    """A few names, of different kinds."""
+    kinds = {name.rsplit(".", 2)[-2:][0] + name.rsplit(".", 1)[-1]: name for name in names}
+    return sorted(kinds.values())[:6]
+
+
+def _embeddings(model: nn.Module) -> set[int]:
+    return {
         id(module.weight)
         for module in model.modules()
         if isinstance(module, nn.Embedding) or getattr(module, "is_embedding", False)
     }
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for _, p in model.named_parameters():
-        if not p.requires_grad:
-            continue
-        is_vector = sum(size > 1 for size in _shape(p)) < 2
-        exempt = is_vector or (id(p) in embeddings and not config.decay_embeddings)
-        (no_decay if exempt else decay).append(p)
-    groups = [
-        _group("decay", decay, config.weight_decay),
-        _group("no_decay", no_decay, 0.0),
-    ]
-    groups = [g for g in groups if g["params"]]
-    if not groups:
-        raise ConfigError("the model has no trainable parameter; unfreeze at least one")
-    return groups
 
 
 def _shape(p: nn.Parameter) -> tuple[int, ...]:
@@ -54,5 +138,5 @@ def _shape(p: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(p, "ds_shape", p.shape))
 
 
-def _group(name: str, params: list[nn.Parameter], weight_decay: float) -> dict[str, Any]:
-    return {"name": name, "params": params, "weight_decay": weight_decay, "lr_scale": 1.0}
+def _numel(p: nn.Parameter) -> int:
+    return int(getattr(p, "ds_numel", p.numel()))

@@ -1,22 +1,22 @@
 """Learning rate as a closed form of (step, total steps): nothing to save, nothing to restore.
 
 ``step`` counts finished optimizer steps, so the first update uses ``step=0`` and the last one
-``step=total_steps - 1``. No update is wasted on a rate of zero: the warm-up starts at
+``step=total_steps - 1``. No update is wasted on a rate of zero: a straight warm-up starts at
 ``lr / warmup_steps`` and a decay reaches its end at ``total_steps``, just after the last update.
 """
 
 from __future__ import annotations
 
 import math
-from typing import assert_never
+from typing import Literal, assert_never
 
 from xtdist.config import ConfigError
-from xtdist.optim.config import (
+from xtdist.optim.config import OptimConfig
+from xtdist.optim.schedule_config import (
     ConstantConfig,
     CosineConfig,
     InverseSqrtConfig,
     LinearConfig,
-    OptimConfig,
     ScheduleConfig,
     WSDConfig,
 )
@@ -38,19 +38,20 @@ def ratio_at(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     """The schedule's factor on the peak rate; past ``total_steps`` it stays at its end."""
     warmup = schedule.warmup_steps
     if step < warmup:
-        return (step + 1) / warmup
+        up = _rise(schedule.warmup_shape, (step + 1) / warmup)
+        return schedule.warmup_start + (1 - schedule.warmup_start) * up
     match schedule:
         case ConstantConfig():
             return 1.0
         case InverseSqrtConfig():
-            return math.sqrt(max(warmup, 1) / (step + 1))
+            return max(math.sqrt(max(warmup, 1) / (step + 1)), schedule.min_ratio)
         case CosineConfig():
-            left = 0.5 * (1 + math.cos(math.pi * _progress(step, warmup, total_steps)))
+            left = 1 - _rise("cosine", _progress(step, warmup, total_steps))
         case LinearConfig():
             left = 1 - _progress(step, warmup, total_steps)
         case WSDConfig():
             start = max(warmup, total_steps - wsd_decay_steps(schedule, total_steps))
-            left = 1 - _progress(step, start, total_steps)
+            left = 1 - _rise(schedule.decay_shape, _progress(step, start, total_steps))
         case _:
             assert_never(schedule)
     return schedule.min_ratio + (1 - schedule.min_ratio) * left
@@ -82,6 +83,13 @@ def check_schedule(schedule: ScheduleConfig, total_steps: int) -> None:
                 f"optim.schedule: {warmup} warm-up and {decay} decay steps are more than the run's "
                 f"{total_steps} steps; lower warmup_steps, decay_steps or decay_fraction"
             )
+
+
+def _rise(shape: Literal["linear", "cosine", "sqrt"], x: float) -> float:
+    """From 0 to 1 as ``x`` goes there."""
+    if shape == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * x))
+    return math.sqrt(x) if shape == "sqrt" else x
 
 
 def _progress(step: int, start: int, end: int) -> float:

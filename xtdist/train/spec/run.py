@@ -19,7 +19,7 @@ from xtdist.model.presets import expand
 from xtdist.objective.base import check_trainable
 from xtdist.objective.checks import check_critic_config, check_separable, check_terms
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
-from xtdist.optim.config import OptimConfig
+from xtdist.optim.config import AdamWConfig, OptimConfig
 from xtdist.track.config import TrackConfig
 from xtdist.train.spec.batch import BatchSpec, Split, split_batch
 from xtdist.train.spec.checkpoint import CheckpointSpec
@@ -46,7 +46,7 @@ class RunSpec:
     data: RunDataConfig
     model: ModelConfig
     objective: ObjectiveConfig = AutoregressiveConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = AdamWConfig()
     batch: BatchSpec = BatchSpec()
     loop: LoopSpec
     checkpoint: CheckpointSpec = CheckpointSpec()
