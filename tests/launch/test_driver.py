@@ -35,9 +35,12 @@ class Script:
             loop=SimpleNamespace(steps=10),
         )
         plan = SimpleNamespace(spec=spec, folder=folder, gpus_per_worker=0)
-        self.driver = Driver(plan, {}, worker=lambda payload: None)
+        self.lease = SimpleNamespace(lost=False)
+        self.driver = Driver(plan, {}, lambda payload: None, self.lease)
 
-    def fit(self, plan: Any, payload: Any, worker: Any, *, count: int) -> BaseException | None:
+    def fit(
+        self, plan: Any, payload: Any, worker: Any, *, count: int, over: Any
+    ) -> BaseException | None:
         self.counts.append(count)
         return self.acts.pop(0)(count)
 
@@ -159,3 +162,20 @@ def test_nodes_that_do_not_come_end_the_run_in_the_end(script, tmp_path, capsys)
     assert isinstance(error, TrainingFailedError)
     assert "room for 1 more is missing" in str(error)
     assert "waiting" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_took_over_is_left_to_it(script, tmp_path):
+    def taken(count: int) -> None:
+        made.lease.lost = True
+
+    made = script(taken)
+    error = made.run()
+    assert isinstance(error, TrainingFailedError)
+    assert "another process took over" in str(error)
+    assert not (tmp_path / STOP_FILE).exists()
+
+
+def test_workers_that_saved_before_they_were_cut_off_are_no_failure(script, tmp_path):
+    made = script(lambda n: made.save(4), lambda n: made.save(10), max_failures=0)
+    assert made.run() is None
+    assert kinds(tmp_path) == ["preempted", "done"]

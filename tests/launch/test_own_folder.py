@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from xtdist.checkpoint.lease import Lease
 from xtdist.config import ConfigError, ResourceError
 from xtdist.launch import trainer
 from xtdist.launch.preflight import local_path
@@ -16,13 +18,14 @@ from xtdist.track.mlflow import tracking_uri
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(trainer, "to_mapping", lambda spec: {"name": "r"})
+    monkeypatch.setattr(trainer, "Lease", partial(Lease, expiry_s=0.5))
     return SimpleNamespace(folder=tmp_path / "runs" / "r", spec=None)
 
 
 def test_two_processes_can_not_train_one_run(plan: SimpleNamespace) -> None:
     with trainer._own_folder(plan):
         before = (plan.folder / "config.yaml").stat()
-        with pytest.raises(ResourceError, match="another process"), trainer._own_folder(plan):
+        with pytest.raises(ResourceError, match="is training this run"), trainer._own_folder(plan):
             pytest.fail("it was entered")
         assert (plan.folder / "config.yaml").stat().st_ino == before.st_ino
     with trainer._own_folder(plan):

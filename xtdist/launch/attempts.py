@@ -32,14 +32,14 @@ class Attempts:
     kinds: Counter[str] = field(default_factory=Counter)
     lost_s: float = 0.0
     _began: float = 0.0
-    _from: int = 0
+    from_step: int = 0
 
     def __post_init__(self) -> None:
         self.number = sum(row["event"] == "started" for row in read_attempts(self.folder))
 
     def started(self, *, workers: int, step: int) -> None:
         self.number += 1
-        self._began, self._from = time.monotonic(), step
+        self._began, self.from_step = time.monotonic(), step
         self._write("started", workers=workers, step=step)
 
     def ended(self, kind: str, step: int) -> None:
@@ -48,7 +48,7 @@ class Attempts:
 
     def failed(self, failure: Failure, step: int) -> None:
         """Counted, unless it is the cluster's doing; a new checkpoint begins the count anew."""
-        if step > self._from:
+        if step > self.from_step:
             self.in_row = 0
         self.in_row += failure.counts
         self.kinds[failure.kind] += 1

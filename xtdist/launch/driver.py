@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from xtdist.checkpoint import CheckpointStore
+from xtdist.checkpoint.lease import Lease
 from xtdist.config import UserError
 from xtdist.launch.attempts import Attempts, attempt_line
-from xtdist.launch.failures import EARLY, ERROR, HANG_FILE, NO_ROOM, Failure, classify
+from xtdist.launch.failures import EARLY, ERROR, HANG_FILE, NO_ROOM, PREEMPTED, Failure, classify
 from xtdist.launch.fit import Worker, fit
 from xtdist.launch.preflight import Plan
 from xtdist.launch.room import POLL_S, NoRoomError, Room
@@ -33,6 +34,15 @@ class TrainingFailedError(RuntimeError):
     """Workers kept failing without progress, or the nodes for them did not come."""
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Of one attempt. ``over``: it has ended, or must. ``growing``: its workers were asked to end
+    so that more can start."""
+
+    over: threading.Event = field(default_factory=threading.Event)
+    growing: threading.Event = field(default_factory=threading.Event)
+
+
 @dataclass
 class Driver:
     """``run`` trains a plan to its end. One driver works on a run's folder at a time."""
@@ -40,6 +50,7 @@ class Driver:
     plan: Plan
     payload: dict[str, Any]
     worker: Worker
+    lease: Lease
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -70,21 +81,35 @@ class Driver:
         folder, total = self.plan.folder, self.plan.spec.loop.steps
         self.attempts.started(workers=count, step=newest_step(folder))
         _say(f"starting {count} workers …")
-        with self._grow(count) as growing:
-            error = fit(self.plan, self.payload, self.worker, count=count)
+        with self._watch(count) as watch:
+            error = fit(self.plan, self.payload, self.worker, count=count, over=watch.over)
+        if self.lease.lost:
+            return True, _for_good("another process took over this run; this one ends")
         step = newest_step(folder)
         mistake = _mistake(folder)
         if error is None and mistake is None:
-            kind = self._kind_of_end(step >= total, growing=growing.is_set())
+            kind = self._kind_of_end(step >= total, growing=watch.growing.is_set())
             if kind is not None:
                 self.attempts.ended(kind, step)
                 return kind != "resized", None
-        failure = _failure(error, mistake, folder)
+        failure = self._failure(error, mistake, step)
         self.attempts.failed(failure, step)
         if mistake is not None:
             return True, mistake
         _say(attempt_line(failure, self.attempts, step))
         return self._after(failure, error)
+
+    def _failure(
+        self, error: BaseException | None, mistake: UserError | None, step: int
+    ) -> Failure:
+        if mistake is not None:
+            return Failure(ERROR, f"{type(mistake).__name__}: {mistake}")
+        if error is not None:
+            return classify(error, self.plan.folder)
+        saved = step > self.attempts.from_step
+        return Failure(
+            PREEMPTED if saved else EARLY, "the workers were told to end before the last step"
+        )
 
     def _kind_of_end(self, done: bool, *, growing: bool) -> str | None:
         if done or self.stop.is_set():
@@ -118,31 +143,30 @@ class Driver:
             (self.plan.folder / name).unlink(missing_ok=True)
 
     @contextmanager
-    def _grow(self, count: int) -> Iterator[threading.Event]:
-        """While an attempt runs with fewer workers than wanted, watch for room for more. The event
-        is set when they were asked to save and end."""
-        workers, asked, over = self.plan.spec.workers, threading.Event(), threading.Event()
+    def _watch(self, count: int) -> Iterator[Watch]:
+        """Keep an eye on what concerns an attempt from outside while it runs."""
+        watch = Watch()
+        thread = threading.Thread(target=self._look, args=(watch, count), name="watch", daemon=True)
+        thread.start()
+        try:
+            yield watch
+        finally:
+            watch.over.set()
+            thread.join()
 
-        def watch() -> None:
-            since: float | None = None
-            while not over.wait(POLL_S):
-                room = _free(self.room) > 0
-                since = (since or time.monotonic()) if room else None
+    def _look(self, watch: Watch, count: int) -> None:
+        """End the attempt when the run is another's; have the workers save and end when there was
+        room for more of them for a while."""
+        workers, since = self.plan.spec.workers, None
+        while not watch.over.wait(POLL_S):
+            if self.lease.lost:
+                watch.over.set()
+            elif count < workers.count and not watch.growing.is_set():
+                since = (since or time.monotonic()) if _free(self.room) else None
                 if since is not None and time.monotonic() - since >= workers.grow_after_s:
                     _say("there is room for more workers: saving a checkpoint, then starting them")
-                    asked.set()
+                    watch.growing.set()
                     (self.plan.folder / STOP_FILE).touch()
-                    return
-
-        thread = threading.Thread(target=watch, name="grow", daemon=True)
-        if count < workers.count:
-            thread.start()
-        try:
-            yield asked
-        finally:
-            over.set()
-            if thread.is_alive():
-                thread.join()
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -151,7 +175,8 @@ class Driver:
         def handler(number: int, frame: object) -> None:
             _say("\nstopping: saving a checkpoint first (once more: at once)")
             self.stop.set()
-            (self.plan.folder / STOP_FILE).touch()
+            if not self.lease.lost:
+                (self.plan.folder / STOP_FILE).touch()
             signal.signal(number, previous[signal.Signals(number)])
 
         if threading.current_thread() is not threading.main_thread():
@@ -177,14 +202,6 @@ def _free(room: Room) -> int:
         return room.slots().free
     except Exception:  # the cluster does not answer just now: no reason to end an attempt
         return 0
-
-
-def _failure(error: BaseException | None, mistake: UserError | None, folder: Path) -> Failure:
-    if mistake is not None:
-        return Failure(ERROR, f"{type(mistake).__name__}: {mistake}")
-    if error is not None:
-        return classify(error, folder)
-    return Failure(EARLY, "the workers saved and ended before the last step")
 
 
 def _mistake(folder: Path) -> UserError | None:

@@ -14,15 +14,19 @@ from xtdist.track.console import follow
 Worker = Callable[[dict[str, Any]], None]
 
 
-def fit(plan: Plan, payload: dict[str, Any], worker: Worker, *, count: int) -> BaseException | None:
+def fit(
+    plan: Plan, payload: dict[str, Any], worker: Worker, *, count: int, over: threading.Event
+) -> BaseException | None:
     """Run ``count`` workers in a thread, so that this one can show progress and take signals.
 
     Ray restarts nothing by itself: what follows a failure is decided in one place, the driver.
 
+    over: set when the attempt has ended; who sets it before that leaves it to itself.
+
     Returns:
         what ``TorchTrainer.fit`` raised, None if all workers came to their end.
     """
-    done, caught = threading.Event(), []
+    caught: list[BaseException] = []
     timeout = plan.spec.workers.start_timeout_s
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeout)
 
@@ -32,12 +36,11 @@ def fit(plan: Plan, payload: dict[str, Any], worker: Worker, *, count: int) -> B
         except BaseException as e:
             caught.append(e)
         finally:
-            done.set()
+            over.set()
 
     thread = threading.Thread(target=target, name="ray-train", daemon=True)
     thread.start()
-    follow(plan.folder, plan.spec.loop.steps, stop=done)
-    thread.join()
+    follow(plan.folder, plan.spec.loop.steps, stop=over)
     return caught[0] if caught else None
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from xtdist.checkpoint.lease import Lease
 from xtdist.config import ResourceError, to_mapping
 from xtdist.connect import check_room, connect, disconnect
 from xtdist.files import write_atomic
@@ -20,8 +20,8 @@ from xtdist.launch.preflight import Plan, preflight, resolve
 from xtdist.track import MlflowRun, finish_run, open_run, read_series
 from xtdist.track.mlflow import RunStatus, flatten
 from xtdist.track.plots import loss_html, loss_png
-from xtdist.train.loop import ERROR_FILE, train_worker
-from xtdist.train.run import STOP_FILE, WorkerJob
+from xtdist.train.loop import train_worker
+from xtdist.train.run import WorkerJob
 from xtdist.train.spec import RunSpec
 
 __all__ = ["Outcome", "TrainingFailedError", "run_training"]
@@ -74,8 +74,8 @@ def run_training(spec: RunSpec, worker: Worker = train_worker) -> Outcome:
             print(f"going on from the checkpoint at step {plan.done_step}", flush=True)
             for line in _changes(plan):
                 print(f"  changed since then: {line}", flush=True)
-        with _own_folder(plan):
-            return _train(plan, worker)
+        with _own_folder(plan) as lease:
+            return _train(plan, worker, lease)
     finally:
         if started:
             disconnect()
@@ -99,38 +99,34 @@ def _changes(plan: Plan) -> list[str]:
 
 
 @contextmanager
-def _own_folder(plan: Plan) -> Iterator[None]:
-    """The run's folder, ready, and for this process alone.
+def _own_folder(plan: Plan) -> Iterator[Lease]:
+    """The run's folder, ready, and for this process alone. One whose driver was killed is taken
+    over, as soon as it is sure that it is gone.
 
     Raises:
         ResourceError: it can't be written, or another process trains this run.
     """
     folder = plan.folder
+    lease = Lease(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lease.acquire()
         write_atomic(folder / "config.yaml", yaml.safe_dump(to_mapping(plan.spec), sort_keys=False))
-        for stale in (STOP_FILE, ERROR_FILE):
-            (folder / stale).unlink(missing_ok=True)
-    except BlockingIOError:
-        raise ResourceError(
-            f"{folder}: another process is training this run; wait for it, or give this one "
-            "another name"
-        ) from None
     except OSError as e:
+        lease.release()
         raise ResourceError(f"output: {folder} can't be written ({e.strerror})") from None
-    with lock:
-        yield
+    with ExitStack() as stack:
+        stack.callback(lease.release)
+        yield lease
 
 
-def _train(plan: Plan, worker: Worker) -> Outcome:
+def _train(plan: Plan, worker: Worker, lease: Lease) -> Outcome:
     folder, total = plan.folder, plan.spec.loop.steps
     tracked = _open_tracking(plan)
     job = WorkerJob(
         spec=plan.spec, folder=str(folder), mlflow=tracked, gpu=bool(plan.gpus_per_worker)
     )
-    driver = Driver(plan, to_mapping(job), worker)
+    driver = Driver(plan, to_mapping(job), worker, lease)
     error = driver.run()
     step = newest_step(folder)
     finished = error is None and step >= total
