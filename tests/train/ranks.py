@@ -119,12 +119,12 @@ def _main(root: Path) -> None:
     from faults import FAULTS
 
     from xtdist.config import from_mapping
-    from xtdist.train import run
+    from xtdist.train import deepspeed
     from xtdist.train.deepspeed import prepare_process
     from xtdist.train.loop import train
     from xtdist.train.run import WorkerJob
 
-    run.engine_config = shards_everything(run.engine_config)
+    deepspeed.engine_config = shards_everything(deepspeed.engine_config)
     torch.set_num_threads(1)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(

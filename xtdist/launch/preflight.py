@@ -26,7 +26,7 @@ from xtdist.launch.datasets import (
 from xtdist.model import TransformerWrapper
 from xtdist.objective import Objective, build_objective
 from xtdist.optim import check_schedule
-from xtdist.train.deepspeed import resolve_precision
+from xtdist.train.hardware import resolve_engine
 from xtdist.train.spec import RunSpec, fit_to_data
 from xtdist.train.state import check_identity, checkpoint_bytes, identity
 
@@ -117,17 +117,17 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     """
     data = known_data(spec)
     gpus = _gpus(spec, cluster_gpus)
-    precision = resolve_precision(spec.engine.precision, gpu=bool(gpus))
-    spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, precision=precision))
+    spec = dataclasses.replace(spec, engine=resolve_engine(spec.engine, gpu=bool(gpus)))
     folder = Path(spec.output) / spec.name
     parameters = sum(p.numel() for p in _built(spec, data.tokenizer).parameters())
+    identity_at = partial(identity, spec, data, precision=spec.engine.precision)
     plan = Plan(
         spec=spec,
         folder=folder,
         corpora=corpora_of(data),
         gpus_per_worker=gpus,
         parameters=parameters,
-        done_step=_done_step(folder, partial(identity, spec, data, precision=precision)),
+        done_step=_done_step(folder, identity_at),
     )
     if not plan.finished:
         _check_disk(folder, parameters)

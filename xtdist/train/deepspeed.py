@@ -3,63 +3,143 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from typing import Any, Literal
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from xtdist.config import ConfigError
-from xtdist.train.spec import Precision, RunSpec, Split
+from xtdist.train.hardware import uses_nvme
+from xtdist.train.optimizer import make_optimizer, settle_optimizer
+from xtdist.train.spec import RunSpec, Split
+from xtdist.train.spec.engine import CpuOffload, EngineSpec, LossScale, Offload
+
+BUCKETS = {"cuda": 200_000_000, "cpu": 2_000_000}
+"""Numbers that are sent at once."""
 
 
-def resolve_precision(wanted: Literal["auto"] | Precision, *, gpu: bool) -> Precision:
-    """``auto`` becomes bf16 on a GPU and on a CPU with AMX, else fp32. The driver decides, so that
-    workers on different machines agree.
+def build_engine(spec: RunSpec, module: nn.Module, *, split: Split, device: torch.device) -> Any:
+    """DeepSpeed's engine around ``module``, compiled if the spec wants it; the spec's precision is
+    resolved. All ranks call it together."""
+    import deepspeed
 
-    Raises:
-        ConfigError: the wanted precision does not exist on this device.
-    """
-    if wanted == "auto":
-        return "bf16" if gpu or cpu_has_amx() else "fp32"
-    if wanted == "fp16" and not gpu:
-        raise ConfigError("engine.precision: got 'fp16'; a CPU has bf16 and fp32 only")
-    return wanted
+    optimizer = make_optimizer(spec.optim, module)
+    with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=engine_config(spec, split=split, gpu=device.type == "cuda"),
+        )
+    settle_optimizer(engine, optimizer)
+    if spec.engine.compile is not None:
+        engine.compile(compile_kwargs={"mode": spec.engine.compile.mode})
+    return engine
 
 
-def cpu_has_amx() -> bool:
-    """Whether this CPU has bf16 matrix tiles (several times the fp32 rate)."""
-    return bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch, "cpu") else False
-
-
-def engine_config(spec: RunSpec, *, split: Split, precision: str, gpu: bool) -> dict[str, Any]:
+def engine_config(spec: RunSpec, *, split: Split, gpu: bool) -> dict[str, Any]:
     """The DeepSpeed config of a run."""
-    stage = spec.engine.zero_stage
-    replicated = stage == 0 and precision == "fp32"  # clipped in step.py
-    bucket = 200_000_000 if gpu else 2_000_000
-    config: dict[str, Any] = {
+    engine = spec.engine
+    replicated = engine.zero_stage == 0 and engine.precision == "fp32"  # clipped in step.py
+    return {
         "train_micro_batch_size_per_gpu": split.micro_batch,
         "gradient_accumulation_steps": split.accumulation,
         "gradient_clipping": 0.0 if replicated else float(spec.optim.grad_clip),
-        "zero_optimization": {
-            "stage": stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket // 10,
-            "overlap_comm": gpu,
-            "contiguous_gradients": True,
-        },
+        "zero_optimization": _zero(spec, gpu=gpu),
         "zero_allow_untested_optimizer": True,
+        # Ours is torch's, whose CPU kernel is there; DeepSpeed's own would be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        **_numbers(engine),
+        **_aio(engine),
     }
-    if precision == "bf16":
-        config["bf16"] = {"enabled": True}
-        if stage:  # stage 0 can only accumulate in bf16
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif precision == "fp16":
-        config["fp16"] = {"enabled": True, "initial_scale_power": 16}
-    return config
+
+
+def _zero(spec: RunSpec, *, gpu: bool) -> dict[str, Any]:
+    """ZeRO's part: what a stage does not have is at its default, and ignored."""
+    engine = spec.engine
+    bucket = BUCKETS["cuda" if gpu else "cpu"]
+    folder = spec.name
+    tree: dict[str, Any] = {
+        "stage": engine.zero_stage,
+        "reduce_bucket_size": _or(engine.reduce_bucket, bucket),
+        "allgather_bucket_size": _or(engine.allgather_bucket, bucket),
+        "stage3_prefetch_bucket_size": _or(engine.prefetch_bucket, bucket // 10),
+        "stage3_param_persistence_threshold": engine.persist_below,
+        "stage3_max_live_parameters": 10**9,
+        "stage3_max_reuse_distance": 10**9,
+        "sub_group_size": 10**9,
+        "reduce_scatter": True,
+        "overlap_comm": _or(engine.overlap_comm, gpu),
+        "contiguous_gradients": engine.contiguous_gradients,
+        "round_robin_gradients": engine.round_robin_gradients,
+        "zero_hpz_partition_size": engine.hpz_partition_size,
+        "zero_quantized_weights": engine.quantized_weights,
+        "zero_quantized_gradients": engine.quantized_gradients,
+    }
+    if engine.offload_optimizer is not None:
+        tree["offload_optimizer"] = _offload(engine.offload_optimizer, folder, gpu=gpu)
+    if engine.offload_parameters is not None:
+        tree["offload_param"] = _offload(engine.offload_parameters, folder, gpu=gpu)
+    return tree
+
+
+def _offload(offload: Offload, folder: str, *, gpu: bool) -> dict[str, Any]:
+    if isinstance(offload, CpuOffload):
+        return {"device": "cpu", "pin_memory": _or(offload.pin_memory, gpu)}
+    return {
+        "device": "nvme",
+        "nvme_path": str(Path(offload.path) / folder),  # runs don't write over each other
+        "pin_memory": True,
+        "buffer_count": offload.buffers,
+        "pipeline_read": offload.overlap,
+        "pipeline_write": offload.overlap,
+    }
+
+
+def _numbers(engine: EngineSpec) -> dict[str, Any]:
+    """What is computed in which precision."""
+    if engine.precision == "bf16":
+        tree: dict[str, Any] = {"bf16": {"enabled": True}}
+        if engine.zero_stage:  # stage 0 can only accumulate in bf16
+            tree["data_types"] = {"grad_accum_dtype": "fp32"}
+        return tree
+    if engine.precision == "fp16":
+        scale = engine.loss_scale or LossScale()
+        return {
+            "fp16": {
+                "enabled": True,
+                "loss_scale": 0,  # dynamic
+                "initial_scale_power": scale.initial_power,
+                "loss_scale_window": scale.window,
+                "hysteresis": scale.hysteresis,
+                "min_loss_scale": scale.least,
+            }
+        }
+    return {}
+
+
+def _aio(engine: EngineSpec) -> dict[str, Any]:
+    if not uses_nvme(engine):
+        return {}
+    return {
+        "aio": {
+            "block_size": 2**20,
+            "queue_depth": 8,
+            "intra_op_parallelism": 1,
+            "single_submit": False,
+            "overlap_events": True,
+        }
+    }
+
+
+def _or(given: Any, auto: Any) -> Any:
+    return auto if given == "auto" else given
 
 
 def device_of(*, gpu: bool, precision: str) -> torch.device:

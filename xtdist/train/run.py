@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,11 @@ from xtdist.config import configclass, derive_seed
 from xtdist.data import Loader, View, open_view
 from xtdist.model.wrapper import build_model
 from xtdist.objective import build_objective
-from xtdist.optim import build_optimizer, lr_at
+from xtdist.optim import lr_at
 from xtdist.track import MlflowRun, Tracker
 from xtdist.train import state
-from xtdist.train.deepspeed import device_of, engine_config, resolve_precision
+from xtdist.train.deepspeed import build_engine, device_of
+from xtdist.train.hardware import resolve_engine
 from xtdist.train.meters import Phases
 from xtdist.train.spec import RunSpec
 from xtdist.train.step import Stepper, StepResult, TrainModule
@@ -114,11 +115,9 @@ def start(job: WorkerJob, callbacks: Callable[[Run], list[Callback]]) -> Iterato
 
 
 def _build(job: WorkerJob) -> Run:
-    import deepspeed
-
     spec, folder = job.spec, Path(job.folder)
-    precision = resolve_precision(spec.engine.precision, gpu=job.gpu)
-    device = device_of(gpu=job.gpu, precision=precision)
+    spec = replace(spec, engine=resolve_engine(spec.engine, gpu=job.gpu))
+    device = device_of(gpu=job.gpu, precision=spec.engine.precision)
     phases = Phases(device)
     data, valid = open_data(spec, "train"), open_data(spec, "valid")
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
@@ -132,15 +131,11 @@ def _build(job: WorkerJob) -> Run:
     )
     module = TrainModule(objective)
     split = spec.split(dist.get_world_size())
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=build_optimizer(spec.optim, module),
-        config=engine_config(spec, split=split, precision=precision, gpu=job.gpu),
-    )
+    engine = build_engine(spec, module, split=split, device=device)
     record = state.Record(
         spec=spec,
         data=data,
-        precision=precision,
+        precision=spec.engine.precision,
         mlflow_run_id=job.mlflow.run_id if job.mlflow else None,
     )
     store = CheckpointStore(folder / "checkpoints")
