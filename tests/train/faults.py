@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -100,6 +101,20 @@ def noted_batches(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def slow_rank(folder: Path) -> Iterator[None]:
+    """The last rank sleeps 0.2 s in every forward pass."""
+    real = AutoregressiveWrapper.losses
+
+    def losses(self: AutoregressiveWrapper, prepared: Prepared) -> LossOutput:
+        if dist.get_rank() == dist.get_world_size() - 1:
+            time.sleep(0.2)
+        return real(self, prepared)
+
+    with patch.object(AutoregressiveWrapper, "losses", losses):
+        yield
+
+
 FAULTS: dict[str | None, Callable[[Path], AbstractContextManager[None]]] = {
     None: nothing,
     "full_disk": full_disk,
@@ -107,4 +122,5 @@ FAULTS: dict[str | None, Callable[[Path], AbstractContextManager[None]]] = {
     "nan_gradient": nan_gradient,
     "stop_request": stop_request,
     "noted_batches": noted_batches,
+    "slow_rank": slow_rank,
 }

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from xtdist.config import ConfigError, configclass
+from xtdist.config import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, configclass
+
+
+@configclass
+class StragglerConfig:
+    """When a rank is called slow: every ``every`` steps (0 = never) the ranks compare what their
+    own work took; one line names a rank that took more than ``ratio`` times the others' median for
+    ``windows`` comparisons in a row."""
+
+    every: NonNegativeInt = 50
+    ratio: PositiveFloat = 1.5
+    windows: PositiveInt = 3
+
+    def __post_init__(self) -> None:
+        if self.ratio <= 1:
+            raise ConfigError(
+                f"ratio: got {self.ratio}; a rank as fast as the others has 1: give more, 1.5 "
+                "for example"
+            )
 
 
 @configclass
@@ -15,11 +33,17 @@ class TrackConfig:
     runs on this host share; ``http(s)://host:port`` for a server (needed on more than one host).
     A server's user and password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
     ``mlflow: false`` leaves MLflow out.
+
+    ``peak_tflops``: what one device can do, in 10¹² operations a second, for the share of it that
+    training uses (perf/mfu); null = from a table of GPUs, for 16-bit precision. A CPU, or fp32, has
+    no such share unless it is given.
     """
 
     mlflow: bool = True
     uri: str | None = None
     experiment: str = "xtdist"
+    peak_tflops: PositiveFloat | None = None
+    stragglers: StragglerConfig = StragglerConfig()
 
     def __post_init__(self) -> None:
         if not self.experiment.strip():

@@ -7,12 +7,15 @@ from pathlib import Path
 from types import TracebackType
 
 from xtdist.track.mlflow import MlflowRun
+from xtdist.track.notes import write_note
+from xtdist.track.ray_metrics import RayMetrics
 from xtdist.track.records import MetricLog
 from xtdist.track.shipper import MlflowWriter
 
 
 class Tracker:
-    """Metrics of one run: into ``<run_folder>/metrics.jsonl`` and from there to MLflow.
+    """Metrics of one run: into ``<run_folder>/metrics.jsonl`` and from there to MLflow; in a
+    process of Ray also into Ray's metrics.
 
     Example:
         >>> import tempfile
@@ -25,12 +28,22 @@ class Tracker:
 
     def __init__(self, run_folder: str | Path, run: MlflowRun | None = None) -> None:
         self._file = MetricLog(run_folder)
+        self._folder = Path(run_folder)
         self._writer = MlflowWriter(run) if run is not None else None
+        self._ray = RayMetrics.connect(self._folder.resolve().name)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log numbers (no tensors on a device: reading them would wait for it) after ``step``
         finished optimizer steps. Costs one short write; never raises, never waits for MLflow."""
         self._file.append(step, metrics)
+        if self._ray is not None:
+            self._ray.log(step, metrics)
+
+    def note(self, step: int, text: str) -> None:
+        """A warning or an intervention, for the run's ``notes.jsonl`` and the console."""
+        write_note(self._folder, step, text)
+        if self._ray is not None:
+            self._ray.note()
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until MLflow has everything, as after a checkpoint; False if not in time."""

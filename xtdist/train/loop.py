@@ -51,7 +51,8 @@ def train(job: WorkerJob) -> None:
     with start(job, build_callbacks) as run, run.loader() as batches:
         for batch in run.phases.over("data", batches):
             set_lr(run.stepper.engine.optimizer, run.lr)
-            result = run.stepper.step(batch, stop_wanted=run.stop_file.exists())
+            with run.phases("rest"):
+                result = run.stepper.step(batch, stop_wanted=run.stop_file.exists())
             run.position.step = batch.step + 1
             run.position.tokens += run.spec.batch.tokens_per_step
             for callback in run.callbacks:

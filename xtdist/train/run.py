@@ -23,6 +23,7 @@ from xtdist.train import state
 from xtdist.train.deepspeed import build_engine, device_of
 from xtdist.train.hardware import resolve_engine
 from xtdist.train.meters import Phases
+from xtdist.train.meters.collectives import timed_collectives
 from xtdist.train.spec import RunSpec
 from xtdist.train.step import Stepper, StepResult, TrainModule
 
@@ -98,12 +99,19 @@ class Run:
         if self.tracker is not None:
             self.tracker.log(self.position.step, metrics)
 
+    def note(self, text: str) -> None:
+        """A line for people: in notes.jsonl and on the console (rank 0 only)."""
+        if self.tracker is not None:
+            self.tracker.note(self.position.step, text)
+
 
 @contextmanager
 def start(job: WorkerJob, callbacks: Callable[[Run], list[Callback]]) -> Iterator[Run]:
     """Build everything of one rank, resume if there is something to resume, clean up after."""
     with ExitStack() as stack:
         run = _build(job)
+        if run.stepper.device.type == "cpu":
+            stack.enter_context(timed_collectives(run.phases))
         if run.tracker is not None:
             stack.callback(run.tracker.close)
         run.callbacks = callbacks(run)

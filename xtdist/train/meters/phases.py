@@ -23,13 +23,14 @@ Phase = Literal[
     "backward",
     "reduce",  # waiting in collectives; see Phases
     "optimizer",
+    "rest",  # in a step and none of these: cutting the batch, reading the loss back
     "checkpoint",  # what a save keeps the step waiting
     "evaluate",  # validation and samples
-    "other",
+    "other",  # between steps
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 # Elsewhere a collective is part of the phase: validation is validation, whoever waits for whom.
-REDUCING: frozenset[Phase] = frozenset(("forward", "backward", "optimizer", "other"))
+REDUCING: frozenset[Phase] = frozenset(("forward", "backward", "optimizer", "rest", "other"))
 Item = TypeVar("Item")
 
 
