@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from notes import noted, partly_frozen
 
 from xtdist.data import StepBatch
 from xtdist.objective import AutoregressiveWrapper, LossOutput, Prepared
@@ -122,5 +123,7 @@ FAULTS: dict[str | None, Callable[[Path], AbstractContextManager[None]]] = {
     "nan_gradient": nan_gradient,
     "stop_request": stop_request,
     "noted_batches": noted_batches,
+    "noted": noted,
+    "partly_frozen": partly_frozen,
     "slow_rank": slow_rank,
 }

@@ -28,7 +28,6 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "model": ({"model.depth": 1, "model.heads": 4}, ["model.depth", "model.heads"]),
     "dataset": ({}, ["data.dataset_id"]),
     "seed": ({"seed": 4}, ["seed: checkpoint 3, config 4"]),
-    "stage": ({"engine.zero_stage": 1}, ["zero_stage: checkpoint 2, config 1"]),
     "batch": ({"batch.tokens_per_step": 64}, ["batch.tokens_per_step: checkpoint 128, config 64"]),
     "precision": ({"engine.precision": "bf16"}, ["precision: checkpoint 'fp32', config 'bf16'"]),
 }
@@ -95,13 +94,13 @@ def second(
     specs = {name: renamed(name, changes) for name, (changes, _) in REFUSED.items() if changes}
     specs["dataset"] = renamed("dataset", {"data.path": str(other_dataset)})
     specs["killed"] = renamed("killed", {"loop.steps": 6})
-    half = folder_of(specs["killed"]) / "checkpoints" / KILLED / "zero" / "half.pt"
+    half = folder_of(specs["killed"]) / "checkpoints" / KILLED / "state" / "half.safetensors"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
     specs["damaged"] = renamed("damaged", {})
-    flip_a_bit(next(checkpoints(specs["damaged"])[-1].rglob("*optim_states.pt")))
+    flip_a_bit(next(checkpoints(specs["damaged"])[-1].glob("state/*")))
     specs["hostile"] = renamed("hostile", {"loop.steps": 6})
-    for shard in checkpoints(specs["hostile"])[-1].rglob("*optim_states.pt"):
+    for shard in checkpoints(specs["hostile"])[-1].glob("state/*"):
         mark = folder_of(specs["hostile"]) / "executed"
         torch.save({"optimizer_state_dict": _Hostile(mark)}, shard)
     _sign_again(checkpoints(specs["hostile"])[-1])
@@ -120,17 +119,6 @@ def test_a_checkpoint_of_another_run_is_refused_naming_each_difference(
     assert error.startswith("CheckpointError: ")
     assert all(field in error for field in fields), error
     assert len(error.splitlines()) == 2 + len(fields)  # and no others
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_another_number_of_workers_is_refused(
-    make_spec: Any, first: dict[str, tuple[RunSpec, Outcome]]
-) -> None:
-    spec = make_spec("one-worker", BASE | {"workers.count": 1})
-    shutil.copytree(folder_of(first["source"][0]) / "checkpoints", folder_of(spec) / "checkpoints")
-    (outcome,) = run_ranks([spec])
-    assert "workers.count: checkpoint 2, config 1" in outcome.same_error
-    assert outcome.same_error.startswith("CheckpointError: ")
 
 
 @pytest.mark.slow
@@ -162,7 +150,7 @@ def test_code_in_a_checkpoint_is_not_executed(
     assert not (folder_of(spec) / "executed").exists()
     for error in outcome.errors:
         assert str(error).startswith("CheckpointError: ")
-        assert "more than tensors" in str(error)
+        assert "not a shard of a checkpoint, nothing was loaded" in str(error)
     pickle.loads(pickle.dumps(_Hostile(tmp_path / "executed")))  # it would have worked
     assert (tmp_path / "executed").is_dir()
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from xtdist.checkpoint import CheckpointStore
+from xtdist.checkpoint import CheckpointStore, Commit
 from xtdist.config import configclass, derive_seed
 from xtdist.data import Loader, View, open_view
 from xtdist.model.wrapper import build_model
@@ -45,7 +46,8 @@ class WorkerJob:
 
 @dataclass
 class Run:
-    """One rank's live state."""
+    """One rank's live state. ``resumed``: the checkpoint that it goes on from. ``extras``: tensors
+    to save beside the optimizer's, by key, one per flat (see ``state.extras``)."""
 
     spec: RunSpec
     folder: Path
@@ -57,7 +59,9 @@ class Run:
     position: state.Position
     attempt: str
     tracker: Tracker | None
+    resumed: Commit | None = None
     callbacks: list[Callback] = field(default_factory=list)
+    extras: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def stop_file(self) -> Path:
@@ -147,9 +151,9 @@ def _build(job: WorkerJob) -> Run:
         mlflow_run_id=job.mlflow.run_id if job.mlflow else None,
     )
     store = CheckpointStore(folder / "checkpoints")
-    name = state.find_commit(store, record.identity)
+    commit = state.find_commit(store, record.identity)
     with phases("restore"):
-        position = state.restore(engine, store.root / name) if name else state.Position()
+        position = state.restore(engine, commit) if commit else state.Position()
     return Run(
         spec=spec,
         folder=folder,
@@ -166,6 +170,7 @@ def _build(job: WorkerJob) -> Run:
         store=store,
         record=record,
         position=position,
+        resumed=commit,
         attempt=_attempt_id(),
         tracker=Tracker(folder, job.mlflow) if dist.get_rank() == 0 else None,
     )

@@ -25,9 +25,7 @@ class Checkpoints(Callback):
         if not run.saves(result):
             return
         self._settle(run)
-        self._pending = state.save(
-            run.stepper.engine, run.store, run.position, attempt=run.attempt, record=run.record
-        )
+        self._pending = state.save(run)
 
     def finished(self, run: Run) -> None:
         self._settle(run)

@@ -1,0 +1,168 @@
+"""Taking a checkpoint: everything is copied to host memory on the step path; writing it is not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from xtdist.checkpoint import PendingCommit, WeightsConfig
+from xtdist.checkpoint.weights import NET_PREFIX, save_weights
+from xtdist.config import ResourceError
+from xtdist.data import TOKENIZER_FILE
+from xtdist.train.state.flats import flats
+from xtdist.train.state.shards import EXTRA, Held, shard_name, write_shard
+
+if TYPE_CHECKING:
+    from xtdist.train.run import Run
+
+PREFIX = "objective."
+WEIGHTS = "weights"
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+# bytes per parameter in a checkpoint: weights to serve, masters, two moments
+BYTES_PER_PARAMETER = 4 + 4 + 8
+
+Writer = Callable[[Path], None]
+
+
+def snapshot(run: Run) -> dict[str, Writer]:
+    """What this rank has to write, by path in the checkpoint: each writer makes that file or, for
+    ``weights`` and ``weights-ema`` (rank 0), that folder. All ranks call it together; training may
+    go on as soon as it returns, since everything was copied."""
+    engine = run.stepper.engine
+    held: list[Held] = []
+    for i, flat in enumerate(flats(engine)):
+        with flat.swapped():
+            tensors = flat.tensors() | {EXTRA + k: each[i] for k, each in run.extras.items()}
+            for piece in flat.own():
+                parts = {k: t[piece.at : piece.at + piece.numel] for k, t in tensors.items()}
+                copies = {k: t.detach().to("cpu", copy=True) for k, t in parts.items()}
+                held.append(Held(piece, copies, flat.scalars()))
+    name = shard_name(dist.get_rank(), dist.get_world_size())
+    files: dict[str, Writer] = {name: partial(write_shard, held=held)}
+    files |= _weights(run, WEIGHTS)
+    return files
+
+
+def _weights(run: Run, name: str) -> dict[str, Writer]:
+    """The module's weights as they are now, to be written into the folder ``name`` by rank 0."""
+    state = objective_state(run.stepper.engine)
+    if state is None:
+        return {}
+    tokenizer = run.folder / TOKENIZER_FILE
+    run.record.data.tokenizer.save(tokenizer)
+    config = run.record.weights(step=run.position.step)
+    write = partial(_write_weights, state=_copies(state), config=config, tokenizer=tokenizer)
+    return {name: write}
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """The checkpoint's entry in its manifest."""
+    engine = run.stepper.engine
+    scaler = loss_scaler(engine)
+    return {
+        "kind": "checkpoint",
+        "step": run.position.step,
+        "tokens": run.position.tokens,
+        "identity": run.record.identity(run.position.step),
+        "mlflow_run_id": run.record.mlflow_run_id,
+        "workers": dist.get_world_size(),
+        "zero_stage": int(engine.zero_optimization_stage()),
+        "counters": {key: int(getattr(engine, key)) for key in COUNTERS},
+        "loss_scaler": {k: getattr(scaler, k) for k in SCALER if hasattr(scaler, k)},
+        "versions": {p: version(p) for p in ("xtdist", "torch", "deepspeed", "ray")},
+    }
+
+
+def loss_scaler(engine: Any) -> Any:
+    """What scales the loss of an fp16 run (of others, something that scales by 1, or None)."""
+    optimizer = engine.optimizer
+    return getattr(optimizer, "loss_scaler", getattr(optimizer, "loss_scale_config", None))
+
+
+def objective_state(engine: Any) -> dict[str, Tensor] | None:
+    """The whole state_dict of the objective and its network on rank 0 (None elsewhere). Collective
+    under ZeRO-3."""
+    if engine.zero_optimization_stage() == 3:
+        state = engine._zero3_consolidated_16bit_state_dict()
+    else:
+        state = engine.module.state_dict()
+    if dist.get_rank() != 0:
+        return None
+    return {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in state.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def save(run: Run) -> PendingCommit:
+    """Write this rank's part of a checkpoint; hashing and publishing go on in the background.
+
+    Raises:
+        ResourceError: on all ranks, before anything is written, when the disk can't hold it.
+    """
+    folder = run.store.staging(run.position.step, run.attempt)
+    check_disk(run.stepper.engine, run.store.root)
+    for name, write in snapshot(run).items():
+        write(folder / name)
+    dist.barrier()
+    return PendingCommit(
+        run.store,
+        folder,
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+        meta=describe(run),
+    )
+
+
+def check_disk(engine: Any, root: Path) -> None:
+    """All ranks agree whether the checkpoint fits on the disk of each."""
+    root.mkdir(parents=True, exist_ok=True)
+    need = checkpoint_bytes(sum(_numel(p) for p in engine.module.parameters()))
+    free = shutil.disk_usage(root).free
+    least = torch.tensor([float(free)], device=engine.device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    if least.item() < need:
+        raise ResourceError(
+            f"{root}: a checkpoint needs about {need / 1e6:.0f} MB and the disk has "
+            f"{least.item() / 1e6:.0f} MB free; free some space or set output to another disk, "
+            "then run the same command: it goes on from the newest checkpoint"
+        )
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """About what one checkpoint takes on disk."""
+    return parameters * BYTES_PER_PARAMETER + 1_000_000
+
+
+def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in host memory; tensors that share memory still do, so that they are written once."""
+    copies: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    out = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() else (id(tensor), ())
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        out[name] = copies[key]
+    return out
+
+
+def _write_weights(
+    folder: Path, *, state: dict[str, Tensor], config: WeightsConfig, tokenizer: Path
+) -> None:
+    net = {n.removeprefix(NET_PREFIX): t for n, t in state.items() if n.startswith(NET_PREFIX)}
+    own = {n: t for n, t in state.items() if not n.startswith(NET_PREFIX)}
+    save_weights(folder, net, config, tokenizer=tokenizer, own=own)
+
+
+def _numel(parameter: Tensor) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
