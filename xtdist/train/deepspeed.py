@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from xtdist.config import ConfigError
+from xtdist.optim import build_optimizer
 from xtdist.train.hardware import uses_nvme
-from xtdist.train.optimizer import make_optimizer, settle_optimizer
 from xtdist.train.spec import RunSpec, Split
 from xtdist.train.spec.engine import CpuOffload, EngineSpec, LossScale, Offload
 
@@ -28,14 +28,12 @@ def build_engine(spec: RunSpec, module: nn.Module, *, split: Split, device: torc
     resolved. All ranks call it together."""
     import deepspeed
 
-    optimizer = make_optimizer(spec.optim, module)
     with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use
         engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=optimizer,
+            optimizer=build_optimizer(spec.optim, module),
             config=engine_config(spec, split=split, gpu=device.type == "cuda"),
         )
-    settle_optimizer(engine, optimizer)
     if spec.engine.compile is not None:
         engine.compile(compile_kwargs={"mode": spec.engine.compile.mode})
     return engine
