@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from xtdist.files import write_atomic
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 _BLOCK = 1 << 20
+_SEALED = re.compile(rb'(.*),\n "sha256": "([0-9a-f]{64})"\n}', re.DOTALL)
 
 
 @configclass
@@ -60,10 +62,15 @@ def list_files(folder: Path) -> list[str]:
     )
 
 
+class FormatError(CheckpointError):
+    """Not damaged, but of a version of this program that wrote it differently."""
+
+
 def manifest_text(files: dict[str, FileEntry], meta: dict[str, Any]) -> str:
-    """What stands in the manifest of these files."""
-    manifest = Manifest(files=dict(sorted(files.items())), meta=meta)
-    return json.dumps(to_mapping(manifest), indent=1)
+    """What stands in the manifest of these files; its last line is the sha256 of the rest."""
+    body = json.dumps(to_mapping(Manifest(files=dict(sorted(files.items())), meta=meta)), indent=1)
+    own = hashlib.sha256(body.encode()).hexdigest()
+    return f'{body[:-2]},\n "sha256": "{own}"\n}}'
 
 
 def write_manifest(folder: Path, files: dict[str, FileEntry], meta: dict[str, Any]) -> Manifest:
@@ -94,19 +101,26 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
     """A manifest's content; ``where`` is what messages call it.
 
     Raises:
-        CheckpointError: it is none, or one of a newer version.
+        CheckpointError: it is none, or a byte of it was changed.
+        FormatError: it is one of a newer version.
     """
+    sealed = _SEALED.fullmatch(raw)
+    body = sealed[1] + b"\n}" if sealed else raw
     try:
-        tree = json.loads(raw.decode("utf-8"))
-        manifest = from_mapping(Manifest, tree, where=where)
+        tree = json.loads(body.decode("utf-8"))
+        version = tree.get("format_version", 1) if isinstance(tree, dict) else None
+        if sealed and hashlib.sha256(body).hexdigest() != sealed[2].decode():
+            raise ValueError("its own sha256 is another; it is damaged")
+        if not sealed and isinstance(version, int) and version == FORMAT_VERSION:
+            raise ValueError("its own sha256 is missing; it is damaged")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise FormatError(
+                f"{where}: format {version} was written by a newer version; this one reads up to "
+                f"{FORMAT_VERSION}: upgrade xtdist"
+            )
+        return from_mapping(Manifest, tree, where=where)
     except (ConfigError, TypeError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{where}: not a manifest of this program: {e}") from None
-    if manifest.format_version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{where}: format {manifest.format_version} was written by a newer version; "
-            f"this one reads up to {FORMAT_VERSION}: upgrade xtdist"
-        )
-    return manifest
 
 
 def verify(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:

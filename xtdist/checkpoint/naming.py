@@ -10,7 +10,7 @@ from collections.abc import Iterable
 NAME = re.compile(r"step_(\d{8,})-([0-9a-z]+)")
 STAGING = ".staging-"
 DOOMED = ".staging-delete-"
-DAMAGED = "damaged-"
+ASIDE = ("damaged", "undone")  # why a checkpoint was set aside
 _ATTEMPT = re.compile(r"e(\d{4,})n(\d{4,})x[0-9a-z]+")
 
 

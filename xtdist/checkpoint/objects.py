@@ -1,9 +1,9 @@
 """Checkpoints on an object store.
 
 Files are put under their final names, several at a time, and ``manifest.json`` last; a folder
-without one is of a save that never ended. Beside a manifest may lie ``damaged.json`` (set aside) or
-``abandoned.json``: then the manifest is a tombstone, put there so that an owner that was cut off
-can't publish any more.
+without one is of a save that never ended. Beside a manifest may lie ``damaged.json`` or
+``undone.json`` (set aside), or ``abandoned.json``: then the manifest is a tombstone, put there so
+that an owner that was cut off can't publish any more.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from xtdist.checkpoint.layout import (
     safe_join,
 )
 from xtdist.checkpoint.lease import FencedError
-from xtdist.checkpoint.naming import NAME
+from xtdist.checkpoint.naming import ASIDE, NAME
 from xtdist.config import CheckpointError
 from xtdist.data.storage.location import Location, locate
 from xtdist.data.storage.retry import retry
 from xtdist.data.storage.transfer import RemoteFile, read_small
 from xtdist.data.storage.write import delete, upload, write_small
 
-DAMAGED_MARK, ABANDONED_MARK = "damaged.json", "abandoned.json"
+ABANDONED_MARK = "abandoned.json"
 SCRATCH = "xtdist-save-"
 DOWNLOADS = 2  # times that a file is fetched before it counts as damaged
 
@@ -51,6 +51,8 @@ def default_cache() -> Path:
 class ObjectStorage:
     """A prefix of a bucket. See ``Storage``."""
 
+    per_host = True
+
     def __init__(self, url: str, *, cache: Callable[[], Path] | None = None) -> None:
         self._given = url
         self.url = url.partition("?")[0].rstrip("/")
@@ -62,10 +64,11 @@ class ObjectStorage:
         return locate(self._given)
 
     def names(self) -> list[str]:
+        marks = {ABANDONED_MARK, *map(_mark, ASIDE)}
         return [
             name
             for name, files in self._saves().items()
-            if MANIFEST in files and not files.keys() & {DAMAGED_MARK, ABANDONED_MARK}
+            if MANIFEST in files and not files.keys() & marks
         ]
 
     def leftovers(self) -> list[str]:
@@ -120,12 +123,12 @@ class ObjectStorage:
             if file not in (MANIFEST, ABANDONED_MARK):
                 delete(folder.join(file))
 
-    def quarantine(self, name: str, why: str) -> str:
-        write_small(self.location.join(name), DAMAGED_MARK, json.dumps({"why": why}).encode())
-        return f"{self.url}/{name}/{DAMAGED_MARK}"
+    def aside(self, kind: str) -> list[str]:
+        return [n for n, files in self._saves().items() if _mark(kind) in files]
 
-    def damaged(self) -> list[str]:
-        return [n for n, files in self._saves().items() if DAMAGED_MARK in files]
+    def set_aside(self, name: str, kind: str, why: str) -> str:
+        write_small(self.location.join(name), _mark(kind), json.dumps({"why": why}).encode())
+        return f"{self.url}/{name}/{_mark(kind)}"
 
     def fetch(self, name: str, manifest: Manifest, files: Iterable[str]) -> Path:
         own = hashlib.sha256(self.url.encode()).hexdigest()[:16]
@@ -182,6 +185,10 @@ class ObjectStorage:
             if NAME.fullmatch(name):
                 saves.setdefault(name, {})[file] = size
         return saves
+
+
+def _mark(kind: str) -> str:
+    return f"{kind}.json"
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from xtdist.checkpoint.layout import (
     verify,
     write_manifest,
 )
-from xtdist.checkpoint.naming import DAMAGED, DOOMED, NAME, STAGING
+from xtdist.checkpoint.naming import DOOMED, NAME, STAGING
 from xtdist.files import sync
 
 
@@ -30,6 +30,7 @@ class Storage(Protocol):
     does not answer or is full come through; CheckpointError says that one is missing or damaged."""
 
     url: str
+    per_host: bool  # whether each host needs its own copy of the files to read them
 
     def names(self) -> list[str]:
         """Names of committed checkpoints, in no order."""
@@ -69,12 +70,13 @@ class Storage(Protocol):
         """Delete a save without an end for good: who is about to publish it fails."""
         ...
 
-    def damaged(self) -> list[str]:
-        """Names of those that were set aside."""
+    def aside(self, kind: str) -> list[str]:
+        """Names of those that were set aside as ``kind``."""
         ...
 
-    def quarantine(self, name: str, why: str) -> str:
-        """Set a damaged one aside; where it is now."""
+    def set_aside(self, name: str, kind: str, why: str) -> str:
+        """Have a checkpoint be none any more, but keep it; where it is now. ``kind``: one of
+        ``naming.ASIDE``."""
         ...
 
     def fetch(self, name: str, manifest: Manifest, files: Iterable[str]) -> Path:
@@ -88,6 +90,8 @@ class Storage(Protocol):
 
 class LocalStorage:
     """A folder of this machine, or one that all hosts see."""
+
+    per_host = False
 
     def __init__(self, root: Path) -> None:
         self.root, self.url = root, str(root)
@@ -134,11 +138,11 @@ class LocalStorage:
     def bury(self, name: str) -> None:
         self.remove(name)
 
-    def damaged(self) -> list[str]:
-        return [n.removeprefix(DAMAGED) for n in self._entries() if n.startswith(DAMAGED)]
+    def aside(self, kind: str) -> list[str]:
+        return [n for n in self._entries() if n.startswith(f"{kind}-")]
 
-    def quarantine(self, name: str, why: str) -> str:
-        target = self.root / f"{DAMAGED}{name}"
+    def set_aside(self, name: str, kind: str, why: str) -> str:
+        target = self.root / f"{kind}-{name}"
         (self.root / name).rename(target)
         sync(self.root)
         return str(target)

@@ -8,13 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from xtdist.checkpoint.layout import Manifest
+from xtdist.checkpoint.layout import FORMAT_VERSION, FormatError, Manifest
 from xtdist.checkpoint.naming import STAGING, name_of, new_attempt, step_of
 from xtdist.checkpoint.retention import Retention
 from xtdist.checkpoint.storage import LocalStorage, open_storage
 from xtdist.config import CheckpointError
-
-FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,21 @@ class CheckpointStore:
         """Names of committed checkpoints, oldest step first."""
         return sorted(self.storage.names(), key=lambda n: (step_of(n), n))
 
+    def newest(self) -> tuple[str, Manifest] | None:
+        """The newest one that says what it is; its files are not looked at.
+
+        Raises:
+            FormatError: another version wrote it.
+        """
+        for name in reversed(self.names()):
+            try:
+                return name, self.manifest(name)
+            except FormatError:
+                raise
+            except CheckpointError:
+                continue  # set aside once all workers are there
+        return None
+
     def newest_step(self) -> int:
         """The step of the newest one, by its name; 0 if there is none."""
         names = self.names()
@@ -80,17 +93,20 @@ class CheckpointStore:
         for name in reversed(self.names()):
             try:
                 return self.open(name)
+            except FormatError:
+                raise
             except CheckpointError as e:
                 self.quarantine(name, str(e))
         return None
 
     def quarantine(self, name: str, why: str) -> None:
         """Set a damaged one aside, kept for inspection."""
-        print(
-            f"checkpoint {name} is damaged and set aside as "
-            f"{self.storage.quarantine(name, why)}: {why}",
-            flush=True,
-        )
+        where = self.storage.set_aside(name, "damaged", why)
+        print(f"checkpoint {name} is damaged and set aside ({where}): {why}", flush=True)
+
+    def take_back(self, name: str, why: str) -> None:
+        """Set one aside that is whole, but of steps that were undone."""
+        self.storage.set_aside(name, "undone", why)
 
     def open(self, name: str, files: Iterable[str] | None = None) -> Commit:
         """Verify and return one checkpoint.
@@ -110,11 +126,17 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: it is missing, unreadable, or of another step than its name says.
+            FormatError: another version wrote it.
         """
         if name not in (names := self.names()):
             have = ", ".join(names) or "none"
             raise CheckpointError(f"{self.url}/{name}: no such checkpoint; there are: {have}")
         manifest = self.storage.manifest(name)
+        if manifest.format_version < FORMAT_VERSION:
+            raise FormatError(
+                f"{self.url}/{name}: was written by an older version of xtdist, whose checkpoints "
+                "this one can't go on from (its weights can be used); give the run another name"
+            )
         if manifest.meta.get("step") != step_of(name):
             raise CheckpointError(
                 f"{self.url}/{name}: its manifest is of step {manifest.meta.get('step')}: damaged"

@@ -6,7 +6,8 @@
     tokenizer.json      the tokenizer of the training data
     manifest.json       sizes and digests, written last
 
-Every checkpoint of a run holds one under ``weights/``; copied elsewhere it works alone. No pickle.
+Every checkpoint of a run holds one under ``weights/`` (and, with ``optim.ema``, one of the averaged
+weights under ``weights-ema/``); copied elsewhere it works alone. No pickle.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from xtdist.objective.config import ObjectiveConfig
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 OWN_TENSORS = "objective.safetensors"
 NET_PREFIX = "net."
+AVERAGED = "weights-ema"
 
 
 @configclass
@@ -147,9 +149,18 @@ def load_weights(
 
 
 def find_weights(folder: Path) -> Path:
-    """The weights folder meant by ``folder``: itself, a checkpoint's, or a run's newest one."""
+    """The weights folder meant by ``folder``: itself, a checkpoint's, or a run's newest one. With
+    ``/weights-ema`` behind it, the averaged weights there."""
     if (folder / TENSORS).is_file() and (folder / MANIFEST).is_file():
         return folder
+    if folder.name == AVERAGED and not folder.exists():
+        found = find_weights(folder.parent).with_name(AVERAGED)
+        if (found / MANIFEST).is_file():
+            return found
+        raise CheckpointError(
+            f"{found}: no averaged weights there: the run was without optim.ema; leave out "
+            f"/{AVERAGED}"
+        )
     if (folder / "weights" / MANIFEST).is_file():
         return folder / "weights"
     names = CheckpointStore(folder / "checkpoints").names()

@@ -72,6 +72,15 @@ def locate(path: str | Path) -> Location:
     return Location(name=f"{scheme}://{inner}", filesystem=filesystem, path=inner, remote=True)
 
 
+def check_uri(uri: str) -> None:
+    """Check how a URI is written, without opening a connection.
+
+    Raises:
+        ConfigError: see ``locate``.
+    """
+    _parts(uri)
+
+
 def _parts(uri: str) -> tuple[str, str, str, dict[str, str]]:
     """Scheme, bucket, key and options of a URI, checked."""
     parts = urlsplit(uri)

@@ -1,13 +1,93 @@
-"""When checkpoints are saved, and which are kept."""
+"""When checkpoints are saved, where, and which are kept."""
 
 from __future__ import annotations
 
-from xtdist.config import PositiveInt, configclass
+from pathlib import Path
+
+from xtdist.checkpoint.retention import Retention
+from xtdist.config import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, configclass
+from xtdist.data.storage.location import check_uri, is_remote
+
+FOLDER = "checkpoints"
+_LOWER = ("loss", "bits_per_byte", "perplexity")
+_HIGHER = ("accuracy",)
 
 
 @configclass
 class CheckpointSpec:
-    """``every``: steps between two. ``keep``: the newest ones kept."""
+    """Saving goes on beside the steps; the last step and a stop wait for it.
 
+    Attributes:
+        url: a folder, or ``s3://bucket/path``, under which the run's checkpoints lie as
+            ``<url>/<name>``; null: ``<output>/<name>/checkpoints``.
+        every: steps between two.
+        every_minutes: also after so many minutes without one.
+        keep: how many of the newest are kept.
+        keep_best: how many beside them, those with the best ``metric``. One at whose step it was
+            not measured has none.
+        keep_every: beside them every one whose step is a multiple of it, for ever; 0: none.
+        metric: as in metrics.jsonl.
+        lower_is_better: of ``metric``; null: known of losses, perplexities, bits and accuracies.
+        max_misses: a save that fails (disk full, store not reachable) is tried again a few steps
+            later; that many failures in a row end the run.
+    """
+
+    url: str | None = None
     every: PositiveInt = 500
+    every_minutes: PositiveFloat | None = None
     keep: PositiveInt = 3
+    keep_best: NonNegativeInt = 0
+    keep_every: NonNegativeInt = 0
+    metric: str = "eval/valid/loss"
+    lower_is_better: bool | None = None
+    max_misses: PositiveInt = 5
+
+    def __post_init__(self) -> None:
+        if self.url is not None:
+            self._check_url(self.url)
+        if self.keep_best and self.lower_is_better is None and self._lower is None:
+            raise ConfigError(
+                f"lower_is_better: must be given for metric {self.metric!r}: true or false"
+            )
+
+    def _check_url(self, url: str) -> None:
+        if not is_remote(url):
+            if not url:
+                raise ConfigError("url: got ''; give a folder or s3://bucket/path, or leave it out")
+            return
+        if not url.startswith("s3://"):
+            raise ConfigError(f"url: got {url!r}; checkpoints go to a folder or s3://bucket/path")
+        try:
+            check_uri(url)
+        except ConfigError as e:
+            raise ConfigError(f"url: {e}") from None
+
+    @property
+    def _lower(self) -> bool | None:
+        if self.lower_is_better is not None:
+            return self.lower_is_better
+        last = self.metric.rpartition("/")[2]
+        known = {True: last.endswith(_LOWER), False: last.endswith(_HIGHER)}
+        return next((lower for lower, hit in known.items() if hit), None)
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(
+            keep=self.keep,
+            keep_best=self.keep_best,
+            keep_every=self.keep_every,
+            lower_is_better=self._lower is not False,
+        )
+
+    def place(self, folder: Path) -> str:
+        """Where the checkpoints of the run in ``folder`` lie."""
+        if self.url is None:
+            return str(folder / FOLDER)
+        path, mark, options = self.url.partition("?") if is_remote(self.url) else (self.url, "", "")
+        return f"{path.rstrip('/')}/{folder.name}{mark}{options}"
+
+    def lease_place(self, folder: Path) -> str:
+        """What a process must hold the lease of to write this run: its folder, or, so that hosts
+        which share no disk exclude each other too, the checkpoints' place on a store."""
+        place = self.place(folder)
+        return place if is_remote(place) else str(folder)
