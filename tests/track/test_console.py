@@ -153,3 +153,37 @@ def test_numbers_are_short(number: float, text: str) -> None:
 )  # fmt: skip
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_shares_are_shown_where_they_say_something() -> None:
+    status = TrainStatus(10)
+    values = {"perf/mfu": 0.482, "perf/data_wait_share": 0.01, "perf/goodput": 0.966}
+    status.update(Record(step=10, time=1.0, values=values), live=True)
+    assert status.text() == "step 10/10  mfu 48 %  goodput 97 %"
+    status.update(Record(step=10, time=1.0, values={"perf/data_wait_share": 0.31}), live=True)
+    assert "data wait 31 %" in status.text()
+
+
+@pytest.mark.parametrize("out", [io.StringIO(), Terminal()])
+def test_notes_that_come_while_a_run_is_followed_stand_on_lines_of_their_own(
+    tmp_path: Path, out: io.StringIO
+) -> None:
+    with Tracker(tmp_path) as tracker:
+        tracker.note(1, "from an earlier attempt")
+        tracker.log(1, {"train/loss": 3.0})
+        stop = threading.Event()
+        watcher = threading.Thread(
+            target=follow, args=(tmp_path, 10), kwargs={"stop": stop, "out": out}
+        )
+        watcher.start()
+        until = time.monotonic() + 30
+        while not out.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+        tracker.log(4, {"train/loss": 2.0})
+        tracker.note(4, "warning: rank 3 is slow")
+        with (tmp_path / "notes.jsonl").open("a") as file:
+            file.write('{"step": 5, "ti')
+        stop.set()
+        watcher.join()
+    assert "step 4: warning: rank 3 is slow" in out.getvalue()
+    assert "earlier" not in out.getvalue()

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from xtdist.config import ConfigError
+from xtdist.track import read_goodput
 from xtdist.track.plots import loss_html, loss_png
 
 
@@ -30,4 +31,8 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     print(loss_png(runs, output / "loss.png"))
     print(loss_html(runs, output / "loss.html"))
+    for folder in runs:
+        goodput = read_goodput(folder)
+        if goodput.elapsed:
+            print(f"{folder.resolve().name}: {goodput.text()}")
     return 0

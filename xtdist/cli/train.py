@@ -12,6 +12,7 @@ from xtdist.config.load import parse_value
 from xtdist.launch.datasets import data_paths, local_path
 from xtdist.launch.submit import ROOT, submit
 from xtdist.launch.trainer import TrainingFailedError, run_training
+from xtdist.track import read_goodput
 from xtdist.train.spec import RunSpec
 
 
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"stopped at step {outcome.step} of {outcome.steps}; the same command goes on")
         return 130
     print(f"step {outcome.step} of {outcome.steps} done; all of it is in {outcome.folder}")
+    if not outcome.reused:
+        print(read_goodput(outcome.folder).text())
     return 0
 
 

@@ -17,7 +17,7 @@ from xtdist.files import write_atomic
 from xtdist.launch.driver import Driver, TrainingFailedError, newest_step
 from xtdist.launch.fit import Worker
 from xtdist.launch.preflight import Plan, preflight, resolve
-from xtdist.track import MlflowRun, finish_run, open_run, read_series
+from xtdist.track import Ledger, MlflowRun, finish_run, open_run, read_series
 from xtdist.track.mlflow import RunStatus, flatten
 from xtdist.track.plots import loss_html, loss_png
 from xtdist.train.loop import train_worker
@@ -126,6 +126,7 @@ def _train(plan: Plan, worker: Worker, lease: Lease) -> Outcome:
     job = WorkerJob(
         spec=plan.spec, folder=str(folder), mlflow=tracked, gpu=bool(plan.gpus_per_worker)
     )
+    Ledger(folder).start(plan.done_step)
     driver = Driver(plan, to_mapping(job), worker, lease)
     error = driver.run()
     step = newest_step(folder)

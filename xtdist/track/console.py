@@ -22,6 +22,7 @@ from rich.progress_bar import ProgressBar as RichBar
 from rich.table import Table
 from rich.text import Text
 
+from xtdist.track.notes import NoteTail
 from xtdist.track.records import Record, Tail
 from xtdist.track.text import duration, human
 
@@ -30,6 +31,11 @@ POLL_S = 0.2
 SHOW_INTERVAL_S = 0.1
 WINDOW = 50  # records that the ETA is fitted on
 BAR_WIDTH = 24
+SHARES = (  # metric, its label, and from where on it is shown
+    ("perf/mfu", "mfu", 0.005),
+    ("perf/data_wait_share", "data wait", 0.05),
+    ("perf/goodput", "goodput", 0.005),
+)
 
 
 class Line:
@@ -66,6 +72,16 @@ class Line:
         now = self._clock()
         if self._printed_at is None or now - self._printed_at >= self._interval_s:
             self._print()
+
+    def note(self, text: str) -> None:
+        """Print ``text`` as a line of its own, which stays."""
+        try:
+            if self._live is not None:
+                self._live.console.print(Text(text, style="yellow"))
+            else:
+                print(text, file=self._out, flush=True)
+        except (OSError, ValueError):
+            self._shown = None
 
     def close(self) -> None:
         """Leave the last state standing."""
@@ -132,13 +148,17 @@ class TrainStatus:
         return max(0, self.total_steps - step1) * (time1 - time0) / (step1 - step0)
 
     def text(self) -> str:
-        """``step 450/1000  loss 3.214  valid 3.301  12.3k tok/s  eta 1m 12s``"""
+        """``step 450/1000  loss 3.214  valid 3.301  12.3k tok/s  mfu 48 %  goodput 97 %  eta 1m``;
+        what is seldom of interest (the wait for data) only where it is."""
         parts = [f"step {self.step}/{self.total_steps}"]
         for name, label in (("train/loss", "loss"), ("eval/valid/loss", "valid")):
             if name in self._values:
                 parts.append(f"{label} {self._values[name]:.3f}")
         if "perf/tokens_per_s" in self._values:
             parts.append(f"{human(self._values['perf/tokens_per_s'])} tok/s")
+        for name, label, least in SHARES:
+            if self._values.get(name, 0.0) >= least:
+                parts.append(f"{label} {100 * self._values[name]:.0f} %")
         eta = self.eta_s()
         if eta is not None and self.step < self.total_steps:
             parts.append(f"eta {duration(eta)}")
@@ -156,7 +176,7 @@ def follow(
 
     Run it in a thread of the process that waits for the run; it only reads.
     """
-    tail = Tail(run_folder)
+    tail, notes = Tail(run_folder), NoteTail(run_folder)
     status = TrainStatus(total_steps)
     for record in tail.poll_all():
         status.update(record, live=False)
@@ -165,6 +185,8 @@ def follow(
             line.show(status.fraction, status.text())
         while True:
             last = stop.wait(POLL_S)
+            for note in notes.poll():
+                line.note(f"step {note.step}: {note.text}")
             for record in tail.poll_all():
                 status.update(record, live=True)
                 line.show(status.fraction, status.text())

@@ -16,6 +16,8 @@ SHOWN = (
     "train/lr",
     "train/grad_norm",
     "perf/tokens_per_s",
+    "perf/mfu",
+    "perf/goodput",
 )
 
 

@@ -166,10 +166,12 @@ class Ledger:
         self._write({**line, "first": self._first, "seconds": seconds})
         self._since, self._first, self._open = now, self._step, {}
 
-    def end(self, step: int) -> None:
-        """The run was finished, or stopped by its user."""
+    def close(self, *, ended: bool) -> None:
+        """Write what is left. ``ended``: the run was finished, or stopped by its user; the time
+        until it is started again is then nobody's loss."""
         self.flush()
-        self._write({"event": "end", "time": self._clock(), "step": step})
+        if ended:
+            self._write({"event": "end", "time": self._clock(), "step": self._step})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self.goodput.add(line)

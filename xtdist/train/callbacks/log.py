@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from xtdist.track import Ledger
 from xtdist.train.callbacks.base import Callback
+from xtdist.train.meters import Phases
 from xtdist.train.meters.flops import flops_per_token, peak_tflops
 from xtdist.train.meters.ranks import (
     Stragglers,
@@ -31,11 +32,14 @@ class Log(Callback):
 
     _speed: Speed
     _stragglers: Stragglers
+    _phases: Phases
     _ledger: Ledger | None = None
+    _ended = False
 
     def started(self, run: Run) -> None:
         step, self._tokens = run.position.step, run.position.tokens
         self._own: list[float] = []
+        self._phases = run.phases
         self._stragglers = Stragglers(run.spec.track.stragglers, gathered_hosts())
         self._speed = _speed_of(run)
         lap = run.phases.lap(step=step)
@@ -67,14 +71,15 @@ class Log(Callback):
         run.log(metrics)
 
     def finished(self, run: Run) -> None:
-        if self._ledger is not None:
-            lap = run.phases.lap(step=run.position.step)
-            self._ledger.spend(run.position.step, buckets_of(lap))
-            self._ledger.end(run.position.step)
+        # A run that is stopped for a lost machine has not ended: what follows is recovery.
+        self._ended = run.last or run.stop_file.exists()
 
     def close(self) -> None:
+        """The last to be closed: what the other callbacks still waited for is counted."""
         if self._ledger is not None:
-            self._ledger.flush()
+            now = self._phases.now
+            self._ledger.spend(now.step, buckets_of(self._phases.lap(step=now.step)))
+            self._ledger.close(ended=self._ended)
 
     def _compare(self, run: Run) -> dict[str, float]:
         """The ranks' own work and memory, side by side; the largest of each is logged."""
