@@ -1,7 +1,7 @@
 """What a checkpoint is: layout, commit, weights."""
 
 from xtdist.checkpoint.layout import Manifest, read_manifest, verify
-from xtdist.checkpoint.lease import FencedError
+from xtdist.checkpoint.lease import FencedError, Lease
 from xtdist.checkpoint.pending import PendingCommit
 from xtdist.checkpoint.retention import Retention
 from xtdist.checkpoint.saver import Missed, Ranks, Saved, Saver
@@ -18,6 +18,7 @@ __all__ = [
     "CheckpointStore",
     "Commit",
     "FencedError",
+    "Lease",
     "LoadedModel",
     "Manifest",
     "Missed",
