@@ -113,8 +113,9 @@ def _trace(args: argparse.Namespace) -> None:
         seq_len=spec.data.seq_len,
         seed=spec.seed,
         global_batch=spec.global_batch,
+        warmup=spec.batch_warmup,
     )
-    trace = view.trace(args.step, rank=args.rank, world=world)
+    trace = view.trace(args.step, rank=args.rank, world=world, unit=spec.split(world).unit)
     if args.json:
         print(json.dumps(asdict(trace), indent=1))
         return

@@ -108,6 +108,7 @@ def known_data(spec: RunSpec) -> View:
         counts=dict.fromkeys(datasets, 1),
         seq_len=data.seq_len,
         global_batch=spec.global_batch,
+        warmup=spec.batch_warmup,
         seed=spec.seed,
     )
     return View(config=data, split="train", datasets=datasets, windows=(), order=order)

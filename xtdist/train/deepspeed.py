@@ -16,6 +16,7 @@ from torch import nn
 from xtdist.config import ConfigError
 from xtdist.optim import build_optimizer
 from xtdist.train.hardware import uses_nvme
+from xtdist.train.reduction import unfuse
 from xtdist.train.spec import RunSpec, Split
 from xtdist.train.spec.engine import CpuOffload, EngineSpec, LossScale, Offload
 
@@ -28,10 +29,13 @@ def build_engine(spec: RunSpec, module: nn.Module, *, split: Split, device: torc
     resolved. All ranks call it together."""
     import deepspeed
 
+    optimizer = build_optimizer(spec.optim, module)
+    if spec.engine.reduction == "canonical":
+        unfuse(optimizer)
     with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use
         engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(spec.optim, module),
+            optimizer=optimizer,
             config=engine_config(spec, split=split, gpu=device.type == "cuda"),
         )
     if spec.engine.compile is not None:
@@ -42,11 +46,15 @@ def build_engine(spec: RunSpec, module: nn.Module, *, split: Split, device: torc
 def engine_config(spec: RunSpec, *, split: Split, gpu: bool) -> dict[str, Any]:
     """The DeepSpeed config of a run."""
     engine = spec.engine
-    replicated = engine.zero_stage == 0 and engine.precision == "fp32"  # clipped in step.py
+    replicated = engine.zero_stage == 0 and engine.precision == "fp32"
+    canonical = engine.reduction == "canonical"
+    here = replicated or canonical  # clipped in step.py
     return {
         "train_micro_batch_size_per_gpu": split.micro_batch,
-        "gradient_accumulation_steps": split.accumulation,
-        "gradient_clipping": 0.0 if replicated else float(spec.optim.grad_clip),
+        "gradient_accumulation_steps": 1,  # step.py tells the engine when a step ends
+        "gradient_clipping": 0.0 if here else float(spec.optim.grad_clip),
+        # The canonical sum is on one rank and zero on the others: it must arrive undivided.
+        "gradient_allreduce_op": "sum" if canonical else "mean",
         "zero_optimization": _zero(spec, gpu=gpu),
         "zero_allow_untested_optimizer": True,
         # Ours is torch's, whose CPU kernel is there; DeepSpeed's own would be compiled first.

@@ -54,7 +54,7 @@ def train(job: WorkerJob) -> None:
             with run.phases("rest"):
                 result = run.stepper.step(batch, stop_wanted=run.stop_file.exists())
             run.position.step = batch.step + 1
-            run.position.tokens += run.spec.batch.tokens_per_step
+            run.position.tokens += result.tokens
             for callback in run.callbacks:
                 with run.phases(callback.phase):
                     callback.stepped(run, result)

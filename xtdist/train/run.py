@@ -96,6 +96,7 @@ class Run:
             rank=dist.get_rank(),
             world=dist.get_world_size(),
             device=self.stepper.device if causal else torch.device("cpu"),
+            unit=self.spec.split(dist.get_world_size()).unit,
         )
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -163,7 +164,6 @@ def _build(job: WorkerJob) -> Run:
             engine=engine,
             objective=objective,
             spec=spec,
-            split=split,
             device=device,
             phases=phases,
         ),
@@ -184,6 +184,7 @@ def open_data(spec: RunSpec, split: str) -> View:
         seq_len=spec.data.seq_len,
         seed=spec.seed,
         global_batch=spec.global_batch,
+        warmup=spec.batch_warmup if split == "train" else (),
     )
 
 

@@ -1,7 +1,8 @@
 """One optimizer step: the global batch, cut by rank, cut into micro-batches, one update.
 
 The loss is a sum over tokens divided by the token count of the whole step (all ranks, all
-micro-batches), so neither the number of workers nor the accumulation changes it.
+micro-batches), so neither the number of workers nor the accumulation changes it; with
+``engine.reduction: canonical`` the number of workers changes not even a bit of anything.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,16 @@ from xtdist.config import UserError, derive_seed
 from xtdist.data import StepBatch
 from xtdist.objective import LossOutput, Objective, Prepared
 from xtdist.train.meters import Phases
+from xtdist.train.reduction import (
+    GivenGradient,
+    Node,
+    TreeSum,
+    clip_,
+    flat_gradient,
+    micro_batches,
+    sum_in_order,
+    sum_on_first,
+)
 from xtdist.train.spec import RunSpec, Split
 
 HELP = "Lower optim.lr, raise optim.schedule.warmup_steps, or look at this step's data"
@@ -37,22 +48,41 @@ class TrainModule(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, prepared: Prepared) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum, weight and metrics of :class:`LossOutput`."""
+    def forward(self, prepared: Prepared | Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum, weight and metrics of :class:`LossOutput`. A tensor is the gradient of all trainable
+        parameters: the sum is then 0 and has that gradient."""
+        if isinstance(prepared, Tensor):
+            zero: Tensor = GivenGradient.apply(prepared, *self.trainable)  # type: ignore[no-untyped-call]
+            return zero, zero.detach(), {}
         out = self.objective.losses(prepared)
         return out.sum, out.weight, out.metrics
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)
 class StepResult:
     """Loss is the mean over the step's target tokens; ``stop``: some rank was asked to stop.
-    ``wait_s``: what this rank waited for its data."""
+    ``wait_s``: what this rank waited for its data. ``tokens``: of the step, of all ranks."""
 
     loss: float
     metrics: dict[str, float]
     grad_norm: float
     stop: bool
     wait_s: float
+    tokens: int
+
+
+class _Sums(NamedTuple):
+    """Over the whole step: the divisor, the loss and the metrics by name; the gradient's norm."""
+
+    weight: Tensor
+    names: list[str]
+    values: Tensor
+    norm: float
+    stop: bool
 
 
 @dataclass(frozen=True)
@@ -62,7 +92,6 @@ class Stepper:
     engine: Any
     objective: Objective
     spec: RunSpec
-    split: Split
     device: torch.device
     phases: Phases
 
@@ -72,74 +101,139 @@ class Stepper:
         Raises:
             NonFiniteLossError: on all ranks, before the update.
         """
-        world, accumulation = dist.get_world_size(), self.split.accumulation
-        prepared = self._prepare(batch, "noise")
-        weight = self._all_reduce(prepared.weight.detach().double()).clamp_min(1e-12)
-        totals: Tensor | None = None
-        names: list[str] = []
-        for micro, last in self._micro_batches(prepared):
-            torch.manual_seed(
-                derive_seed(self.spec.seed, "dropout", batch.step, int(micro.sample_ids[0]))
-            )
-            with self.phases("forward"):
-                out = LossOutput(*self.engine(micro))
-            with self.phases("backward"):
-                self.engine.backward(out.sum * (world * accumulation / weight).to(out.sum.dtype))
-            names, values = _flatten(out)
-            totals = values if totals is None else totals + values
-            if last:
-                summed = self._check(totals, batch.step, stop_wanted=stop_wanted)
-            with self.phases("optimizer"):
-                norm = self._clip_replicated() if last else None
-                self.engine.step()
-        loss = float(summed[0] / weight)
-        shown = {n: float(v / weight) for n, v in zip(names, summed[1:-1], strict=True)}
+        sums = self._canonical if self.spec.engine.reduction == "canonical" else self._fast
+        found = sums(batch, stop_wanted=stop_wanted)
+        loss, *metrics = (found.values / found.weight).tolist()
         return StepResult(
             loss=loss,
-            metrics=shown,
-            grad_norm=self._finite(
-                float(self.engine.get_global_grad_norm() if norm is None else norm), batch.step
-            ),
-            stop=bool(summed[-1] > 0),
+            metrics=dict(zip(found.names, metrics, strict=True)),
+            grad_norm=found.norm,
+            stop=found.stop,
             wait_s=batch.wait_s,
+            tokens=batch.step_rows * self.spec.data.seq_len,
         )
+
+    def _fast(self, batch: StepBatch, *, stop_wanted: bool) -> _Sums:
+        """The engine accumulates and reduces, in its own order."""
+        prepared, world = self._prepare(batch, "noise"), dist.get_world_size()
+        weight = self._all_reduce(prepared.weight.detach().double()).clamp_min(1e-12)
+        totals, names, last = None, [], False
+        for micro, last in self._micro_batches(prepared, batch):
+            # Told each time: a step may have any number of micro-batches.
+            self.engine.set_gradient_accumulation_boundary(last)
+            with self.phases("forward"):
+                out = LossOutput(*self._forward(self.engine, micro, batch))
+            with self.phases("backward"):
+                scale = (world / weight).to(out.sum.dtype)
+                self.engine.backward(out.sum * scale, scale_wrt_gas=False)
+            names, values = _flatten(out)
+            totals = values if totals is None else totals + values
+        assert totals is not None
+        flag = totals.new_tensor([float(stop_wanted)])
+        *summed, stop = self._all_reduce(torch.cat([totals, flag]))
+        values = self._checked(torch.stack(summed), batch.step)
+        with self.phases("optimizer"):
+            norm = self._clip_replicated()
+            self.engine.step()
+            norm = self.engine.get_global_grad_norm() if norm is None else norm
+        return _Sums(weight, names, values, self._finite(float(norm), batch.step), bool(stop > 0))
+
+    def _canonical(self, batch: StepBatch, *, stop_wanted: bool) -> _Sums:
+        """All sums in an order that does not depend on the number of ranks: slow and exact."""
+        shares = self._shares(batch)
+        mine = shares[dist.get_rank()]
+        parts = [micro for micro, _ in self._micro_batches(self._prepare(batch, "noise"), batch)]
+        parts = parts[: max(len(mine), 1)]  # a rank without any takes part for the names alone
+        weight = self._in_order([part.weight.double()[None] for part in parts], batch)[0]
+        weight = weight.clamp_min(1e-12)
+        tree, rows, names = TreeSum(), [], []
+        parameters = self.engine.module.trainable
+        for number, part in enumerate(parts, start=mine.start):
+            with self.phases("forward"):
+                out = LossOutput(*self._forward(self.engine.module, part, batch))
+            with self.phases("backward"):
+                gradient = flat_gradient(out.sum / weight.to(out.sum.dtype), parameters)
+            names, values = _flatten(out)
+            rows.append(values)
+            if number in mine:
+                tree.add(Node(number, 1, gradient))
+        summed = self._in_order(rows, batch)
+        with self.phases("reduce"):
+            total = sum_on_first(tree, shares, gradient)
+        stop = self._all_reduce(summed.new_tensor([float(stop_wanted)]))
+        values = self._checked(summed, batch.step)
+        with self.phases("optimizer"):
+            norm = self._apply(torch.zeros_like(gradient) if total is None else total, batch.step)
+        return _Sums(weight, names, values, norm, bool(stop > 0))
+
+    def _apply(self, gradient: Tensor, step: int) -> float:
+        """Clip the whole gradient, which rank 0 has and the others give as zeros, and update."""
+        norm = clip_(gradient, self.spec.optim.grad_clip)
+        norm = float(self._all_reduce(gradient.new_tensor([norm], dtype=torch.float64)))
+        self._finite(norm, step)
+        self.engine.set_gradient_accumulation_boundary(is_boundary=True)
+        nothing, _, _ = self.engine(gradient)
+        self.engine.backward(nothing, scale_wrt_gas=False)
+        self.engine.step()
+        return norm
 
     @torch.no_grad()
     def validate(self, batches: Iterator[StepBatch]) -> tuple[float, float]:
         """Sum of losses (nats) and of weights over ``batches``, all ranks together."""
         self.engine.eval()
+        canonical = self.spec.engine.reduction == "canonical"
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in batches:
             prepared = self._prepare(batch, "validation")
-            for micro, _ in self._micro_batches(prepared):
+            rows = []
+            for micro, _ in self._micro_batches(prepared, batch):
                 out = LossOutput(*self.engine(micro))
-                total += torch.stack([out.sum.double(), out.weight.double()])
+                rows.append(torch.stack([out.sum.double(), out.weight.double()]))
+            total += self._in_order(rows, batch) if canonical else torch.stack(rows).sum(0)
         self.engine.train()
-        total = self._all_reduce(total)
+        total = total if canonical else self._all_reduce(total)
         return float(total[0]), float(total[1])
 
+    def _forward(self, module: nn.Module, micro: Prepared, batch: StepBatch) -> Any:
+        """The same dropout wherever and however a micro-batch that begins so is computed."""
+        first = int(micro.sample_ids[0])
+        torch.manual_seed(derive_seed(self.spec.seed, "dropout", batch.step, first))
+        return module(micro)
+
     def _prepare(self, batch: StepBatch, purpose: str) -> Prepared:
-        step = batch.step if purpose == "noise" else 0
+        training = purpose == "noise"
         tokens, ids = batch.tokens, torch.from_numpy(batch.sample_ids)
         documents = batch.documents
         if not len(tokens):  # nothing for this rank: one row that weighs nothing
             tokens, ids = tokens.new_zeros(1, self.spec.data.seq_len + 1), ids.new_zeros(1)
             documents = None
+        if training:
+            length = self.spec.batch.row_len(batch.data_step, seq_len=self.spec.data.seq_len)
+            parts = self.spec.data.seq_len // length
+            tokens = _cut(tokens, length)
+            documents = None if documents is None else _cut(documents, length)
+            ids = (ids[:, None] * parts + torch.arange(parts)).flatten()
         prepared = self.objective.prepare(
             tokens,
-            seed=derive_seed(self.spec.seed, purpose, step),
+            seed=derive_seed(self.spec.seed, purpose, batch.step if training else 0),
             sample_ids=ids,
             documents=documents,
         )
         return (prepared if len(batch.tokens) else prepared.muted()).to(self.device)
 
-    def _micro_batches(self, prepared: Prepared) -> Iterator[tuple[Prepared, bool]]:
-        """``accumulation`` parts; a rank that has run out of rows repeats one with weight 0, so
-        that all ranks take part in every collective."""
-        size, count = self.split.micro_batch, self.split.accumulation
-        for i in range(count):
+    def _split(self, batch: StepBatch) -> Split:
+        return self.spec.split(dist.get_world_size(), rows=batch.step_rows)
+
+    def _micro_batches(
+        self, prepared: Prepared, batch: StepBatch
+    ) -> Iterator[tuple[Prepared, bool]]:
+        """As many parts on each rank, and whether one is the last; a rank that has run out of rows
+        repeats one with weight 0, so that all ranks take part in every collective."""
+        split = self._split(batch)
+        size = split.micro_batch * (len(prepared) // max(len(batch.tokens), 1))
+        for i in range(split.accumulation):
             part = prepared[i * size : (i + 1) * size]
-            yield (part if len(part) else prepared[:1].muted()), i == count - 1
+            yield (part if len(part) else prepared[:1].muted()), i == split.accumulation - 1
 
     def _all_reduce(self, tensor: Tensor) -> Tensor:
         with self.phases("reduce"):
@@ -147,9 +241,21 @@ class Stepper:
             dist.all_reduce(tensor)
             return tensor
 
-    def _check(self, totals: Tensor, step: int, *, stop_wanted: bool) -> Tensor:
-        flag = torch.tensor([float(stop_wanted)], dtype=torch.float64, device=totals.device)
-        summed = self._all_reduce(torch.cat([totals, flag]))
+    def _in_order(self, rows: list[Tensor], batch: StepBatch) -> Tensor:
+        """The sum over the step's micro-batches; ``rows``: [k] of each of this rank's."""
+        shares = self._shares(batch)
+        mine, count = shares[dist.get_rank()], shares[-1].stop
+        with self.phases("reduce"):
+            return sum_in_order(torch.stack(rows)[: len(mine)], mine, count)
+
+    def _shares(self, batch: StepBatch) -> list[range]:
+        """The numbers of every rank's micro-batches in the step."""
+        size, world = self._split(batch).unit, dist.get_world_size()
+        return [
+            micro_batches(batch.step_rows, size=size, rank=r, world=world) for r in range(world)
+        ]
+
+    def _checked(self, summed: Tensor, step: int) -> Tensor:
         if not torch.isfinite(summed).all():
             raise NonFiniteLossError(
                 f"the loss of step {step} is not finite; the update was not applied. {HELP}"
@@ -179,3 +285,9 @@ def _flatten(out: LossOutput) -> tuple[list[str], Tensor]:
     names = sorted(out.metrics)
     parts = [out.sum.detach(), *(out.metrics[n].detach() for n in names)]
     return names, torch.stack([p.double() for p in parts])
+
+
+def _cut(rows: Tensor, length: int) -> Tensor:
+    """[b, L + 1] → [b · L / length, length + 1]: each row's last token is the next one's first, as
+    a target here and as an input there."""
+    return rows.unfold(1, length + 1, length).flatten(0, 1)

@@ -34,7 +34,8 @@ def validation_batches(view: View, name: str, spec: RunSpec) -> Iterator[StepBat
     rank, world = dist.get_rank(), dist.get_world_size()
     for start in range(0, len(ids), size):
         whole = ids[start : start + size]
-        mine = whole[rank_slice(len(whole), rank, world)]
+        unit = spec.split(world, rows=len(whole)).unit
+        mine = whole[rank_slice(len(whole), rank, world, unit=unit)]
         tokens, documents = _rows(
             windows, view.datasets[name], mine, marks=spec.data.documents != "joined"
         )

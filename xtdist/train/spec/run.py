@@ -21,7 +21,7 @@ from xtdist.objective.checks import check_critic_config, check_separable, check_
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import AdamWConfig, OptimConfig
 from xtdist.track.config import TrackConfig
-from xtdist.train.spec.batch import BatchSpec, Split, split_batch
+from xtdist.train.spec.batch import BatchSpec, Split, check_batch, split_rows
 from xtdist.train.spec.checkpoint import CheckpointSpec
 from xtdist.train.spec.data import RunDataConfig
 from xtdist.train.spec.engine import EngineSpec
@@ -74,11 +74,12 @@ class RunSpec:
                 f"model.max_seq_len: got {self.model.max_seq_len}, less than data.seq_len "
                 f"({self.data.seq_len}): leave it out or raise it"
             )
-        if self.batch.tokens_per_step % self.data.seq_len:
-            low = max(self.batch.tokens_per_step // self.data.seq_len, 1) * self.data.seq_len
+        with within(type(self), "batch"):
+            check_batch(self.batch, seq_len=self.data.seq_len)
+        if self.engine.reduction == "canonical" and self.optim.kind != "adamw":
             raise ConfigError(
-                f"batch.tokens_per_step: got {self.batch.tokens_per_step}; it must be a multiple "
-                f"of data.seq_len ({self.data.seq_len}), {low} for example"
+                f"engine.reduction: got 'canonical' with optim.kind {self.optim.kind!r}, whose "
+                "numbers may depend on the number of workers; take adamw, or reduction=fast"
             )
         if self.global_batch < self.workers.count:
             raise ConfigError(
@@ -88,12 +89,23 @@ class RunSpec:
 
     @property
     def global_batch(self) -> int:
-        """Sequences in one optimizer step, over all workers."""
+        """Sequences in one optimizer step, over all workers, after the warm-up."""
         return self.batch.tokens_per_step // self.data.seq_len
 
-    def split(self, world: int) -> Split:
-        """How ``world`` workers share a step."""
-        return split_batch(self.batch, seq_len=self.data.seq_len, world=world)
+    @property
+    def batch_warmup(self) -> tuple[tuple[int, int], ...]:
+        """(until, sequences): what a step has before step ``until`` of the data."""
+        stages = self.batch.warmup
+        return tuple((s.until_step, s.tokens_per_step // self.data.seq_len) for s in stages)
+
+    def split(self, world: int, *, rows: int | None = None) -> Split:
+        """How ``world`` workers share a step of ``rows`` sequences (None: as after the warm-up)."""
+        return split_rows(
+            self.global_batch if rows is None else rows,
+            most=max(1, self.batch.micro_batch_tokens // self.data.seq_len),
+            world=world,
+            fixed=self.engine.reduction == "canonical",
+        )
 
 
 def fit_to_data(spec: RunSpec, *, vocab_size: int) -> RunSpec:
