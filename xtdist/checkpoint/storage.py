@@ -22,6 +22,7 @@ from xtdist.checkpoint.layout import (
     write_manifest,
 )
 from xtdist.checkpoint.naming import DOOMED, NAME, STAGING
+from xtdist.data.storage.location import is_remote
 from xtdist.files import sync
 
 
@@ -167,10 +168,16 @@ def open_storage(url: str | Path, *, cache: Callable[[], Path] | None = None) ->
     Args:
         cache: where fetched files lie on this host, for object stores; asked when first needed.
     """
-    from xtdist.data.storage.location import is_remote
-
     if is_remote(url):
         from xtdist.checkpoint.objects import ObjectStorage
 
         return ObjectStorage(str(url), cache=cache)
     return LocalStorage(Path(os.path.abspath(os.path.expanduser(url))))
+
+
+def place_of(url: str | None, folder: Path) -> str:
+    """Where the checkpoints of the run in ``folder`` lie; ``url``: its ``checkpoint.url``."""
+    if url is None:
+        return str(folder / "checkpoints")
+    path, mark, options = url.partition("?") if is_remote(url) else (url, "", "")
+    return f"{path.rstrip('/')}/{folder.name}{mark}{options}"

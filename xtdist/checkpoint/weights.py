@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xtdist.checkpoint.layout import MANIFEST, hash_file, read_manifest, verify, write_manifest
+from xtdist.checkpoint.naming import NAME
+from xtdist.checkpoint.storage import place_of
 from xtdist.checkpoint.store import CheckpointStore
 from xtdist.config import (
     CheckpointError,
@@ -35,6 +38,7 @@ from xtdist.config import (
     to_mapping,
 )
 from xtdist.data import Tokenizer, load_tokenizer
+from xtdist.data.storage.location import is_remote
 from xtdist.model.config import ModelConfig
 from xtdist.model.wrapper import TransformerWrapper, build_model
 from xtdist.nn.layout import by_columns
@@ -42,6 +46,7 @@ from xtdist.nn.quantize import quantize_int8
 from xtdist.objective import Objective, build_objective
 from xtdist.objective.config import ObjectiveConfig
 
+WEIGHTS = "weights"  # the folder in a checkpoint
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 OWN_TENSORS = "objective.safetensors"
 NET_PREFIX = "net."
@@ -96,7 +101,8 @@ def save_weights(
 def load_weights(
     folder: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> LoadedModel:
-    """Read a weights folder; ``folder`` may also be a checkpoint, or a run (its newest checkpoint).
+    """Read a weights folder; ``folder`` may also be a checkpoint, or a run (its newest checkpoint),
+    see :func:`find_weights`.
 
     Args:
         dtype: cast the parameters; None keeps them as saved, torch.int8 quantises the matrices
@@ -106,7 +112,7 @@ def load_weights(
         CheckpointError: nothing there, a file was changed, or it does not fit its own config.
         ConfigError: torch.int8 for a model or a device that can't have it.
     """
-    path = find_weights(Path(folder))
+    path = find_weights(folder)
     manifest = read_manifest(path)
     missing = {TENSORS, CONFIG, TOKENIZER} - manifest.files.keys()
     if missing:
@@ -148,28 +154,55 @@ def load_weights(
     )
 
 
-def find_weights(folder: Path) -> Path:
-    """The weights folder meant by ``folder``: itself, a checkpoint's, or a run's newest one. With
-    ``/weights-ema`` behind it, the averaged weights there."""
+def find_weights(folder: str | Path) -> Path:
+    """The weights folder meant by ``folder``: itself, a checkpoint's, or a run's newest one. Of an
+    ``s3://`` URL (a checkpoint, or where a run's lie) the weights are fetched to this host.
+
+    Raises:
+        CheckpointError: there are none.
+        DataError: the store can't be read.
+    """
+    if is_remote(folder):
+        return _fetch_weights(str(folder))
+    folder = Path(folder)
     if (folder / TENSORS).is_file() and (folder / MANIFEST).is_file():
         return folder
-    if folder.name == AVERAGED and not folder.exists():
-        found = find_weights(folder.parent).with_name(AVERAGED)
-        if (found / MANIFEST).is_file():
-            return found
-        raise CheckpointError(
-            f"{found}: no averaged weights there: the run was without optim.ema; leave out "
-            f"/{AVERAGED}"
-        )
-    if (folder / "weights" / MANIFEST).is_file():
-        return folder / "weights"
-    names = CheckpointStore(folder / "checkpoints").names()
+    if (folder / WEIGHTS / MANIFEST).is_file():
+        return folder / WEIGHTS
+    place = place_of(_checkpoint_url(folder), folder)
+    if is_remote(place):
+        return _fetch_weights(place)
+    names = CheckpointStore(place).names()
     if names:
-        return folder / "checkpoints" / names[-1] / "weights"
+        return Path(place) / names[-1] / WEIGHTS
     raise CheckpointError(
         f"{folder}: no weights there; give a run folder, a checkpoint in its checkpoints/, "
         f"or a folder with {TENSORS}"
     )
+
+
+def _checkpoint_url(run: Path) -> str | None:
+    """``checkpoint.url`` of the run in a folder, if it is one and has it."""
+    try:
+        tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        url = tree["checkpoint"]["url"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return url if isinstance(url, str) else None
+
+
+def _fetch_weights(url: str) -> Path:
+    path, mark, options = url.rstrip("/").partition("?")
+    parent, _, name = path.removesuffix(f"/{WEIGHTS}").rpartition("/")
+    if not NAME.fullmatch(name):  # the run's
+        parent, name = path, ""
+    store = CheckpointStore(f"{parent}{mark}{options}")
+    names = store.names()
+    if not names:
+        raise CheckpointError(f"{url}: no checkpoints there")
+    manifest = store.manifest(name or names[-1])
+    files = [n for n in manifest.files if n.startswith(f"{WEIGHTS}/")]
+    return store.open(name or names[-1], files).path / WEIGHTS
 
 
 def load_state(trained: Objective, state: Mapping[str, Tensor], *, where: Path) -> None:

@@ -21,6 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     saved = Path(args.json) if args.json else None
-    report = evaluate(Path(args.weights), args.data, seq_len=args.seq_len, saved=saved)
+    report = evaluate(args.weights, args.data, seq_len=args.seq_len, saved=saved)
     print(report.table())
     return 0

@@ -61,7 +61,7 @@ class Report:
 
 
 def evaluate(
-    weights: Path, data: str | Path, *, seq_len: int | None = None, saved: Path | None = None
+    weights: str | Path, data: str | Path, *, seq_len: int | None = None, saved: Path | None = None
 ) -> Report:
     """Score ``weights`` on the validation split of ``data``, with documents as in the training run;
     fit and score the yardsticks.

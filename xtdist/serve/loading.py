@@ -90,7 +90,7 @@ def check_served(spec: ServedModel) -> ServedModel:
     """
     where = f"models.{spec.name}"
     folders = [
-        find_weights(Path(f)).resolve() for f in (spec.weights, spec.amateur) if f is not None
+        find_weights(f).resolve() for f in (spec.weights, spec.amateur) if f is not None
     ]
     tokenizers = [_check_folder(f, where) for f in folders]
     if len(set(tokenizers)) > 1:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from xtdist.checkpoint.retention import Retention
+from xtdist.checkpoint.storage import place_of
 from xtdist.config import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, configclass
 from xtdist.data.storage.location import check_uri, is_remote
 
-FOLDER = "checkpoints"
 _LOWER = ("loss", "bits_per_byte", "perplexity")
 _HIGHER = ("accuracy",)
 
@@ -81,10 +81,7 @@ class CheckpointSpec:
 
     def place(self, folder: Path) -> str:
         """Where the checkpoints of the run in ``folder`` lie."""
-        if self.url is None:
-            return str(folder / FOLDER)
-        path, mark, options = self.url.partition("?") if is_remote(self.url) else (self.url, "", "")
-        return f"{path.rstrip('/')}/{folder.name}{mark}{options}"
+        return place_of(self.url, folder)
 
     def lease_place(self, folder: Path) -> str:
         """What a process must hold the lease of to write this run: its folder, or, so that hosts
