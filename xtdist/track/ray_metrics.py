@@ -1,5 +1,5 @@
 """The metrics that Ray exports to Prometheus. This table is their documentation; dashboards use
-these names. Every one has the tag ``run``.
+these names, before which Ray puts ``ray_``. Every one has the tag ``run``.
 
 Only rank 0 reports, and only in a process of Ray.
 """

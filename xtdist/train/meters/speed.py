@@ -58,9 +58,6 @@ class Speed:
             "perf/data_wait_share": wait_s / step_s,
             **{f"perf/{phase}_s": lap.shown.get(phase, 0.0) for phase in SHOWN},
         }
-        for phase in ("checkpoint", "evaluate"):
-            if phase in lap.host:
-                found[f"perf/{phase}_s"] = lap.host[phase]
         if self._flops is not None and self._peak is not None:
             found["perf/mfu"] = rate * self._flops / (self._devices * self._peak * 1e12)
         return found
