@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,40 +16,42 @@ from xtdist.model import TransformerWrapper, build_model
 from xtdist.train import RunSpec
 
 
-def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
+def plain_loop(
+    spec: RunSpec, *, parts: int = 1, make_optimizer: Callable[..., Any] | None = None
+) -> dict[str, list[float]]:
     """The losses and norms that ``spec`` must have on any number of workers. Auxiliary losses are
-    of ``parts`` equal parts of the batch each: what a worker sees at once."""
+    of ``parts`` equal parts of the batch each: what a worker sees at once. ``make_optimizer`` gets
+    the optimizer's config and the network; None: torch's AdamW."""
     data = TokenDataset.open(spec.data.sources["data"], "train")
     seq_len = spec.data.seq_len
     order = Order(
         config=spec.data,
         counts={"data": windows_in(data, seq_len)},
         seq_len=seq_len,
-        global_batch=spec.global_batch,
+        global_batch=1,  # samples one by one: how many a step has is counted below
         seed=spec.seed,
     )
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
     net = build_model(spec.model, generator=generator)
-    decay = [p for n, p in net.named_parameters() if p.ndim == 2 and "embedding" not in n]
-    ids = {id(p) for p in decay}
-    rest = [p for p in net.parameters() if id(p) not in ids]
     optim = spec.optim
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": optim.weight_decay},
-            {"params": rest, "weight_decay": 0},
-        ],
-        lr=1.0,
-        betas=optim.betas,
-        eps=optim.eps,
-    )
+    optimizer = adamw(spec, net) if make_optimizer is None else make_optimizer(optim, net)
 
     out: dict[str, list[float]] = {"train/loss": [], "train/grad_norm": [], "eval/valid/loss": []}
+    first = 0
     for step in range(spec.loop.steps):
         for group in optimizer.param_groups:
             group["lr"] = optim.lr * min(1.0, (step + 1) / optim.schedule.warmup_steps)
         optimizer.zero_grad()
-        tokens = rows_of(data, order.samples(step).index, seq_len)
+        size, length = spec.batch.tokens_per_step // seq_len, seq_len
+        for stage in reversed(spec.batch.warmup):
+            size = stage.tokens_per_step // seq_len if step < stage.until_step else size
+        for shorter in reversed(spec.batch.seq_len_warmup):
+            length = shorter.seq_len if step < shorter.until_step else length
+        windows = order.samples_between(first, first + size).index[:, 0]
+        parts_of = np.arange(seq_len // length)
+        short = (windows[:, None] * (seq_len // length) + parts_of).flatten()
+        tokens = rows_of(data, short, length)
+        first += size
         loss = torch.stack([train_loss(net, part) for part in tokens.chunk(parts)]).mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), optim.grad_clip or math.inf)
@@ -59,6 +62,22 @@ def plain_loop(spec: RunSpec, *, parts: int = 1) -> dict[str, list[float]]:
             out["eval/valid/loss"].append(valid_loss(spec, net))
             net.train()
     return out
+
+
+def adamw(spec: RunSpec, net: TransformerWrapper) -> torch.optim.AdamW:
+    optim = spec.optim
+    decay = [p for n, p in net.named_parameters() if p.ndim == 2 and "embedding" not in n]
+    ids = {id(p) for p in decay}
+    rest = [p for p in net.parameters() if id(p) not in ids]
+    return torch.optim.AdamW(
+        [
+            {"params": decay, "weight_decay": optim.weight_decay},
+            {"params": rest, "weight_decay": 0},
+        ],
+        lr=1.0,
+        betas=optim.betas,
+        eps=optim.eps,
+    )
 
 
 @torch.no_grad()

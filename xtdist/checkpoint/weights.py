@@ -156,25 +156,40 @@ def load_weights(
 
 def find_weights(folder: str | Path) -> Path:
     """The weights folder meant by ``folder``: itself, a checkpoint's, or a run's newest one. Of an
-    ``s3://`` URL (a checkpoint, or where a run's lie) the weights are fetched to this host.
+    ``s3://`` URL (a checkpoint, or where a run's lie) the weights are fetched to this host. With
+    ``/weights-ema`` behind any of these, the averaged weights there.
 
     Raises:
         CheckpointError: there are none.
         DataError: the store can't be read.
     """
+    path, mark, options = str(folder).partition("?") if is_remote(folder) else (str(folder), "", "")
+    if Path(path).name != AVERAGED or (Path(path) / MANIFEST).is_file():
+        return _find(folder, WEIGHTS)
+    found = _find(path.removesuffix(AVERAGED).rstrip("/") + mark + options, AVERAGED)
+    if not (found / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{found}: no averaged weights there: the run was without optim.ema; leave out "
+            f"/{AVERAGED}"
+        )
+    return found
+
+
+def _find(folder: str | Path, wanted: str) -> Path:
+    """The folder ``wanted`` of a checkpoint, or of a run's newest one."""
     if is_remote(folder):
-        return _fetch_weights(str(folder))
+        return _fetch_weights(str(folder), wanted)
     folder = Path(folder)
     if (folder / TENSORS).is_file() and (folder / MANIFEST).is_file():
         return folder
     if (folder / WEIGHTS / MANIFEST).is_file():
-        return folder / WEIGHTS
+        return folder / wanted
     place = place_of(_checkpoint_url(folder), folder)
     if is_remote(place):
-        return _fetch_weights(place)
+        return _fetch_weights(place, wanted)
     names = CheckpointStore(place).names()
     if names:
-        return Path(place) / names[-1] / WEIGHTS
+        return Path(place) / names[-1] / wanted
     raise CheckpointError(
         f"{folder}: no weights there; give a run folder, a checkpoint in its checkpoints/, "
         f"or a folder with {TENSORS}"
@@ -191,7 +206,7 @@ def _checkpoint_url(run: Path) -> str | None:
     return url if isinstance(url, str) else None
 
 
-def _fetch_weights(url: str) -> Path:
+def _fetch_weights(url: str, wanted: str) -> Path:
     path, mark, options = url.rstrip("/").partition("?")
     parent, _, name = path.removesuffix(f"/{WEIGHTS}").rpartition("/")
     if not NAME.fullmatch(name):  # the run's
@@ -201,8 +216,8 @@ def _fetch_weights(url: str) -> Path:
     if not names:
         raise CheckpointError(f"{url}: no checkpoints there")
     manifest = store.manifest(name or names[-1])
-    files = [n for n in manifest.files if n.startswith(f"{WEIGHTS}/")]
-    return store.open(name or names[-1], files).path / WEIGHTS
+    files = [n for n in manifest.files if n.startswith(f"{wanted}/")]
+    return store.open(name or names[-1], files).path / wanted
 
 
 def load_state(trained: Objective, state: Mapping[str, Tensor], *, where: Path) -> None:

@@ -9,7 +9,10 @@ from xtdist.evaluate.report import evaluate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", help="a run folder, a checkpoint, or a weights folder")
+    parser.add_argument(
+        "weights",
+        help="a run folder, a checkpoint, or a weights folder; RUN/weights-ema: averaged weights",
+    )
     parser.add_argument("--data", required=True, help="the dataset folder (made by prepare)")
     parser.add_argument("--seq-len", type=int, help="window; the model's longest by default")
     parser.add_argument(

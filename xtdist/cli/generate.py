@@ -13,7 +13,10 @@ from xtdist.objective import NonAutoregressiveWrapper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", help="a run folder, a checkpoint, or a weights folder")
+    parser.add_argument(
+        "weights",
+        help="a run folder, a checkpoint, or a weights folder; RUN/weights-ema: averaged weights",
+    )
     parser.add_argument("--prompt", required=True)
     parser.add_argument(
         "--method",

@@ -51,6 +51,7 @@ class EmaConfig:
     Attributes:
         decay: weight of what was, in each update of the average.
         every: optimizer steps from one update of the average to the next.
+        evaluate: whether each validation is done with the averaged weights, too.
         warmup: ``debias`` weighs as Adam's bias correction does, so that the first weights have no
             more weight than decay gives them; ``ramp`` is min(decay, n / (n + 9)) for the n-th
             update; ``none`` is decay from the second update on. Each starts as a copy.
@@ -58,6 +59,7 @@ class EmaConfig:
 
     decay: Probability = 0.999
     every: PositiveInt = 1
+    evaluate: bool = True
     warmup: Literal["debias", "ramp", "none"] = "debias"
 
 

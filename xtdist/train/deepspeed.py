@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from xtdist.config import ConfigError
-from xtdist.optim import build_optimizer
 from xtdist.train.hardware import uses_nvme
+from xtdist.train.optimizer import make_optimizer, settle_optimizer
 from xtdist.train.reduction import unfuse
 from xtdist.train.spec import RunSpec, Split
 from xtdist.train.spec.engine import CpuOffload, EngineSpec, LossScale, Offload
@@ -29,7 +29,7 @@ def build_engine(spec: RunSpec, module: nn.Module, *, split: Split, device: torc
     resolved. All ranks call it together."""
     import deepspeed
 
-    optimizer = build_optimizer(spec.optim, module)
+    optimizer = make_optimizer(spec.optim, module)
     if spec.engine.reduction == "canonical":
         unfuse(optimizer)
     with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use
@@ -38,6 +38,7 @@ def build_engine(spec: RunSpec, module: nn.Module, *, split: Split, device: torc
             optimizer=optimizer,
             config=engine_config(spec, split=split, gpu=device.type == "cuda"),
         )
+    settle_optimizer(engine, optimizer)
     if spec.engine.compile is not None:
         engine.compile(compile_kwargs={"mode": spec.engine.compile.mode})
     return engine

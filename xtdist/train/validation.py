@@ -72,13 +72,14 @@ def text_bytes_of(data: TokenDataset, weight: float) -> float:
     return weight * data.text_bytes / data.total_tokens
 
 
-def metrics_of(found: Mapping[str, Sum]) -> dict[str, float]:
+def metrics_of(found: Mapping[str, Sum], *, prefix: str = "") -> dict[str, float]:
     """The metrics of one validation: over all windows and, of a mixture, for each corpus."""
     rows = {"valid": Sum(*(sum(column) for column in zip(*found.values(), strict=True)))}
     if len(found) > 1:
         rows |= found
     metrics = {}
     for name, row in rows.items():
-        metrics[f"eval/{name}/loss"] = row.nats / max(row.weight, 1e-12)
-        metrics[f"eval/{name}/bits_per_byte"] = row.nats / math.log(2) / max(row.text_bytes, 1e-12)
+        metrics[f"eval/{name}/{prefix}loss"] = row.nats / max(row.weight, 1e-12)
+        bits = row.nats / math.log(2) / max(row.text_bytes, 1e-12)
+        metrics[f"eval/{name}/{prefix}bits_per_byte"] = bits
     return metrics

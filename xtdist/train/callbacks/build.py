@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xtdist.train.callbacks.base import Callback
 from xtdist.train.callbacks.checkpoints import Checkpoints
+from xtdist.train.callbacks.ema import Ema
 from xtdist.train.callbacks.evaluate import Evaluate
 from xtdist.train.callbacks.log import Log
 from xtdist.train.callbacks.samples import Samples
@@ -12,7 +13,10 @@ from xtdist.train.run import Run
 
 def build_callbacks(run: Run) -> list[Callback]:
     """What happens beside the steps of ``run``."""
-    callbacks: list[Callback] = [Log(), Evaluate(), Checkpoints(run.store)]
+    callbacks: list[Callback] = [Log(), Evaluate()]
+    if run.spec.optim.ema is not None:
+        callbacks.append(Ema(run.spec.optim.ema))
+    callbacks.append(Checkpoints(run.store))
     if run.spec.loop.sample_prompts:
         callbacks.append(Samples())
     return callbacks

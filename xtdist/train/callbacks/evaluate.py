@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from xtdist.train.callbacks.base import Callback
 from xtdist.train.run import Run
 from xtdist.train.step import StepResult
@@ -16,9 +18,16 @@ class Evaluate(Callback):
     def stepped(self, run: Run, result: StepResult) -> None:
         if not (run.due(run.spec.loop.valid_every) or run.last):
             return
-        found = {}
-        for name, data in run.valid.datasets.items():
-            batches = validation_batches(run.valid, name, run.spec)
-            nats, weight = run.stepper.validate(batches)
-            found[name] = Sum(nats, weight, text_bytes_of(data, weight))
-        run.log(metrics_of(found))
+        began = time.perf_counter()
+        metrics = validate(run)
+        run.log({**metrics, "perf/evaluate_s": time.perf_counter() - began})
+
+
+def validate(run: Run, *, prefix: str = "") -> dict[str, float]:
+    """The losses of the weights as they are now; ``prefix``: of the names of the metrics."""
+    found = {}
+    for name, data in run.valid.datasets.items():
+        batches = validation_batches(run.valid, name, run.spec)
+        nats, weight = run.stepper.validate(batches)
+        found[name] = Sum(nats, weight, text_bytes_of(data, weight))
+    return metrics_of(found, prefix=prefix)

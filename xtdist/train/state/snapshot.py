@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xtdist.checkpoint import PendingCommit, WeightsConfig
-from xtdist.checkpoint.weights import NET_PREFIX, save_weights
+from xtdist.checkpoint.weights import AVERAGED, NET_PREFIX, save_weights
 from xtdist.config import ResourceError
 from xtdist.data import TOKENIZER_FILE
+from xtdist.train.state.average import AVERAGE, averaged
 from xtdist.train.state.flats import flats
 from xtdist.train.state.shards import EXTRA, Held, shard_name, write_shard
 
@@ -49,6 +50,9 @@ def snapshot(run: Run) -> dict[str, Writer]:
     name = shard_name(dist.get_rank(), dist.get_world_size())
     files: dict[str, Writer] = {name: partial(write_shard, held=held)}
     files |= _weights(run, WEIGHTS)
+    if AVERAGE in run.extras:
+        with averaged(engine, run.extras[AVERAGE]):
+            files |= _weights(run, AVERAGED)
     return files
 
 

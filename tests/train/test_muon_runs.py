@@ -1,0 +1,55 @@
+"""Muon in runs: the same update however ZeRO cuts the matrices, as if nothing cut them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from muon_reference import ReferenceMuon
+from plain import plain_loop
+from ranks import run_ranks
+from runs import records
+
+MUON = {
+    "kind": "muon",
+    "lr": 2e-2,
+    "adamw_lr": 3e-3,
+    "weight_decay": 0.1,
+    "scale": "original",
+    "ns_precision": "fp32",
+    "grad_clip": 0.5,
+    "schedule": {"kind": "constant", "warmup_steps": 2},
+}
+
+
+def assert_like_reference(specs: list[Any]) -> None:
+    outcomes = run_ranks(specs)
+    want = plain_loop(specs[0], make_optimizer=ReferenceMuon)
+    assert max(want["train/grad_norm"]) > 0.5  # it clips
+    for spec, outcome in zip(specs, outcomes, strict=True):
+        assert outcome.ok, outcome.printed
+        for key, values in want.items():
+            tolerance = 2e-6 if "loss" in key else 1e-4
+            assert records(spec, key) == pytest.approx(values, rel=tolerance), (spec.name, key)
+    first, last = want["train/loss"][0], want["train/loss"][-1]
+    assert last < first - 0.5
+
+
+@pytest.mark.slow
+def test_losses_are_those_of_an_uncut_muon_at_any_stage(make_spec: Any) -> None:
+    """Two workers; stages 1 and 2 cut a few matrices, stage 3 all of them."""
+    base = {"optim": MUON, "loop.steps": 6, "loop.valid_every": 3}
+    specs = [make_spec(f"muon{z}", base | {"engine.zero_stage": z}) for z in range(4)]
+    four = {"batch.micro_batch_tokens": 16}
+    specs += [make_spec(f"muon-acc{z}", base | four | {"engine.zero_stage": z}) for z in (2, 3)]
+    assert_like_reference(specs)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 3])
+def test_losses_are_those_of_an_uncut_muon_with_any_number_of_workers(
+    make_spec: Any, workers: int
+) -> None:
+    base = {"optim": MUON, "workers.count": workers, "loop.steps": 8}
+    specs = [make_spec(f"muon{z}-{workers}", base | {"engine.zero_stage": z}) for z in range(4)]
+    assert_like_reference(specs)
