@@ -109,3 +109,17 @@ def wait_until(
             out, err = child.communicate()
             raise AssertionError(f"it did not come to that:\n{out}\n{err}")
         time.sleep(0.05)
+
+
+def workers_of(cluster: Cluster) -> list[int]:
+    """Process ids of the cluster's training workers."""
+    session = int((cluster.state / "pid").read_text())
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            title = (entry / "cmdline").read_bytes()
+            if b"TrainWorker" in title and os.getsid(int(entry.name)) == session:
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster_tools import Cluster, Result, finish, steps_done, wait_until
+from cluster_tools import Cluster, Result, finish, steps_done, wait_until, workers_of
 
 from xtdist.checkpoint import CheckpointStore
 
@@ -24,20 +24,6 @@ NAR = {
     "loop.valid_every": 20,
     "checkpoint.every": 10,
 }
-
-
-def workers_of(cluster: Cluster) -> list[int]:
-    """Process ids of the cluster's training workers."""
-    session = int((cluster.state / "pid").read_text())
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            title = (entry / "cmdline").read_bytes()
-            if b"TrainWorker" in title and os.getsid(int(entry.name)) == session:
-                found.append(int(entry.name))
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")
