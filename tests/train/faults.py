@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import torch
 import torch.distributed as dist
 from notes import noted, partly_frozen
 
+from xtdist.checkpoint.storage import LocalStorage
 from xtdist.data import StepBatch
 from xtdist.objective import AutoregressiveWrapper, LossOutput, Prepared
 from xtdist.train.step import Stepper, StepResult
@@ -116,8 +119,44 @@ def slow_rank(folder: Path) -> Iterator[None]:
         yield
 
 
+def unwritable(times: int) -> Callable[[Path], AbstractContextManager[None]]:
+    """The last rank's disk is full the first ``times`` times that a file is to last."""
+
+    @contextmanager
+    def fault(folder: Path) -> Iterator[None]:
+        real, left = LocalStorage.put, times
+
+        def put(self: LocalStorage, name: str, path: Path, file: str) -> None:
+            nonlocal left
+            if left and dist.get_rank() == dist.get_world_size() - 1:
+                left -= 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(self, name, path, file)
+
+        with patch.object(LocalStorage, "put", put):
+            yield
+
+    return fault
+
+
+@contextmanager
+def slow_save(folder: Path) -> Iterator[None]:
+    """Rank 0 needs half a second for each file."""
+    real = LocalStorage.put
+
+    def put(self: LocalStorage, name: str, path: Path, file: str) -> None:
+        time.sleep(0.5 if dist.get_rank() == 0 else 0.0)
+        real(self, name, path, file)
+
+    with patch.object(LocalStorage, "put", put):
+        yield
+
+
 FAULTS: dict[str | None, Callable[[Path], AbstractContextManager[None]]] = {
     None: nothing,
+    "full_at_first": unwritable(2),
+    "full_for_ever": unwritable(1000),
+    "slow_save": slow_save,
     "full_disk": full_disk,
     "nan_loss": nan_loss,
     "nan_gradient": nan_gradient,

@@ -79,13 +79,13 @@ class Driver:
     def _attempt(self, count: int) -> tuple[bool, Exception | None]:
         """One attempt; whether it was the last one, and the run's error."""
         folder, total = self.plan.folder, self.plan.spec.loop.steps
-        self.attempts.started(workers=count, step=newest_step(folder))
+        self.attempts.started(workers=count, step=newest_step(self.plan))
         _say(f"starting {count} workers …")
         with self._watch(count) as watch:
             error = fit(self.plan, self.payload, self.worker, count=count, over=watch.over)
         if self.lease.lost:
             return True, _for_good("another process took over this run; this one ends")
-        step = newest_step(folder)
+        step = newest_step(self.plan)
         mistake = _mistake(folder)
         if error is None and mistake is None:
             kind = self._kind_of_end(step >= total, growing=watch.growing.is_set())
@@ -191,10 +191,9 @@ class Driver:
                 signal.signal(n, previous[n])
 
 
-def newest_step(folder: Path) -> int:
+def newest_step(plan: Plan) -> int:
     """The step of the newest checkpoint by its name; 0 without one."""
-    names = CheckpointStore(folder / "checkpoints").names()
-    return int(names[-1].split("_")[1].split("-")[0]) if names else 0
+    return CheckpointStore(plan.spec.checkpoint.place(plan.folder)).newest_step()
 
 
 def _free(room: Room) -> int:

@@ -14,6 +14,7 @@ import torch
 from xtdist.checkpoint import CheckpointStore
 from xtdist.config import ConfigError, ResourceError
 from xtdist.data import Tokenizer
+from xtdist.data.storage.location import is_remote
 from xtdist.launch.datasets import (
     Corpus,
     check_datasets,
@@ -92,7 +93,13 @@ def _built(spec: RunSpec, tokenizer: Tokenizer) -> Objective:
 
 def _with_paths(spec: RunSpec) -> RunSpec:
     output = str(local_path("output", spec.output))
-    return dataclasses.replace(spec, data=with_absolute_paths(spec.data), output=output)
+    checkpoint = spec.checkpoint
+    if checkpoint.url is not None and not is_remote(checkpoint.url):
+        url = str(local_path("checkpoint.url", checkpoint.url))
+        checkpoint = dataclasses.replace(checkpoint, url=url)
+    return dataclasses.replace(
+        spec, data=with_absolute_paths(spec.data), output=output, checkpoint=checkpoint
+    )
 
 
 def _check_samples(spec: RunSpec, tokenizer: Tokenizer) -> None:
@@ -127,7 +134,7 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
         corpora=corpora_of(data),
         gpus_per_worker=gpus,
         parameters=parameters,
-        done_step=_done_step(folder, identity_at),
+        done_step=_done_step(spec.checkpoint.place(folder), identity_at),
     )
     if not plan.finished:
         _check_disk(folder, parameters)
@@ -140,13 +147,14 @@ def _gpus(spec: RunSpec, cluster_gpus: int) -> int:
     return int(spec.workers.device == "gpu" or (spec.workers.device == "auto" and cluster_gpus > 0))
 
 
-def _done_step(folder: Path, identity_at: Callable[..., dict[str, object]]) -> int:
-    commit = CheckpointStore(folder / "checkpoints").newest_valid()
-    if commit is None:
+def _done_step(place: str, identity_at: Callable[..., dict[str, object]]) -> int:
+    found = CheckpointStore(place).newest()
+    if found is None:
         return 0
-    now = identity_at(step=commit.step)
-    check_identity(commit.manifest.meta["identity"], now, commit.path)
-    return commit.step
+    name, manifest = found
+    step = int(manifest.meta["step"])
+    check_identity(manifest.meta["identity"], identity_at(step=step), Path(f"{place}/{name}"))
+    return step
 
 
 def _check_disk(folder: Path, parameters: int) -> None:

@@ -107,7 +107,7 @@ def _own_folder(plan: Plan) -> Iterator[Lease]:
         ResourceError: it can't be written, or another process trains this run.
     """
     folder = plan.folder
-    lease = Lease(folder)
+    lease = Lease(plan.spec.checkpoint.lease_place(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lease.acquire()
@@ -124,12 +124,16 @@ def _train(plan: Plan, worker: Worker, lease: Lease) -> Outcome:
     folder, total = plan.folder, plan.spec.loop.steps
     tracked = _open_tracking(plan)
     job = WorkerJob(
-        spec=plan.spec, folder=str(folder), mlflow=tracked, gpu=bool(plan.gpus_per_worker)
+        spec=plan.spec,
+        folder=str(folder),
+        mlflow=tracked,
+        gpu=bool(plan.gpus_per_worker),
+        epoch=lease.epoch,
     )
     Ledger(folder).start(plan.done_step)
     driver = Driver(plan, to_mapping(job), worker, lease)
     error = driver.run()
-    step = newest_step(folder)
+    step = newest_step(plan)
     finished = error is None and step >= total
     status: RunStatus = "FINISHED" if finished else "KILLED" if error is None else "FAILED"
     _close_tracking(folder, tracked, status=status)

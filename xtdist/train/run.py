@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xtdist.checkpoint import CheckpointStore, Commit
-from xtdist.config import configclass, derive_seed
+from xtdist.config import NonNegativeInt, configclass, derive_seed
 from xtdist.data import Loader, View, open_view
 from xtdist.model.wrapper import build_model
 from xtdist.objective import build_objective
@@ -36,18 +35,22 @@ STOP_FILE = "stop-request"
 
 @configclass
 class WorkerJob:
-    """What the driver sends to every worker: the resolved spec and where things are (absolute)."""
+    """What the driver sends to every worker: the resolved spec and where things are (absolute).
+    ``epoch``: of the driver's lease; 0 without one."""
 
     spec: RunSpec
     folder: str
     mlflow: MlflowRun | None
     gpu: bool = False
+    epoch: NonNegativeInt = 0
 
 
 @dataclass
 class Run:
     """One rank's live state. ``resumed``: the checkpoint that it goes on from. ``extras``: tensors
-    to save beside the optimizer's, by key, one per flat (see ``state.extras``)."""
+    to save beside the optimizer's, by key, one per flat (see ``state.extras``). ``ended``: a
+    callback ends the run after this step, on all ranks. ``committed_step``: of the newest
+    committed checkpoint. ``latest``: the step and value of every metric that was logged."""
 
     spec: RunSpec
     folder: Path
@@ -62,6 +65,10 @@ class Run:
     resumed: Commit | None = None
     callbacks: list[Callback] = field(default_factory=list)
     extras: dict[str, list[Tensor]] = field(default_factory=dict)
+    ended: bool = False
+    epoch: int = 0
+    committed_step: int = 0
+    latest: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def stop_file(self) -> Path:
@@ -101,6 +108,7 @@ class Run:
 
     def log(self, metrics: dict[str, float]) -> None:
         """One record in metrics.jsonl and in MLflow (rank 0 only)."""
+        self.latest |= {name: (self.position.step, value) for name, value in metrics.items()}
         if self.tracker is not None:
             self.tracker.log(self.position.step, metrics)
 
@@ -151,7 +159,7 @@ def _build(job: WorkerJob) -> Run:
         precision=spec.engine.precision,
         mlflow_run_id=job.mlflow.run_id if job.mlflow else None,
     )
-    store = CheckpointStore(folder / "checkpoints")
+    store = CheckpointStore(spec.checkpoint.place(folder))
     commit = state.find_commit(store, record.identity)
     with phases("restore"):
         position = state.restore(engine, commit) if commit else state.Position()
@@ -171,7 +179,9 @@ def _build(job: WorkerJob) -> Run:
         record=record,
         position=position,
         resumed=commit,
-        attempt=_attempt_id(),
+        attempt=_attempt_id(store, job.epoch),
+        epoch=job.epoch,
+        committed_step=position.step,
         tracker=Tracker(folder, job.mlflow) if dist.get_rank() == 0 else None,
     )
 
@@ -188,8 +198,8 @@ def open_data(spec: RunSpec, split: str) -> View:
     )
 
 
-def _attempt_id() -> str:
+def _attempt_id(store: CheckpointStore, epoch: int) -> str:
     """The same fresh id on all ranks: it fences a cut-off worker of an earlier attempt."""
-    answer = [uuid.uuid4().hex[:8]]
+    answer = [store.attempt(epoch) if dist.get_rank() == 0 else ""]
     dist.broadcast_object_list(answer, src=0)
     return answer[0]

@@ -16,7 +16,7 @@ def build_callbacks(run: Run) -> list[Callback]:
     callbacks: list[Callback] = [Log(), Evaluate()]
     if run.spec.optim.ema is not None:
         callbacks.append(Ema(run.spec.optim.ema))
-    callbacks.append(Checkpoints(run.store))
+    callbacks.append(Checkpoints(run))
     if run.spec.loop.sample_prompts:
         callbacks.append(Samples())
     return callbacks

@@ -6,17 +6,17 @@ is the step, so a resumed run repeats the one that was never interrupted bit for
 """
 
 from xtdist.train.state.extras import gather, load_extra
+from xtdist.train.state.find import find_commit
 from xtdist.train.state.flats import Flat, flats
 from xtdist.train.state.identity import Record, check_identity, identity
 from xtdist.train.state.position import Position
-from xtdist.train.state.restore import find_commit, restore
+from xtdist.train.state.restore import restore
 from xtdist.train.state.snapshot import (
     BYTES_PER_PARAMETER,
     check_disk,
     checkpoint_bytes,
     describe,
     objective_state,
-    save,
     snapshot,
 )
 
@@ -36,6 +36,5 @@ __all__ = [
     "load_extra",
     "objective_state",
     "restore",
-    "save",
     "snapshot",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +10,13 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from xtdist.checkpoint import CheckpointStore, Commit
+from xtdist.checkpoint import Commit
 from xtdist.checkpoint.weights import NET_PREFIX, OWN_TENSORS, TENSORS
 from xtdist.config import CheckpointError
 from xtdist.train.state.flats import Flat, flats, lower
-from xtdist.train.state.identity import check_identity
 from xtdist.train.state.position import Position
 from xtdist.train.state.shards import EXTRA, FOLDER, Shards
 from xtdist.train.state.snapshot import COUNTERS, PREFIX, SCALER, WEIGHTS, loss_scaler
-
-
-def find_commit(
-    store: CheckpointStore, identity_at: Callable[[int], dict[str, Any]]
-) -> Commit | None:
-    """On rank 0: sweep, verify, compare with the identity that this run has at the checkpoint's
-    step; on all ranks: the checkpoint to resume from, or None.
-
-    Raises:
-        CheckpointError: on all ranks, when the newest valid checkpoint is of another run.
-    """
-    answer: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            store.sweep()
-            answer[0] = commit = store.newest_valid()
-            if commit is not None:
-                now = identity_at(commit.step)
-                check_identity(commit.manifest.meta["identity"], now, commit.path)
-        except CheckpointError as e:
-            answer[0] = e
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], CheckpointError):
-        raise answer[0]
-    found: Commit | None = answer[0]
-    return found
 
 
 def restore(engine: Any, commit: Commit) -> Position:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xtdist.checkpoint import PendingCommit, WeightsConfig
+from xtdist.checkpoint import WeightsConfig
 from xtdist.checkpoint.weights import AVERAGED, NET_PREFIX, save_weights
 from xtdist.config import ResourceError
 from xtdist.data import TOKENIZER_FILE
@@ -82,7 +81,6 @@ def describe(run: Run) -> dict[str, Any]:
         "zero_stage": int(engine.zero_optimization_stage()),
         "counters": {key: int(getattr(engine, key)) for key in COUNTERS},
         "loss_scaler": {k: getattr(scaler, k) for k in SCALER if hasattr(scaler, k)},
-        "versions": {p: version(p) for p in ("xtdist", "torch", "deepspeed", "ray")},
     }
 
 
@@ -106,26 +104,6 @@ def objective_state(engine: Any) -> dict[str, Tensor] | None:
         for name, tensor in state.items()
         if name.startswith(PREFIX)
     }
-
-
-def save(run: Run) -> PendingCommit:
-    """Write this rank's part of a checkpoint; hashing and publishing go on in the background.
-
-    Raises:
-        ResourceError: on all ranks, before anything is written, when the disk can't hold it.
-    """
-    folder = run.store.staging(run.position.step, run.attempt)
-    check_disk(run.stepper.engine, run.store.root)
-    for name, write in snapshot(run).items():
-        write(folder / name)
-    dist.barrier()
-    return PendingCommit(
-        run.store,
-        folder,
-        rank=dist.get_rank(),
-        world=dist.get_world_size(),
-        meta=describe(run),
-    )
 
 
 def check_disk(engine: Any, root: Path) -> None:
