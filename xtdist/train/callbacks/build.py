@@ -6,6 +6,7 @@ from xtdist.train.callbacks.base import Callback
 from xtdist.train.callbacks.checkpoints import Checkpoints
 from xtdist.train.callbacks.ema import Ema
 from xtdist.train.callbacks.evaluate import Evaluate
+from xtdist.train.callbacks.in_force import InForce
 from xtdist.train.callbacks.log import Log
 from xtdist.train.callbacks.samples import Samples
 from xtdist.train.run import Run
@@ -13,7 +14,7 @@ from xtdist.train.run import Run
 
 def build_callbacks(run: Run) -> list[Callback]:
     """What happens beside the steps of ``run``."""
-    callbacks: list[Callback] = [Log(), Evaluate()]
+    callbacks: list[Callback] = [InForce(), Log(), Evaluate()]
     if run.spec.optim.ema is not None:
         callbacks.append(Ema(run.spec.optim.ema))
     callbacks.append(Checkpoints(run))

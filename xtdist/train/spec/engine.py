@@ -44,11 +44,10 @@ Offload: TypeAlias = Annotated[CpuOffload | NvmeOffload, Field(discriminator="ki
 
 @configclass
 class CompileConfig:
-    """``torch.compile`` of the forward pass with its loss. ``mode`` is torch's."""
+    """``torch.compile`` of the forward pass with its loss. ``mode`` is torch's, as far as it can do
+    without CUDA graphs, which keep the memory of one forward pass for the next."""
 
-    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
-        "default"
-    )
+    mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
 
 
 @configclass

@@ -1,0 +1,53 @@
+"""What is in force, said and written before the first step."""
+
+from __future__ import annotations
+
+import json
+
+import torch.distributed as dist
+from torch._dynamo.utils import counters
+
+from xtdist.files import write_atomic
+from xtdist.track.notes import write_note
+from xtdist.train.callbacks.base import Callback
+from xtdist.train.in_force import check, facts_of, lines
+from xtdist.train.run import Run
+from xtdist.train.step import StepResult
+
+FILE = "in_force.json"
+
+
+class InForce(Callback):
+    """Compares at the start, on every rank; rank 0 leaves ``<run>/in_force.json`` and notes."""
+
+    def __init__(self) -> None:
+        self._compiles = False
+
+    def started(self, run: Run) -> None:
+        facts = facts_of(run.stepper.engine, run.spec)
+        check(facts)
+        self._compiles = run.spec.engine.compile is not None
+        if dist.get_rank() == 0:
+            found = {fact.name: fact.found for fact in facts} | {"engine": _told(run)}
+            write_atomic(run.folder / FILE, json.dumps(found, indent=1, default=str))
+            for line in lines(facts):
+                write_note(run.folder, run.position.step, line)
+
+    def stepped(self, run: Run, result: StepResult) -> None:
+        """After the first step, what was compiled of it."""
+        if not self._compiles:
+            return
+        self._compiles = False
+        graphs = counters["stats"]["unique_graphs"]
+        if not graphs:
+            raise RuntimeError("engine.compile is set, but the first step compiled no graph")
+        if dist.get_rank() == 0:
+            breaks = sum(counters["graph_break"].values())
+            write_note(run.folder, run.position.step, f"compiled {graphs} graphs, {breaks} breaks")
+
+
+def _told(run: Run) -> dict[str, object]:
+    """What DeepSpeed was told, as the engine has it."""
+    config = run.stepper.engine.config
+    assert isinstance(config, dict)
+    return dict(config)
