@@ -213,9 +213,9 @@ class Trouble(Run):
 
         selector = fs.FileSelector(f"{BUCKET}/runs/{self.folder.name}", recursive=True)
         found = self.world.store.files().get_file_info(selector)
-        inside = {f.path.rpartition("/")[0] for f in found if f.base_name == "manifest.json"}
-        aside = {f.path.rpartition("/")[0] for f in found if f.base_name == "damaged.json"}
-        return sorted(inside - aside)
+        files = [f.path.rpartition("/") for f in found if f.path.count("/") == 4]
+        inside = {folder for folder, _, name in files if name == "manifest.json"}
+        return sorted(inside - {folder for folder, _, name in files if name == "damaged.json"})
 
     def weights(self) -> str:
         """The digest of the newest checkpoint's weights."""
