@@ -88,7 +88,11 @@ def run(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_it_is_told_who_was_lost_and_who_came(run):
     assert run.started() == [2, 1, 2]
     assert run.kinds()[1:] == ["resized", "done"]
-    assert run.kinds()[0] in ("node lost", "worker killed", "error")  # who noticed it first
+    assert run.kinds()[0] in (
+        "node lost",
+        "worker killed",
+        "connection lost",
+    )  # who noticed it first
     assert "there is room for more workers" in run.log
     assert "Traceback" not in run.log
 

@@ -54,6 +54,8 @@ MEMORY = (
         ({2: OutOfMemoryError("x")}, "out of memory: rank 2: killed because its node ran out"),
         ({0: dead(NODE, preempted=True), 1: dead(KILLED)}, "preempted: rank 0: its node on 10.0"),
         ({0: ActorDiedError()}, "worker killed: rank 0: its process ended without a word"),
+        ({1: COLLATERAL}, "connection lost: rank 1: the connection to another worker was lost"),
+        ({0: COLLATERAL, 1: ValueError("a")}, "error: rank 1: ValueError: a"),
         ({1: ValueError("a\nb"), 0: ValueError("a")}, "error: rank 0, 1: ValueError: a"),
     ],
 )

@@ -9,10 +9,11 @@ from typing import Any
 
 HANG_FILE = "hang.json"
 KILLED, MEMORY, NODE, PREEMPTED = "worker killed", "out of memory", "node lost", "preempted"
-HANG, ERROR, EARLY = "hang", "error", "ended early"
+HANG, ERROR, PEER, EARLY = "hang", "error", "connection lost", "ended early"
 NO_ROOM, START, RAY = "no room", "not started", "ray"
 # The cause before what follows from it: when a worker dies, the others fail in a collective.
-_ORDER = (PREEMPTED, HANG, MEMORY, NODE, KILLED, ERROR)
+_ORDER = (PREEMPTED, HANG, MEMORY, NODE, KILLED, ERROR, PEER)
+_PEER = ("Connection reset by peer", "Connection closed by peer", "ncclRemoteError")
 _FREE = (PREEMPTED, NO_ROOM)  # of the cluster, not of the run
 
 
@@ -71,6 +72,8 @@ def _of_worker(error: Exception) -> tuple[str, str]:
     if isinstance(error, OutOfMemoryError):
         return MEMORY, "killed because its node ran out of memory"
     if not isinstance(error, RayActorError):
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER):
+            return PEER, "the connection to another worker was lost"
         return ERROR, f"{type(error).__name__}: {_first_line(error)}"
     text, at = str(error), _host(error)
     lower = text.lower()
