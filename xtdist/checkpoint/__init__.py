@@ -2,7 +2,6 @@
 
 from xtdist.checkpoint.layout import Manifest, read_manifest, verify
 from xtdist.checkpoint.lease import FencedError, Lease
-from xtdist.checkpoint.pending import PendingCommit
 from xtdist.checkpoint.retention import Retention
 from xtdist.checkpoint.saver import Missed, Ranks, Saved, Saver
 from xtdist.checkpoint.store import CheckpointStore, Commit
@@ -22,7 +21,6 @@ __all__ = [
     "LoadedModel",
     "Manifest",
     "Missed",
-    "PendingCommit",
     "Ranks",
     "Retention",
     "Saved",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xtdist.checkpoint.layout import FORMAT_VERSION, FormatError, Manifest
-from xtdist.checkpoint.naming import STAGING, name_of, new_attempt, step_of
+from xtdist.checkpoint.naming import new_attempt, step_of
 from xtdist.checkpoint.retention import Retention
 from xtdist.checkpoint.storage import LocalStorage, open_storage
 from xtdist.config import CheckpointError
@@ -47,10 +47,6 @@ class CheckpointStore:
         if not isinstance(self.storage, LocalStorage):
             raise CheckpointError(f"{self.url}: is no folder of this machine")
         return self.storage.root
-
-    def staging(self, step: int, attempt: str) -> Path:
-        """Where the ranks write the files of a checkpoint before it is committed."""
-        return self.root / f"{STAGING}{name_of(step, attempt)}"
 
     def names(self) -> list[str]:
         """Names of committed checkpoints, oldest step first."""
