@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import MakeSpec
 from ranks import run_ranks
-from runs import folder_of
+from runs import checkpoints, folder_of, steps_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -293,6 +294,25 @@ def test_a_run_tells_where_its_time_went_and_which_rank_is_slow(make_spec: MakeS
         assert goodput.seconds["program_start"] > 0
         assert goodput.seconds["checkpoint_save"] > 0
         assert goodput.seconds["wasted_progress"] == 0
+
+
+@pytest.mark.long
+def test_steps_that_are_done_again_are_wasted(make_spec: MakeSpec) -> None:
+    changes = {"loop.valid_every": 0, "checkpoint.every": 3}
+    short = make_spec("again", {**changes, "loop.steps": 6})
+    (outcome,) = run_ranks([short])
+    assert outcome.ok, outcome.printed
+    before = read_goodput(folder_of(short))
+    assert before.seconds["wasted_progress"] == 0
+    shutil.rmtree(checkpoints(short)[-1])
+    (outcome,) = run_ranks([make_spec("again", {**changes, "loop.steps": 8})])
+    assert outcome.ok, outcome.printed
+    assert steps_of(short)[-1] == 8
+    after = read_goodput(folder_of(short))
+    assert after.attempts == 2
+    assert 0 < after.seconds["wasted_progress"] < before.seconds["productive"]
+    assert after.seconds["checkpoint_restore"] > before.seconds["checkpoint_restore"]
+    assert sum(after.seconds.values()) == pytest.approx(after.elapsed)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ at s or beyond**. So what they see is the history of the weights that exist now.
 
 Names: ``train/loss train/lr train/grad_norm train/tokens eval/<set>/loss
 eval/<set>/bits_per_byte``; seconds of a step ``perf/step_s`` and of its parts ``perf/data_wait_s
-perf/forward_s perf/backward_s perf/reduce_s perf/optimizer_s perf/rest_s perf/other_s``, and of what
-stands between steps ``perf/checkpoint_s perf/evaluate_s``; means over the last steps
+perf/forward_s perf/backward_s perf/reduce_s perf/optimizer_s perf/rest_s perf/other_s``, and of
+what stands between steps ``perf/checkpoint_s perf/evaluate_s``; means over the last steps
 ``perf/tokens_per_s perf/tokens_per_s_per_device perf/mfu``; ``perf/goodput``; now and then
 ``perf/slowest_rank perf/slowest_ratio perf/rss_gb perf/host_memory_share perf/host_load``.
 """
