@@ -74,7 +74,7 @@ def go_on(make_spec: MakeSpec, source: RunSpec, name: str, changes: dict[str, An
 def run_all(*jobs: tuple[RunSpec, str]) -> None:
     """Each with what faults.py does to it."""
     specs, faults = [spec for spec, _ in jobs], [fault for _, fault in jobs]
-    for outcome in run_ranks(specs, patches=dict(enumerate(faults))):
+    for outcome in run_ranks(specs, patches=dict(enumerate(faults)), timeout_s=900):
         assert outcome.ok, (outcome.errors, outcome.printed)
 
 
@@ -128,25 +128,39 @@ def test_two_workers_then_one_then_three_are_one_run(make_spec: MakeSpec) -> Non
     assert sorted(ledger(three)) == list(range(SAVED, STEPS))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_stage_is_restored_at_every_other(make_spec: MakeSpec, precision: str) -> None:
-    def changes(stage: int, workers: int) -> dict[str, Any]:
-        return BASE | {
-            "engine.zero_stage": stage,
-            "engine.precision": precision,
-            "workers.count": workers,
-            "loop.steps": SAVED,
-        }
+STAGES = {f"zero{stage}": {"engine.zero_stage": stage} for stage in range(4)}
+VARIANTS = STAGES | {
+    "offload1": STAGES["zero1"] | {"engine.offload_optimizer": {"kind": "cpu"}},
+    "offload3": STAGES["zero3"] | {"engine.offload_optimizer": {"kind": "cpu"}},
+    "robin": STAGES["zero2"] | {"engine.round_robin_gradients": True},
+}
+SETTINGS = {
+    "fp32": {"engine.precision": "fp32"},
+    "bf16": {"engine.precision": "bf16"},
+    "muon": {"engine.precision": "bf16", "optim.kind": "muon"},
+}
 
-    sources = [make_spec(f"{precision}-{stage}", changes(stage, 2)) for stage in range(4)]
-    run_all(*((spec, "noted") for spec in sources))
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_stage_and_offload_is_restored_at_every_other(
+    make_spec: MakeSpec, setting: str
+) -> None:
+    def make(name: str, variant: str, workers: int) -> RunSpec:
+        size = {"workers.count": workers, "loop.steps": SAVED}
+        changes: dict[str, Any] = BASE | SETTINGS[setting] | VARIANTS[variant] | size
+        return make_spec(f"{setting}-{name}", changes)
+
+    sources = {variant: make(variant, variant, 2) for variant in VARIANTS}
+    run_all(*((spec, "noted") for spec in sources.values()))
     for workers in (1, 3):
-        resumed = [
-            (source, go_on(make_spec, source, f"{source.name}-{z}-{workers}", changes(z, workers)))
-            for source in sources
-            for z in range(4)
-        ]
-        run_all(*((spec, "noted") for _, spec in resumed))
-        for source, spec in resumed:
+        pairs = []
+        for before, source in sources.items():
+            for after in VARIANTS:
+                spec = make(f"{before}-{after}-{workers}", after, workers)
+                shutil.copytree(folder_of(source) / "checkpoints", folder_of(spec) / "checkpoints")
+                pairs.append((source, spec))
+        run_all(*((spec, "noted") for _, spec in pairs))
+        for source, spec in pairs:
             assert_restored(spec, at(source, SAVED), SAVED)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -112,11 +113,21 @@ def flats(engine: Any) -> list[Flat]:
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         return _stage_3(optimizer, engine.param_names)
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
-        masters = optimizer.single_partition_of_fp32_groups
-        return _partitioned(optimizer, masters, optimizer.bit16_groups, engine.param_names)
+        masters, groups = optimizer.single_partition_of_fp32_groups, []
+        for (
+            params,
+            offsets,
+        ) in zip(  # its own order, which is another one with round_robin_gradients
+            optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, strict=True
+        ):
+            groups.append(list(zip(params, offsets, strict=True)))
+        return _partitioned(optimizer, masters, groups, engine.param_names)
     if hasattr(optimizer, "fp32_groups_flat_partition"):
-        masters = optimizer.fp32_groups_flat_partition
-        return _partitioned(optimizer, masters, optimizer.bf16_groups, engine.param_names)
+        masters, groups = optimizer.fp32_groups_flat_partition, []
+        for params in optimizer.bf16_groups:
+            ends = list(accumulate((p.numel() for p in params), initial=0))
+            groups.append(list(zip(params, ends[:-1], strict=True)))
+        return _partitioned(optimizer, masters, groups, engine.param_names)
     return _replicated(optimizer, engine.param_names)
 
 
@@ -167,26 +178,30 @@ def _replicated(optimizer: Any, names: dict[Tensor, str]) -> list[Flat]:
 
 
 def _partitioned(
-    optimizer: Any, masters: list[Tensor], groups: list[list[Tensor]], names: dict[Tensor, str]
+    optimizer: Any,
+    masters: list[Tensor],
+    groups: list[list[tuple[Tensor, int]]],
+    names: dict[Tensor, str],
 ) -> list[Flat]:
-    """Stages 1 and 2: a group's parameters one after the other, cut into equal parts."""
+    """Stages 1 and 2: a group's parameters, each at its offset in one long row, which is cut into
+    equal parts."""
     found = []
-    for master, params, group in zip(
-        masters, groups, optimizer.optimizer.param_groups, strict=True
-    ):
+    for i, (master, params) in enumerate(zip(masters, groups, strict=True)):
+        begin = dist.get_rank(group=optimizer.real_dp_process_group[i]) * master.numel()
         pieces = []
-        for p in params:
-            mapping: Any = p._hp_mapping  # type: ignore[attr-defined]
-            if mapping is not None:
-                part, place = mapping.lp_fragment_address, mapping.hp_fragment_address
-                pieces.append(Piece(names[p], tuple(p.shape), part.start, place.start, part.numel))
+        for p, offset in params:
+            low = max(offset, begin)
+            high = min(offset + p.numel(), begin + master.numel())
+            if low < high:
+                piece = Piece(names[p], tuple(p.shape), low - offset, low - begin, high - low)
+                pieces.append(piece)
         found.append(
             Flat(
                 pieces=tuple(pieces),
                 numel=master.numel(),
                 master=master,
                 optimizer=optimizer.optimizer,
-                group=group,
+                group=optimizer.optimizer.param_groups[i],
             )
         )
     return found

@@ -164,4 +164,5 @@ def _check_weights(engine: Any, where: Path) -> None:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(kinds[tensor.element_size()])
