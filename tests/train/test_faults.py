@@ -99,6 +99,9 @@ def second(
     half.write_bytes(b"half")
     specs["damaged"] = renamed("damaged", {})
     flip_a_bit(next(checkpoints(specs["damaged"])[-1].glob("state/*")))
+    specs["all_damaged"] = renamed("all_damaged", {})
+    for path in checkpoints(specs["all_damaged"]):
+        flip_a_bit(next(path.glob("state/*")))
     specs["hostile"] = renamed("hostile", {"loop.steps": 6})
     for shard in checkpoints(specs["hostile"])[-1].glob("state/*"):
         mark = folder_of(specs["hostile"]) / "executed"
@@ -140,6 +143,19 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     newest = checkpoints(first["source"][0])[-1].name
     assert (folder_of(spec) / "checkpoints" / f"damaged-{newest}").is_dir()
     assert steps_of(spec) == [2, 4]
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_by_itself(
+    second: dict[str, tuple[RunSpec, Outcome]],
+) -> None:
+    spec, outcome = second["all_damaged"]
+    error = outcome.same_error
+    assert error.startswith("CheckpointError: ")
+    assert "all checkpoints of this run are damaged and set aside" in error
+    assert "remove or rename that folder to start over" in error
+    aside = [path.name for path in (folder_of(spec) / "checkpoints").iterdir()]
+    assert [name[:14] for name in aside] == ["damaged-step_0"] * 2
 
 
 @pytest.mark.slow

@@ -136,8 +136,9 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
         parameters=parameters,
         done_step=_done_step(spec.checkpoint.place(folder), identity_at),
     )
-    if not plan.finished:
-        _check_disk(folder, parameters)
+    place = spec.checkpoint.place(folder)
+    if not plan.finished and not is_remote(place):
+        _check_disk(folder if spec.checkpoint.url is None else Path(place), parameters)
     return plan
 
 
