@@ -18,7 +18,7 @@ from xtdist.launch.attempts import read_attempts
 from xtdist.launch.driver import Driver, TrainingFailedError
 from xtdist.train.loop import ERROR_FILE
 from xtdist.train.run import STOP_FILE
-from xtdist.train.spec import WorkersSpec
+from xtdist.train.spec import CheckpointSpec, WorkersSpec
 
 Act = Callable[[int], BaseException | None]
 DEAD = WorkerGroupError("worker 0 is dead", {0: RuntimeError("dead")})
@@ -33,9 +33,10 @@ class Script:
         spec = SimpleNamespace(
             workers=WorkersSpec(**{"count": 2, "wait_minutes": 0.001} | workers),
             loop=SimpleNamespace(steps=10),
+            checkpoint=CheckpointSpec(),
         )
-        plan = SimpleNamespace(spec=spec, folder=folder, gpus_per_worker=0)
-        self.lease = SimpleNamespace(lost=False)
+        plan = SimpleNamespace(spec=spec, folder=folder, gpus_per_worker=0, done_step=0)
+        self.lease = SimpleNamespace(lost=False, epoch=3)
         self.driver = Driver(plan, {}, lambda payload: None, self.lease)
 
     def fit(
@@ -94,7 +95,7 @@ def test_it_is_given_up_after_failures_in_a_row_only(script, tmp_path):
 @pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError])
 def test_the_workers_own_mistake_ends_the_run_at_once(script, tmp_path, kind):
     def mistaken(count: int) -> BaseException:
-        raw = {"kind": kind.__name__, "message": "shard 3 is damaged"}
+        raw = {"kind": kind.__name__, "message": "shard 3 is damaged", "epoch": 3}
         (tmp_path / ERROR_FILE).write_text(json.dumps(raw))
         return DEAD
 
@@ -104,10 +105,21 @@ def test_the_workers_own_mistake_ends_the_run_at_once(script, tmp_path, kind):
 
 
 def test_a_mistake_of_an_unknown_kind_is_still_a_mistake(script, tmp_path):
-    raw = json.dumps({"kind": "NewError", "message": "m"})
+    raw = json.dumps({"kind": "NewError", "message": "m", "epoch": 3})
     assert (
         type(script(lambda n: (tmp_path / ERROR_FILE).write_text(raw) and None).run()) is UserError
     )
+
+
+def test_a_mistake_of_workers_that_were_fenced_off_is_not_this_runs(script, tmp_path):
+    def other(count: int) -> None:
+        raw = {"kind": "CheckpointError", "message": "taken over", "epoch": 2}
+        (tmp_path / ERROR_FILE).write_text(json.dumps(raw))
+        made.save(10)
+
+    made = script(other)
+    assert made.run() is None
+    assert kinds(tmp_path) == ["done"]
 
 
 def test_what_an_attempt_leaves_is_not_taken_for_the_next_ones(script, tmp_path):
@@ -138,7 +150,10 @@ def test_it_goes_on_smaller_and_grows_when_there_is_room_again(script, tmp_path,
         return DEAD
 
     def grow(count: int) -> None:
-        made.cluster["a"]["CPU"] = 1.0  # this attempt has the other
+        made.cluster["a"]["CPU"] = 1.0  # this attempt has the other, once it steps
+        room.threading.Event().wait(0.2)
+        assert not (tmp_path / STOP_FILE).exists()
+        (tmp_path / "metrics.jsonl").write_text("{}")
         for _ in range(500):
             if (tmp_path / STOP_FILE).exists():
                 break
@@ -179,3 +194,18 @@ def test_workers_that_saved_before_they_were_cut_off_are_no_failure(script, tmp_
     made = script(lambda n: made.save(4), lambda n: made.save(10), max_failures=0)
     assert made.run() is None
     assert kinds(tmp_path) == ["preempted", "done"]
+
+
+def test_a_store_that_does_not_answer_ends_no_run(script, tmp_path, monkeypatch):
+    def out(count: int) -> BaseException:
+        monkeypatch.setattr(module, "newest_step", lambda plan: fail())
+        return DEAD
+
+    def fail() -> int:
+        raise OSError("503")
+
+    def back(count: int) -> None:
+        monkeypatch.setattr(module, "newest_step", lambda plan: 10)
+
+    assert script(out, back).run() is None
+    assert kinds(tmp_path) == ["error", "done"]

@@ -13,13 +13,16 @@ from xtdist.config import ConfigError, ResourceError
 from xtdist.launch import trainer
 from xtdist.launch.preflight import local_path
 from xtdist.track.mlflow import tracking_uri
+from xtdist.train.spec import CheckpointSpec
 
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(trainer, "to_mapping", lambda spec: {"name": "r"})
     monkeypatch.setattr(trainer, "Lease", partial(Lease, expiry_s=0.5))
-    return SimpleNamespace(folder=tmp_path / "runs" / "r", spec=None)
+    return SimpleNamespace(
+        folder=tmp_path / "runs" / "r", spec=SimpleNamespace(checkpoint=CheckpointSpec())
+    )
 
 
 def test_two_processes_can_not_train_one_run(plan: SimpleNamespace) -> None:

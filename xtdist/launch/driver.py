@@ -26,6 +26,7 @@ from xtdist.launch.failures import EARLY, ERROR, HANG_FILE, NO_ROOM, PREEMPTED, 
 from xtdist.launch.fit import Worker, fit
 from xtdist.launch.preflight import Plan
 from xtdist.launch.room import POLL_S, NoRoomError, Room
+from xtdist.track.records import FILE as METRICS_FILE
 from xtdist.train.loop import ERROR_FILE
 from xtdist.train.run import STOP_FILE
 
@@ -58,6 +59,7 @@ class Driver:
         self.room = Room(workers, self.plan.gpus_per_worker)
         self.attempts = Attempts(self.plan.folder, workers.max_failures)
         self.waited_since: float | None = None
+        self.newest = self.plan.done_step
 
     def run(self) -> Exception | None:
         """Attempts until the run is done, stopped (None), or has failed for good (the error)."""
@@ -79,16 +81,17 @@ class Driver:
     def _attempt(self, count: int) -> tuple[bool, Exception | None]:
         """One attempt; whether it was the last one, and the run's error."""
         folder, total = self.plan.folder, self.plan.spec.loop.steps
-        self.attempts.started(workers=count, step=newest_step(self.plan))
+        self.attempts.started(workers=count, step=self._newest())
         _say(f"starting {count} workers …")
         with self._watch(count) as watch:
             error = fit(self.plan, self.payload, self.worker, count=count, over=watch.over)
         if self.lease.lost:
             return True, _for_good("another process took over this run; this one ends")
-        step = newest_step(self.plan)
-        mistake = _mistake(folder)
+        step = self._newest()
+        mistake = _mistake(folder, self.lease.epoch)
         if error is None and mistake is None:
-            kind = self._kind_of_end(step >= total, growing=watch.growing.is_set())
+            done = step >= total
+            kind = self._kind_of_end(done, growing=watch.growing.is_set())
             if kind is not None:
                 self.attempts.ended(kind, step)
                 return kind != "resized", None
@@ -98,6 +101,22 @@ class Driver:
             return True, mistake
         _say(attempt_line(failure, self.attempts, step))
         return self._after(failure, error)
+
+    def _metrics(self) -> int:
+        """Changes with every step. Before its first one, an attempt's own workers may not yet have
+        taken their place, which would look like room for more."""
+        try:
+            return (self.plan.folder / METRICS_FILE).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint, or what it was when the store last answered."""
+        try:
+            self.newest = newest_step(self.plan)
+        except (OSError, UserError) as e:
+            _say(f"the checkpoints can't be listed now: {e}")
+        return self.newest
 
     def _failure(
         self, error: BaseException | None, mistake: UserError | None, step: int
@@ -157,12 +176,13 @@ class Driver:
     def _look(self, watch: Watch, count: int) -> None:
         """End the attempt when the run is another's; have the workers save and end when there was
         room for more of them for a while."""
-        workers, since = self.plan.spec.workers, None
+        workers, since, began = self.plan.spec.workers, None, self._metrics()
         while not watch.over.wait(POLL_S):
             if self.lease.lost:
                 watch.over.set()
             elif count < workers.count and not watch.growing.is_set():
-                since = (since or time.monotonic()) if _free(self.room) else None
+                room = self._metrics() != began and _free(self.room)
+                since = (since or time.monotonic()) if room else None
                 if since is not None and time.monotonic() - since >= workers.grow_after_s:
                     _say("there is room for more workers: saving a checkpoint, then starting them")
                     watch.growing.set()
@@ -203,11 +223,13 @@ def _free(room: Room) -> int:
         return 0
 
 
-def _mistake(folder: Path) -> UserError | None:
-    """The workers' own clear error, if they left one."""
+def _mistake(folder: Path, epoch: int) -> UserError | None:
+    """The own clear error of the workers of ``epoch``, if they left one."""
     try:
         raw = json.loads((folder / ERROR_FILE).read_text())
     except FileNotFoundError:
+        return None
+    if raw.get("epoch", epoch) != epoch:
         return None
     kinds: dict[str, type[UserError]] = {k.__name__: k for k in UserError.__subclasses__()}
     return kinds.get(raw["kind"], UserError)(raw["message"])

@@ -14,7 +14,7 @@ from xtdist.checkpoint.lease import Lease
 from xtdist.config import ResourceError, to_mapping
 from xtdist.connect import check_room, connect, disconnect
 from xtdist.files import write_atomic
-from xtdist.launch.driver import Driver, TrainingFailedError, newest_step
+from xtdist.launch.driver import Driver, TrainingFailedError
 from xtdist.launch.fit import Worker
 from xtdist.launch.preflight import Plan, preflight, resolve
 from xtdist.track import Ledger, MlflowRun, finish_run, open_run, read_series
@@ -133,7 +133,7 @@ def _train(plan: Plan, worker: Worker, lease: Lease) -> Outcome:
     Ledger(folder).start(plan.done_step)
     driver = Driver(plan, to_mapping(job), worker, lease)
     error = driver.run()
-    step = newest_step(plan)
+    step = driver.newest
     finished = error is None and step >= total
     status: RunStatus = "FINISHED" if finished else "KILLED" if error is None else "FAILED"
     _close_tracking(folder, tracked, status=status)
