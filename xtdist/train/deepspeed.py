@@ -169,20 +169,14 @@ def device_of(*, gpu: bool, precision: str) -> torch.device:
 def prepare_process(*, gpu: bool) -> None:
     """Settings of a worker process; call before DeepSpeed starts.
 
-    Checkpoint pickles are read with torch's restricted unpickler, which knows only the names that
-    DeepSpeed's own files need; and no C++ helper is compiled on CPU (it serves inference only).
+    Nothing of ours is a pickle, and torch is told to load none that holds more than tensors;
+    no C++ helper is compiled on CPU (it serves inference only).
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     import deepspeed
     import deepspeed.ops
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
 
-    torch.serialization.add_safe_globals(
-        [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
-    )
     deepspeed.utils.logger.setLevel("ERROR")
     warnings.filterwarnings("ignore", module=r"(torch|deepspeed)\.")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
