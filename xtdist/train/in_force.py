@@ -151,7 +151,9 @@ def _parameter_place(engine: Any) -> str:
 
 
 def _clipping(engine: Any, spec: RunSpec) -> float:
-    """DeepSpeed's wrappers clip; without one, step.py does."""
+    """DeepSpeed's wrappers clip; without one, and in canonical reduction, step.py does."""
+    if spec.engine.reduction == "canonical":
+        return float(spec.optim.grad_clip)
     return float(getattr(engine.optimizer, "clip_grad", spec.optim.grad_clip))
 
 
