@@ -26,6 +26,7 @@ OPTIONS: dict[str, tuple[int, dict[str, Any]]] = {
 def test_options_of_the_engine_change_no_loss_and_are_in_force(make_spec: Any) -> None:
     short = {"loop.steps": 3, "loop.valid_every": 0}
     changes = {name: {"engine.zero_stage": s} | _keys(o) for name, (s, o) in OPTIONS.items()}
+    changes["auto"] = {"batch.micro_batch_tokens": "auto"}
     specs = [make_spec(name, short | change) for name, change in {"base": {}, **changes}.items()]
     outcomes = run_ranks(specs)
     base = records(specs[0], "train/loss")
@@ -33,6 +34,7 @@ def test_options_of_the_engine_change_no_loss_and_are_in_force(make_spec: Any) -
         assert outcome.ok, outcome.printed
         assert records(spec, "train/loss") == pytest.approx(base, rel=1e-6), spec.name
         found = json.loads((folder_of(spec) / "in_force.json").read_text())
+        assert found["sequences in a micro-batch"] == 4  # of 8 by 2 workers
         assert found["zero stage"] == spec.engine.zero_stage
         away = "cpu" if spec.name.startswith("cpu") else "nothing"
         assert found["optimizer offloaded to"] == away

@@ -28,7 +28,7 @@ from xtdist.model import TransformerWrapper
 from xtdist.objective import Objective, build_objective
 from xtdist.optim import check_schedule
 from xtdist.train.hardware import resolve_engine
-from xtdist.train.spec import RunSpec, fit_to_data
+from xtdist.train.spec import RunSpec, Split, fit_to_data
 from xtdist.train.state import check_identity, checkpoint_bytes, identity
 
 
@@ -56,11 +56,17 @@ class Plan:
             f"model    {self.parameters / 1e6:.2f} M parameters, {s.objective.kind}",
             *data_lines(s.data, self.corpora),
             f"step     {s.batch.tokens_per_step} tokens = {s.global_batch} sequences of "
-            f"{s.data.seq_len}: {s.workers.count} workers x {split.accumulation} micro-batches of "
-            f"{split.micro_batch} (at most {split.share} sequences a worker)",
+            f"{s.data.seq_len}: {s.workers.count} workers x {_micro_batches(s, split)} (at most "
+            f"{split.share} sequences a worker)",
             f"engine   ZeRO-{s.engine.zero_stage}, {s.engine.precision}, "
             f"{'GPU' if self.gpus_per_worker else 'CPU'}",
         ]
+
+
+def _micro_batches(spec: RunSpec, split: Split) -> str:
+    if spec.batch.micro_batch_tokens == "auto":
+        return "micro-batches that fill their memory"
+    return f"{split.accumulation} micro-batches of {split.micro_batch}"
 
 
 def resolve(spec: RunSpec) -> RunSpec:

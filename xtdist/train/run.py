@@ -21,6 +21,7 @@ from xtdist.optim import lr_at
 from xtdist.track import MlflowRun, Tracker
 from xtdist.train import state
 from xtdist.train.deepspeed import build_engine, device_of
+from xtdist.train.footprint import fit_micro_batch
 from xtdist.train.hardware import resolve_engine
 from xtdist.train.meters import Phases
 from xtdist.train.meters.collectives import timed_collectives
@@ -141,6 +142,7 @@ def _build(job: WorkerJob) -> Run:
     device = device_of(gpu=job.gpu, precision=spec.engine.precision)
     phases = Phases(device)
     data, valid = open_data(spec, "train"), open_data(spec, "valid")
+    spec = fit_micro_batch(spec, data.tokenizer, device)
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
     net = build_model(spec.model, generator=generator)
     objective = build_objective(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from xtdist.config import ConfigError, PositiveInt, configclass
 from xtdist.data.config import LaterStep
@@ -31,7 +32,8 @@ class BatchSpec:
 
     Attributes:
         tokens_per_step: of all workers together, in one optimizer step, after the warm-up.
-        micro_batch_tokens: at most, in one forward pass of one worker (memory follows it).
+        micro_batch_tokens: at most, in one forward pass of one worker (memory follows it). auto: as
+            many as the workers' free memory holds, which may be others after a restart.
         warmup: smaller (or larger) steps at the beginning, by ascending ``until_step``. The samples
             come in the same order, cut into other steps.
         seq_len_warmup: shorter rows at the beginning: each sample of ``data.seq_len`` targets is
@@ -39,7 +41,7 @@ class BatchSpec:
     """
 
     tokens_per_step: PositiveInt = 32768
-    micro_batch_tokens: PositiveInt = 8192
+    micro_batch_tokens: Literal["auto"] | PositiveInt = 8192
     warmup: tuple[BatchStage, ...] = ()
     seq_len_warmup: tuple[SeqLenStage, ...] = ()
 
@@ -53,6 +55,12 @@ class BatchSpec:
                         "listed by ascending until_step"
                     )
                 before = stage.until_step
+
+    def most_rows(self, seq_len: int) -> int:
+        """Sequences in a micro-batch at most; of auto, all that there are."""
+        if self.micro_batch_tokens == "auto":
+            return self.tokens_per_step // seq_len
+        return max(1, self.micro_batch_tokens // seq_len)
 
     def row_len(self, data_step: int, *, seq_len: int) -> int:
         """Targets in a row of a step of data whose samples have ``seq_len``."""

@@ -81,6 +81,11 @@ class RunSpec:
                 f"engine.reduction: got 'canonical' with optim.kind {self.optim.kind!r}, whose "
                 "numbers may depend on the number of workers; take adamw, or reduction=fast"
             )
+        if self.engine.reduction == "canonical" and self.batch.micro_batch_tokens == "auto":
+            raise ConfigError(
+                "batch.micro_batch_tokens: got 'auto' with engine.reduction 'canonical', whose "
+                "micro-batches are the same wherever the run is; give a number"
+            )
         if self.global_batch < self.workers.count:
             raise ConfigError(
                 f"workers.count: got {self.workers.count}; a step of {self.global_batch} sequences "
@@ -102,7 +107,7 @@ class RunSpec:
         """How ``world`` workers share a step of ``rows`` sequences (None: as after the warm-up)."""
         return split_rows(
             self.global_batch if rows is None else rows,
-            most=max(1, self.batch.micro_batch_tokens // self.data.seq_len),
+            most=self.batch.most_rows(self.data.seq_len),
             world=world,
             fixed=self.engine.reduction == "canonical",
         )
