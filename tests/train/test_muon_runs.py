@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from muon_reference import ReferenceMuon
 from plain import plain_loop
 from ranks import run_ranks
 from runs import records
+from torch import nn
+
+from xtdist.config import ConfigError
+from xtdist.optim import MuonConfig, build_optimizer
+from xtdist.train.optimizer import check_muon
 
 MUON = {
     "kind": "muon",
@@ -53,3 +60,23 @@ def test_losses_are_those_of_an_uncut_muon_with_any_number_of_workers(
     base = {"optim": MUON, "workers.count": workers, "loop.steps": 8}
     specs = [make_spec(f"muon{z}-{workers}", base | {"engine.zero_stage": z}) for z in range(4)]
     assert_like_reference(specs)
+
+
+def test_a_muon_that_has_not_updated_every_matrix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Linear(4, 4, bias=False)
+    whole = SimpleNamespace(parameter=net.weight, sizes=(2, 2), axis=0)
+    optimizer = build_optimizer(MuonConfig(), net, [whole])
+    engine = SimpleNamespace(optimizer=optimizer, device="cpu", zero_optimization_stage=lambda: 0)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda count: count.mul_(3))
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+    with pytest.raises(RuntimeError, match="should have updated 6 matrices in 1 steps, and did 0"):
+        check_muon(engine, steps=1)
+    net.weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    check_muon(engine, steps=1)
+
+
+def test_muon_with_its_state_in_files_is_refused(make_spec: Any) -> None:
+    nvme = {"kind": "nvme", "path": "/tmp"}
+    with pytest.raises(ConfigError, match=r"optim\.kind: got 'muon' with engine\.offload"):
+        make_spec("x", {"optim": MUON, "engine.zero_stage": 3, "engine.offload_optimizer": nvme})

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from xtdist.config import ConfigError
 from xtdist.optim.config import AdamWConfig, MuonConfig
 from xtdist.optim.groups import Matrices, param_groups
 from xtdist.optim.muon import Muon
@@ -35,11 +34,6 @@ def build_optimizer(
     }
     if isinstance(config, AdamWConfig):
         return torch.optim.AdamW(groups, **adamw)
-    if all(group["algorithm"] != "muon" for group in groups):
-        raise ConfigError(
-            "optim.kind: got 'muon', but no parameter is a hidden matrix for it (all are frozen, "
-            "or optim.groups gives them to AdamW); set optim.kind to adamw"
-        )
     return Muon(groups, matrices=matrices, **adamw)
 
 

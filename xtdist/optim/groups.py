@@ -42,7 +42,8 @@ def param_groups(
     order follows ``named_parameters``.
 
     Raises:
-        ConfigError: no parameter is trainable, or one of ``config.groups`` matches none.
+        ConfigError: no parameter is trainable, one of ``config.groups`` matches none, or there is
+            no matrix for Muon.
     """
     muon = {id(m.parameter) for m in matrices} if isinstance(config, MuonConfig) else set()
     exempt = set() if config.decay_embeddings else _embeddings(model)
@@ -56,6 +57,11 @@ def param_groups(
         own = config.groups[rule] if rule >= 0 else GroupConfig(match="*")
         members.setdefault((rule, _treatment(p, own, muon, exempt)), []).append(p)
     _check(config.groups, names)
+    if isinstance(config, MuonConfig) and not any(kind == "muon" for _, kind in members):
+        raise ConfigError(
+            "optim.kind: got 'muon', but no parameter is a hidden matrix for it (all are frozen, "
+            "or optim.groups gives them to AdamW); set optim.kind to adamw"
+        )
     order = sorted(members, key=lambda key: (key[0], ("muon", "decay", "no_decay").index(key[1])))
     return [_group(config, *key, members[key]) for key in order]
 

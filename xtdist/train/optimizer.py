@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,40 +35,6 @@ def settle_optimizer(engine: Any, optimizer: torch.optim.Optimizer) -> None:
         optimizer.attach(flats(engine), parameters, device=engine.device)
 
 
-@dataclass(frozen=True)
-class GroupInForce:
-    """What the optimizer does with a group of parameters, whole tensors counted."""
-
-    name: str
-    algorithm: str
-    lr_scale: float
-    weight_decay: float
-    tensors: int
-    elements: int
-
-    def line(self) -> str:
-        """In words."""
-        return (
-            f"{self.name}: {self.algorithm}, {self.tensors} tensors of {self.elements} numbers, "
-            f"lr x {self.lr_scale:g}, weight decay {self.weight_decay:g}"
-        )
-
-
-def optimizer_in_force(engine: Any) -> list[GroupInForce]:
-    """The groups of the optimizer that ``engine`` really steps."""
-    return [
-        GroupInForce(
-            name=group["name"],
-            algorithm=group["algorithm"] if isinstance(base_of(engine), Muon) else "adamw",
-            lr_scale=group["lr_scale"],
-            weight_decay=group["weight_decay"],
-            tensors=group["tensors"],
-            elements=group["elements"],
-        )
-        for group in base_of(engine).param_groups
-    ]
-
-
 def check_muon(engine: Any, *, steps: int) -> None:
     """Whether every hidden matrix was made orthogonal in each of the ``steps`` updates since the
     engine was built. All ranks call it together.
@@ -77,7 +42,7 @@ def check_muon(engine: Any, *, steps: int) -> None:
     Raises:
         RuntimeError: on all ranks, if not.
     """
-    optimizer = base_of(engine)
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     if not isinstance(optimizer, Muon):
         return
     count = torch.tensor([optimizer.updated], device=engine.device)
@@ -88,9 +53,3 @@ def check_muon(engine: Any, *, steps: int) -> None:
         raise RuntimeError(
             f"Muon should have updated {wanted} matrices in {steps} steps, and did {int(count)}"
         )
-
-
-def base_of(engine: Any) -> torch.optim.Optimizer:
-    """The torch optimizer within DeepSpeed's wrapper."""
-    found: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    return found
