@@ -32,8 +32,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one worker. ``state``: weights, gradients, optimizer. The others: what a forward pass
-    keeps for its backward pass."""
+    """Bytes of one worker. ``state``: weights, gradients, optimizer. The others: what a forward
+    pass keeps for its backward pass."""
 
     state: int
     fixed: int
