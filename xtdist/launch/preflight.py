@@ -24,9 +24,9 @@ from xtdist.launch.datasets import (
     local_path,
     with_absolute_paths,
 )
-from xtdist.model import TransformerWrapper
+from xtdist.model import TransformerWrapper, muon_parameters
 from xtdist.objective import Objective, build_objective
-from xtdist.optim import check_schedule
+from xtdist.optim import check_schedule, param_groups
 from xtdist.train.hardware import resolve_engine
 from xtdist.train.spec import RunSpec, Split, fit_to_data
 from xtdist.train.state import check_identity, checkpoint_bytes, identity
@@ -81,7 +81,8 @@ def resolve(spec: RunSpec) -> RunSpec:
     tokenizer = check_datasets(spec.data)
     check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
     spec = fit_to_data(spec, vocab_size=tokenizer.vocab_size)
-    _built(spec, tokenizer)
+    objective = _built(spec, tokenizer)
+    param_groups(objective, spec.optim, muon_parameters(objective))
     _check_samples(spec, tokenizer)
     return spec
 
