@@ -49,8 +49,8 @@ class World:
             "loop": {"steps": steps, "valid_every": 0},
             "checkpoint": {"every": CHECKPOINT_EVERY},
             "engine": {"zero_stage": 2, "precision": "fp32"},
-            "workers": {"count": 2, "max_failures": 2, "wait_minutes": 5},
-            "stability": {"watchdog": {"stuck_s": 15}},
+            "workers": {"count": 2, "max_failures": 5, "wait_minutes": 5},
+            "stability": {"watchdog": {"stuck_s": 60}},
         }
         for part, values in parts.items():
             tree[part] = tree.get(part, {}) | values
@@ -200,6 +200,7 @@ class Trouble(Run):
     def kill(self) -> None:
         """SIGKILL to the driver; its workers must end by themselves."""
         assert self.driver is not None
+        assert self.driver.poll() is None, f"the driver has ended already:\n{self.log}"
         os.killpg(self.driver.pid, signal.SIGKILL)
         self.driver.wait()
         until = time.monotonic() + 60

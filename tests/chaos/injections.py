@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from harness import CHECKPOINT_EVERY, Trouble, workers_of
-from worker import ASKED, DONE
+from worker import ASKED, DONE, UNTIL
+
+from xtdist.files import write_atomic
 
 Proof = Callable[[], bool]
 APART = (2 * CHECKPOINT_EVERY, 4 * CHECKPOINT_EVERY)
@@ -124,20 +126,26 @@ def schedule(seed: int, kinds: list[str]) -> list[Planned]:
 
 def steps_for(plan: list[Planned]) -> int:
     """Steps of a run that has time for ``plan`` and to recover from its last fault."""
-    return plan[-1].step + 2 * APART[1]
+    return plan[-1].step + 2 * APART[1] * (1 + len(plan))
 
 
 def play(run: Trouble, plan: list[Planned]) -> list[str]:
     """Do the faults of ``plan`` to a run until it is done; those that did not happen."""
     proofs: list[tuple[Planned, Proof]] = []
+    until = run.folder / "chaos" / UNTIL
+    until.parent.mkdir(parents=True)
+    if plan:
+        write_atomic(until, str(plan[0].step + APART[1]))
     run.start()
     for fault in plan:
         before = run.step()
         run.wait(lambda f=fault: run.step() >= f.step, what=f"step {fault.step}")  # type: ignore[misc]
+        write_atomic(until, str(max(run.step(), fault.step) + 2 * APART[1]))
         began = time.monotonic()
         proofs.append((fault, FAULTS[fault.kind](run)))
         print(f"{fault.kind} at step {run.step()} (planned {fault.step}, last {before}): "
               f"{time.monotonic() - began:.1f} s", flush=True)  # fmt: skip
+    until.unlink(missing_ok=True)
     code = run.finish()
     assert code == 0, f"the run ended with {code}:\n{run.log}"
     return [fault.kind for fault, proof in proofs if not proof()]

@@ -1,5 +1,6 @@
-"""What a worker runs in a chaos run: the real one, slowed down so that faults can hit it, and with
-a loss that is nan once whenever ``<run>/chaos/nan`` asks for it."""
+"""What a worker runs in a chaos run: the real one, slowed down so that faults can hit it, held at
+the step in ``<run>/chaos/until`` so that it can't end before they came, and with a loss that is nan
+once whenever ``<run>/chaos/nan`` asks for it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 STEP_S = 0.05
-ASKED, DONE = "nan", "nan-done"
+ASKED, DONE, UNTIL = "nan", "nan-done", "until"
 
 
 def chaos_worker(payload: dict[str, Any]) -> None:
@@ -25,6 +26,8 @@ def chaos_worker(payload: dict[str, Any]) -> None:
 
     def step(self: Stepper, batch: Any, **keywords: Any) -> Any:
         time.sleep(STEP_S)
+        while (folder / UNTIL).exists() and batch.step >= int((folder / UNTIL).read_text()):
+            time.sleep(STEP_S)
         return real_step(self, batch, **keywords)
 
     def losses(self: AutoregressiveWrapper, prepared: Any) -> LossOutput:
