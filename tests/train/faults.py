@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +19,7 @@ import torch.distributed as dist
 from notes import noted, partly_frozen
 
 from xtdist.checkpoint.storage import LocalStorage
-from xtdist.data import StepBatch
+from xtdist.data import Loader, StepBatch
 from xtdist.objective import AutoregressiveWrapper, LossOutput, Prepared
 from xtdist.train.step import Stepper, StepResult
 
@@ -81,6 +83,100 @@ def stop_request(folder: Path) -> Iterator[None]:
         ):
             yield
     else:
+        yield
+
+
+@contextmanager
+def nan_once(folder: Path) -> Iterator[None]:
+    """The last rank's loss is nan in its third forward pass, and in its first after that."""
+    real, calls = AutoregressiveWrapper.losses, 0
+
+    def losses(self: AutoregressiveWrapper, prepared: Prepared) -> LossOutput:
+        nonlocal calls
+        calls += 1
+        out = real(self, prepared)
+        flipped = calls in (1, 4) and dist.get_rank() == dist.get_world_size() - 1
+        return LossOutput(out.sum * torch.nan, out.weight) if flipped else out
+
+    with patch.object(AutoregressiveWrapper, "losses", losses):
+        yield
+
+
+def poison(factor: float, *data_steps: int) -> Callable[[Path], AbstractContextManager[None]]:
+    """The loss of steps of data (of 8 samples each) is ``factor`` times what it is; what each rank
+    is given is noted as in ``noted_batches``."""
+
+    @contextmanager
+    def fault(folder: Path) -> Iterator[None]:
+        real = AutoregressiveWrapper.losses
+
+        def losses(self: AutoregressiveWrapper, prepared: Prepared) -> LossOutput:
+            out = real(self, prepared)
+            if self.training and int(prepared.sample_ids[0]) // 8 in data_steps:
+                return LossOutput(out.sum * factor, out.weight)
+            return out
+
+        with patch.object(AutoregressiveWrapper, "losses", losses), noted_batches(folder):
+            yield
+
+    return fault
+
+
+@contextmanager
+def no_memory(folder: Path) -> Iterator[None]:
+    """The device is full from the first step on."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a lot")
+    with patch.object(AutoregressiveWrapper, "losses", side_effect=full):
+        yield
+
+
+@contextmanager
+def sigterm(folder: Path) -> Iterator[None]:
+    """The last rank is asked to end twice, in its third step."""
+
+    def during(call: int) -> None:
+        if call == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with _in_forward(during):
+        yield
+
+
+@contextmanager
+def sigstop(folder: Path) -> Iterator[None]:
+    """The last rank's process stops in its fourth step."""
+    with _in_forward(lambda call: os.kill(os.getpid(), signal.SIGSTOP) if call == 4 else None):
+        yield
+
+
+@contextmanager
+def _in_forward(during: Callable[[int], None]) -> Iterator[None]:
+    real, calls = AutoregressiveWrapper.losses, 0
+
+    def losses(self: AutoregressiveWrapper, prepared: Prepared) -> LossOutput:
+        nonlocal calls
+        calls += 1
+        if dist.get_rank() == dist.get_world_size() - 1:
+            during(calls)
+        return real(self, prepared)
+
+    with patch.object(AutoregressiveWrapper, "losses", losses):
+        yield
+
+
+@contextmanager
+def slow_data(folder: Path) -> Iterator[None]:
+    """The last rank never gets its fourth batch."""
+    real = Loader.__iter__
+
+    def batches(self: Loader) -> Iterator[StepBatch]:
+        for i, batch in enumerate(real(self)):
+            if i == 3 and dist.get_rank() == dist.get_world_size() - 1:
+                time.sleep(600)
+            yield batch
+
+    with patch.object(Loader, "__iter__", batches):
         yield
 
 
@@ -162,7 +258,15 @@ FAULTS: dict[str | None, Callable[[Path], AbstractContextManager[None]]] = {
     "nan_gradient": nan_gradient,
     "stop_request": stop_request,
     "noted_batches": noted_batches,
+    "slow_rank": slow_rank,
+    "nan_once": nan_once,
+    "nan_data": poison(math.nan, 2),
+    "poisoned": poison(20.0, 11, 12),
+    "poisoned_again": poison(20.0, 11, 12, 14),
+    "no_memory": no_memory,
+    "sigterm": sigterm,
+    "sigstop": sigstop,
+    "slow_data": slow_data,
     "noted": noted,
     "partly_frozen": partly_frozen,
-    "slow_rank": slow_rank,
 }

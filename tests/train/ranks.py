@@ -51,17 +51,7 @@ def run_ranks(
     patches: for the job of that index, the name of a fault in faults.py.
     """
     (world,) = {spec.workers.count for spec in specs}
-    jobs = [
-        {
-            "payload": {
-                "spec": to_mapping(spec),
-                "folder": str(Path(spec.output) / spec.name),
-                "mlflow": None,
-            },
-            "fault": (patches or {}).get(i),
-        }
-        for i, spec in enumerate(specs)
-    ]
+    jobs = [job_of(spec, (patches or {}).get(i)) for i, spec in enumerate(specs)]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "jobs.json").write_text(json.dumps(jobs))
@@ -69,7 +59,7 @@ def run_ranks(
         group = [
             subprocess.Popen(
                 [sys.executable, __file__, str(root)],
-                env=_environment(rank, world),
+                env=environment(rank, world),
                 stdout=logs[rank],
                 stderr=subprocess.STDOUT,
             )
@@ -89,7 +79,15 @@ def run_ranks(
     return [Outcome([r[i] for r in results], printed) for i in range(len(specs))]
 
 
-def _environment(rank: int, world: int) -> dict[str, str]:
+def job_of(spec: RunSpec, fault: str | None = None) -> dict[str, Any]:
+    """What the processes read of one job."""
+    folder = str(Path(spec.output) / spec.name)
+    payload = {"spec": to_mapping(spec), "folder": folder, "mlflow": None}
+    return {"payload": payload, "fault": fault}
+
+
+def environment(rank: int, world: int) -> dict[str, str]:
+    """Of one of the processes."""
     return {
         **os.environ,
         "RANK": str(rank),

@@ -29,6 +29,7 @@ from xtdist.objective import Objective, build_objective
 from xtdist.optim import check_schedule, param_groups
 from xtdist.train.hardware import resolve_engine
 from xtdist.train.spec import RunSpec, Split, fit_to_data
+from xtdist.train.stability import interventions
 from xtdist.train.state import check_identity, checkpoint_bytes, identity
 
 
@@ -129,10 +130,10 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     Raises:
         UserError: the first thing that would stop the run later.
     """
-    data = known_data(spec)
+    folder = Path(spec.output) / spec.name
+    data = known_data(interventions.read(folder).applied_to(spec))
     gpus = _gpus(spec, cluster_gpus)
     spec = dataclasses.replace(spec, engine=resolve_engine(spec.engine, gpu=bool(gpus)))
-    folder = Path(spec.output) / spec.name
     parameters = sum(p.numel() for p in _built(spec, data.tokenizer).parameters())
     identity_at = partial(identity, spec, data, precision=spec.engine.precision)
     plan = Plan(

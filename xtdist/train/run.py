@@ -26,6 +26,7 @@ from xtdist.train.hardware import resolve_engine
 from xtdist.train.meters import Phases
 from xtdist.train.meters.collectives import timed_collectives
 from xtdist.train.spec import RunSpec
+from xtdist.train.stability.interventions import Interventions, read_together
 from xtdist.train.step import Stepper, StepResult, TrainModule
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Run:
     position: state.Position
     attempt: str
     tracker: Tracker | None
+    interventions: Interventions
     resumed: Commit | None = None
     callbacks: list[Callback] = field(default_factory=list)
     extras: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -78,7 +80,9 @@ class Run:
 
     @property
     def lr(self) -> float:
-        return lr_at(self.spec.optim, self.position.step, self.spec.loop.steps)
+        step = self.position.step
+        factor = self.interventions.lr_factor(step)
+        return factor * lr_at(self.spec.optim, step, self.spec.loop.steps)
 
     @property
     def phases(self) -> Phases:
@@ -93,7 +97,8 @@ class Run:
 
     def saves(self, result: StepResult) -> bool:
         """Whether a checkpoint is saved after this step."""
-        return self.due(self.spec.checkpoint.every) or self.last or result.stop
+        ends = self.last or self.ended or result.stop
+        return ends or self.due(self.spec.checkpoint.every)
 
     def loader(self) -> Loader:
         # The noise of masked prediction is drawn on the CPU, from the tokens there.
@@ -126,6 +131,7 @@ def start(job: WorkerJob, callbacks: Callable[[Run], list[Callback]]) -> Iterato
         run = _build(job)
         if run.stepper.device.type == "cpu":
             stack.enter_context(timed_collectives(run.phases))
+        stack.callback(run.stepper.engine.destroy)
         if run.tracker is not None:
             stack.callback(run.tracker.close)
         run.callbacks = callbacks(run)
@@ -141,7 +147,9 @@ def _build(job: WorkerJob) -> Run:
     spec = replace(spec, engine=resolve_engine(spec.engine, gpu=job.gpu))
     device = device_of(gpu=job.gpu, precision=spec.engine.precision)
     phases = Phases(device)
-    data, valid = open_data(spec, "train"), open_data(spec, "valid")
+    interventions = read_together(folder)
+    data = open_data(interventions.applied_to(spec), "train")
+    valid = open_data(spec, "valid")
     spec = fit_micro_batch(spec, data.tokenizer, device)
     generator = torch.Generator().manual_seed(derive_seed(spec.seed, "init"))
     net = build_model(spec.model, generator=generator)
@@ -185,6 +193,7 @@ def _build(job: WorkerJob) -> Run:
         epoch=job.epoch,
         committed_step=position.step,
         tracker=Tracker(folder, job.mlflow) if dist.get_rank() == 0 else None,
+        interventions=interventions,
     )
 
 

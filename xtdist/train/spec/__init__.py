@@ -6,6 +6,7 @@ from xtdist.train.spec.data import RunDataConfig
 from xtdist.train.spec.engine import EngineSpec, Precision
 from xtdist.train.spec.loop import LoopSpec
 from xtdist.train.spec.run import RunSpec, fit_to_data
+from xtdist.train.spec.stability import StabilitySpec
 from xtdist.train.spec.workers import WorkersSpec
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "RunDataConfig",
     "RunSpec",
     "Split",
+    "StabilitySpec",
     "WorkersSpec",
     "fit_to_data",
 ]

@@ -26,6 +26,7 @@ from xtdist.train.spec.checkpoint import CheckpointSpec
 from xtdist.train.spec.data import RunDataConfig
 from xtdist.train.spec.engine import EngineSpec
 from xtdist.train.spec.loop import LoopSpec
+from xtdist.train.spec.stability import StabilitySpec
 from xtdist.train.spec.workers import WorkersSpec
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -52,6 +53,7 @@ class RunSpec:
     checkpoint: CheckpointSpec = CheckpointSpec()
     engine: EngineSpec = EngineSpec()
     workers: WorkersSpec = WorkersSpec()
+    stability: StabilitySpec = StabilitySpec()
     track: TrackConfig = TrackConfig()
 
     def __post_init__(self) -> None:

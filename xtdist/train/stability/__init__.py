@@ -1,0 +1,1 @@
+"""What is done about steps that must not become part of a run."""
