@@ -196,6 +196,17 @@ def test_workers_that_saved_before_they_were_cut_off_are_no_failure(script, tmp_
     assert kinds(tmp_path) == ["preempted", "done"]
 
 
+def test_a_run_that_ended_because_it_got_no_better_is_done(script, tmp_path):
+    def early(count: int) -> None:
+        made.save(6)
+        row = {"what": "stop", "why": "early_stop", "step": 6, "data_step": 6, "text": "no better"}
+        (tmp_path / "interventions.jsonl").write_text(json.dumps(row) + "\n")
+
+    made = script(early)
+    assert made.run() is None
+    assert kinds(tmp_path) == ["done"]
+
+
 def test_a_store_that_does_not_answer_ends_no_run(script, tmp_path, monkeypatch):
     def out(count: int) -> BaseException:
         monkeypatch.setattr(module, "newest_step", lambda plan: fail())

@@ -29,6 +29,7 @@ from xtdist.launch.room import POLL_S, NoRoomError, Room
 from xtdist.track.records import FILE as METRICS_FILE
 from xtdist.train.loop import ERROR_FILE
 from xtdist.train.run import STOP_FILE
+from xtdist.train.stability.interventions import stopped_early
 
 
 class TrainingFailedError(RuntimeError):
@@ -90,7 +91,7 @@ class Driver:
         step = self._newest()
         mistake = _mistake(folder, self.lease.epoch)
         if error is None and mistake is None:
-            done = step >= total
+            done = step >= total or stopped_early(folder, step)
             kind = self._kind_of_end(done, growing=watch.growing.is_set())
             if kind is not None:
                 self.attempts.ended(kind, step)

@@ -23,13 +23,15 @@ from xtdist.track.plots import loss_html, loss_png
 from xtdist.train.loop import train_worker
 from xtdist.train.run import WorkerJob
 from xtdist.train.spec import RunSpec
+from xtdist.train.stability.interventions import stopped_early
 
 __all__ = ["Outcome", "TrainingFailedError", "run_training"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. ``reused``: it was already finished, nothing was trained."""
+    """How a run ended. ``steps``: of the whole run, fewer than asked for if it ended early because
+    it got no better. ``reused``: it was already finished, nothing was trained."""
 
     folder: Path
     step: int
@@ -134,14 +136,15 @@ def _train(plan: Plan, worker: Worker, lease: Lease) -> Outcome:
     driver = Driver(plan, to_mapping(job), worker, lease)
     error = driver.run()
     step = driver.newest
-    finished = error is None and step >= total
+    early = stopped_early(folder, step)
+    finished = error is None and (step >= total or early)
     status: RunStatus = "FINISHED" if finished else "KILLED" if error is None else "FAILED"
     _close_tracking(folder, tracked, status=status)
     if summary := driver.attempts.summary():
         print(summary, flush=True)
     if error is not None:
         raise error
-    return Outcome(folder, step, total, reused=False)
+    return Outcome(folder, step, step if early else total, reused=False)
 
 
 def _open_tracking(plan: Plan) -> MlflowRun | None:
