@@ -115,7 +115,10 @@ def _trace(args: argparse.Namespace) -> None:
         global_batch=spec.global_batch,
         warmup=spec.batch_warmup,
     )
-    trace = view.trace(args.step, rank=args.rank, world=world, unit=spec.split(world).unit)
+    unit, rank = spec.split(world).unit, args.rank
+    if rank is not None:
+        rank, world = spec.data_place(rank, world)
+    trace = view.trace(args.step, rank=rank, world=world, unit=unit)
     if args.json:
         print(json.dumps(asdict(trace), indent=1))
         return

@@ -196,6 +196,8 @@ class AutoregressiveWrapper(Generation, Objective):
             if own is not None:
                 other = given.get(name)
                 given[name] = own if other is None else own & other
+        if prepared.positions is not None:
+            given["pos"] = prepared.positions
         if prepared.documents is not None:
             given["documents"] = prepared.documents
             if self.net.config.memory_tokens is not None and given.get("pos") is None:

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from xtdist.config import ConfigError
 from xtdist.model import ModelConfig, TransformerWrapper
+from xtdist.model.around import within_documents
 from xtdist.model.tensors import check_ids
 from xtdist.model.tokens import BESIDE, check_predicts_tokens
 from xtdist.nn.aux import AuxLoss
 from xtdist.objective.loss import cross_entropy_of
+
+PER_TOKEN = ("inputs", "targets", "weights", "mask", "keys", "documents", "positions")
+"""What of a prepared batch has one value for each token."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Prepared:
     adds to the divisor (tokens). ``mask``: True = real token; None = all are. ``keys``: False = no
     token may read it; None = all may be read. ``documents``: numbers, tokens read only tokens of
     their own; None = each row is one document. Padding among them has a negative number for each
-    token.
+    token. ``positions``: of a slice of the rows, where the tokens stand in the whole ones.
     """
 
     inputs: Int[Tensor, "b n"]
@@ -160,6 +164,7 @@ class Prepared:
     mask: Bool[Tensor, "b n"] | None = None
     keys: Bool[Tensor, "b n"] | None = None
     documents: Int[Tensor, "b n"] | None = None
+    positions: Int[Tensor, "b n"] | None = None
 
     @property
     def weight(self) -> Float[Tensor, ""]:
@@ -175,6 +180,19 @@ class Prepared:
     def to(self, device: torch.device | str) -> Self:
         """The batch on ``device``."""
         return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def slice_of(self, number: int, count: int) -> Self:
+        """Slice ``number`` of ``count`` equal ones of all rows. The first has the whole counts, so
+        that losses and weights of all slices add up to those of the rows."""
+        if self.documents is None:
+            positions = torch.arange(self.inputs.shape[1]).expand(self.inputs.shape)
+        else:
+            positions = within_documents(self.documents, None)
+        whole = dataclasses.replace(self, positions=positions.to(self.inputs.device))
+        tokens = {n: t for n in PER_TOKEN if (t := getattr(whole, n)) is not None}
+        parts = {name: t.chunk(count, dim=1)[number] for name, t in tokens.items()}
+        counts = self.counts if number == 0 else torch.zeros_like(self.counts)
+        return dataclasses.replace(whole, counts=counts, **parts)
 
     def only(self, counted: Bool[Tensor, "#b n"]) -> Self:
         """The same with the ``counted`` targets only."""

@@ -48,7 +48,8 @@ class MaskedTokens(Prepared):
 def given_with(prepared: Prepared, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """``inputs`` of a network and those of the batch."""
     given = {**inputs, "mask": prepared.mask}
-    return given if prepared.documents is None else {**given, "documents": prepared.documents}
+    own = {"documents": prepared.documents, "pos": prepared.positions}
+    return given | {name: value for name, value in own.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

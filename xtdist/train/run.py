@@ -25,6 +25,7 @@ from xtdist.train.footprint import fit_micro_batch
 from xtdist.train.hardware import resolve_engine
 from xtdist.train.meters import Phases
 from xtdist.train.meters.collectives import timed_collectives
+from xtdist.train.sequence import sequence_group
 from xtdist.train.spec import RunSpec
 from xtdist.train.stability.interventions import Interventions, read_together
 from xtdist.train.step import Stepper, StepResult, TrainModule
@@ -102,14 +103,15 @@ class Run:
 
     def loader(self) -> Loader:
         # The noise of masked prediction is drawn on the CPU, from the tokens there.
-        causal = self.spec.model.causal
+        causal, workers = self.spec.model.causal, dist.get_world_size()
+        rank, world = self.spec.data_place(dist.get_rank(), workers)
         return Loader(
             self.data,
             steps=range(self.position.step, self.spec.loop.steps),
-            rank=dist.get_rank(),
-            world=dist.get_world_size(),
+            rank=rank,
+            world=world,
             device=self.stepper.device if causal else torch.device("cpu"),
-            unit=self.spec.split(dist.get_world_size()).unit,
+            unit=self.spec.split(workers).unit,
         )
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -184,6 +186,7 @@ def _build(job: WorkerJob) -> Run:
             spec=spec,
             device=device,
             phases=phases,
+            sequence=sequence_group(spec.engine.sequence_parallel),
         ),
         store=store,
         record=record,

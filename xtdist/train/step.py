@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from xtdist.config import UserError, derive_seed
 from xtdist.data import StepBatch
+from xtdist.nn.attention.exchange import SequenceGroup
 from xtdist.objective import LossOutput, Objective, Prepared
 from xtdist.train.meters import Phases
 from xtdist.train.reduction import (
@@ -30,6 +31,7 @@ from xtdist.train.reduction import (
     sum_in_order,
     sum_on_first,
 )
+from xtdist.train.sequence import sliced
 from xtdist.train.spec import RunSpec, Split
 
 HELP = "Lower optim.lr, raise optim.schedule.warmup_steps, or look at this step's data"
@@ -87,13 +89,15 @@ class _Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Stepper:
-    """Runs steps and validations on one rank. ``engine`` is DeepSpeed's."""
+    """Runs steps and validations on one rank. ``engine`` is DeepSpeed's; ``sequence``: the ranks
+    that share its sequences."""
 
     engine: Any
     objective: Objective
     spec: RunSpec
     device: torch.device
     phases: Phases
+    sequence: SequenceGroup | None = None
 
     def step(self, batch: StepBatch, *, stop_wanted: bool) -> StepResult:
         """Forward, backward and update for one global batch. All ranks call it together.
@@ -102,7 +106,8 @@ class Stepper:
             NonFiniteLossError: on all ranks, before the update.
         """
         sums = self._canonical if self.spec.engine.reduction == "canonical" else self._fast
-        found = sums(batch, stop_wanted=stop_wanted)
+        with sliced(self.objective, self.sequence):
+            found = sums(batch, stop_wanted=stop_wanted)
         loss, *metrics = (found.values / found.weight).tolist()
         return StepResult(
             loss=loss,
@@ -186,18 +191,22 @@ class Stepper:
         for batch in batches:
             prepared = self._prepare(batch, "validation")
             rows = []
-            for micro, _ in self._micro_batches(prepared, batch):
-                out = LossOutput(*self.engine(micro))
-                rows.append(torch.stack([out.sum.double(), out.weight.double()]))
+            with sliced(self.objective, self.sequence):
+                for micro, _ in self._micro_batches(prepared, batch):
+                    out = LossOutput(*self.engine(micro))
+                    rows.append(torch.stack([out.sum.double(), out.weight.double()]))
             total += self._in_order(rows, batch) if canonical else torch.stack(rows).sum(0)
         self.engine.train()
         total = total if canonical else self._all_reduce(total)
         return float(total[0]), float(total[1])
 
     def _forward(self, module: nn.Module, micro: Prepared, batch: StepBatch) -> Any:
-        """The same dropout wherever and however a micro-batch that begins so is computed."""
-        first = int(micro.sample_ids[0])
-        torch.manual_seed(derive_seed(self.spec.seed, "dropout", batch.step, first))
+        """The same dropout wherever and however a micro-batch that begins so is computed; another
+        one for each slice of its sequences."""
+        which: tuple[int, ...] = (batch.step, int(micro.sample_ids[0]))
+        if self.sequence is not None:
+            which = (*which, self.sequence.rank)
+        torch.manual_seed(derive_seed(self.spec.seed, "dropout", *which))
         return module(micro)
 
     def _prepare(self, batch: StepBatch, purpose: str) -> Prepared:
@@ -219,6 +228,8 @@ class Stepper:
             sample_ids=ids,
             documents=documents,
         )
+        if self.sequence is not None:
+            prepared = prepared.slice_of(self.sequence.rank, self.sequence.size)
         return (prepared if len(batch.tokens) else prepared.muted()).to(self.device)
 
     def _split(self, batch: StepBatch) -> Split:

@@ -31,10 +31,11 @@ def validation_batches(view: View, name: str, spec: RunSpec) -> Iterator[StepBat
     windows, last = view.windows[number], view.windows[number].count - 1
     chosen = np.linspace(0, last, min(spec.loop.valid_windows, windows.count)).astype(np.int64)
     ids = np.unique(chosen)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    workers = dist.get_world_size()
+    rank, world = spec.data_place(dist.get_rank(), workers)
     for start in range(0, len(ids), size):
         whole = ids[start : start + size]
-        unit = spec.split(world, rows=len(whole)).unit
+        unit = spec.split(workers, rows=len(whole)).unit
         mine = whole[rank_slice(len(whole), rank, world, unit=unit)]
         tokens, documents = _rows(
             windows, view.datasets[name], mine, marks=spec.data.documents != "joined"

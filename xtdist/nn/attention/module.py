@@ -14,6 +14,7 @@ from xtdist.nn.attention.attend import Attend, Reading
 from xtdist.nn.attention.backends import BACKENDS
 from xtdist.nn.attention.cache import Kept, Read
 from xtdist.nn.attention.config import AttentionConfig
+from xtdist.nn.attention.exchange import SequenceGroup
 from xtdist.nn.attention.extra import MemoryKeyValues, Sink, ValueMix, prepend
 from xtdist.nn.attention.inputs import AttentionInputs, AttentionOutput, LayerInputs
 from xtdist.nn.attention.latent import LatentProjection, build_projection, keeps_latent
@@ -65,8 +66,11 @@ class AttentionGeometry:
 class Attention(nn.Module):
     """project → norm → rotate → (cache) → read → gate → project.
 
-    Query head i reads key/value head i // (heads // kv_heads).
+    Query head i reads key/value head i // (heads // kv_heads). ``sequence``: the ranks that hold
+    the other slices of the tokens' sequences, while there are such.
     """
+
+    sequence: SequenceGroup | None = None
 
     def __init__(
         self, geometry: AttentionGeometry, config: AttentionConfig, *, backend: str = "sdpa"
@@ -267,6 +271,8 @@ class Attention(nn.Module):
         if self.keeps_latent:
             assert isinstance(self.projection, LatentProjection)
             k, v = self.projection.expand(k, v)
+        if self.sequence is not None:
+            q, k, v, how = self.sequence.heads(q, k, v, how)
         if self.memory is not None:
             k, v = self.memory(k, v, self.norms)
             how = replace(how, visible=how.visible.after(config.memory_kv))
@@ -280,9 +286,11 @@ class Attention(nn.Module):
             how = replace(how, visible=how.visible.after(1))
         eager = how.keep_scores or how.previous is not None
         reading = BACKENDS["eager" if eager else self.backend](q, k, v, how)
-        if config.laser is None:
+        if config.laser is not None:
+            reading = reading._replace(out=laser_out(reading.out).to(queries[0].dtype))
+        if self.sequence is None:
             return reading
-        return reading._replace(out=laser_out(reading.out).to(queries[0].dtype))
+        return reading._replace(out=self.sequence.positions(reading.out))
 
 
 def _by_length(values: Tensor, reads: Sequence[Read]) -> list[Tensor]:

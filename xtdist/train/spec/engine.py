@@ -81,6 +81,9 @@ class EngineSpec:
     hpz_partition_size: ranks that hold a second copy of the weights among them, usually those of
         one machine (ZeRO++, 2306.10209); 1 = off. quantized_weights, quantized_gradients: sent as
         int8 and int4, which changes the numbers.
+    sequence_parallel: so many neighbouring ranks share the same sequences, of which each computes a
+        slice; within attention each has whole sequences and some of the heads (Ulysses,
+        2309.14509). For sequences too long for one device; losses are those without it.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -100,6 +103,7 @@ class EngineSpec:
     quantized_weights: bool = False
     quantized_gradients: bool = False
     compile: CompileConfig | None = None
+    sequence_parallel: PositiveInt = 1
 
     def __post_init__(self) -> None:
         self._check_stage()

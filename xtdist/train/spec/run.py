@@ -19,13 +19,14 @@ from xtdist.model.presets import expand
 from xtdist.objective.base import check_trainable
 from xtdist.objective.checks import check_critic_config, check_separable, check_terms
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
-from xtdist.optim.config import AdamWConfig, OptimConfig
+from xtdist.optim.config import AdamWConfig, MuonConfig, OptimConfig
 from xtdist.track.config import TrackConfig
 from xtdist.train.spec.batch import BatchSpec, Split, check_batch, split_rows
 from xtdist.train.spec.checkpoint import CheckpointSpec
 from xtdist.train.spec.data import RunDataConfig
-from xtdist.train.spec.engine import EngineSpec
+from xtdist.train.spec.engine import EngineSpec, NvmeOffload
 from xtdist.train.spec.loop import LoopSpec
+from xtdist.train.spec.sequence import check_sequence_parallel
 from xtdist.train.spec.stability import StabilitySpec
 from xtdist.train.spec.workers import WorkersSpec
 
@@ -83,12 +84,20 @@ class RunSpec:
                 f"engine.reduction: got 'canonical' with optim.kind {self.optim.kind!r}, whose "
                 "numbers may depend on the number of workers; take adamw, or reduction=fast"
             )
+        if isinstance(self.optim, MuonConfig) and isinstance(
+            self.engine.offload_optimizer, NvmeOffload
+        ):
+            raise ConfigError(
+                "optim.kind: got 'muon' with engine.offload_optimizer on nvme, where its state is "
+                "not kept; set engine.offload_optimizer.kind=cpu, or optim.kind=adamw"
+            )
         if self.engine.reduction == "canonical" and self.batch.micro_batch_tokens == "auto":
             raise ConfigError(
                 "batch.micro_batch_tokens: got 'auto' with engine.reduction 'canonical', whose "
                 "micro-batches are the same wherever the run is; give a number"
             )
-        if self.global_batch < self.workers.count:
+        check_sequence_parallel(self)
+        if self.global_batch < self.data_place(0, self.workers.count)[1]:
             raise ConfigError(
                 f"workers.count: got {self.workers.count}; a step of {self.global_batch} sequences "
                 "has work for no more: raise batch.tokens_per_step or take fewer workers"
@@ -105,12 +114,17 @@ class RunSpec:
         stages = self.batch.warmup
         return tuple((s.until_step, s.tokens_per_step // self.data.seq_len) for s in stages)
 
+    def data_place(self, rank: int, world: int) -> tuple[int, int]:
+        """Which of how many parts of a step's sequences a worker of ``world`` has: all that share
+        sequences have the same."""
+        return rank // self.engine.sequence_parallel, world // self.engine.sequence_parallel
+
     def split(self, world: int, *, rows: int | None = None) -> Split:
         """How ``world`` workers share a step of ``rows`` sequences (None: as after the warm-up)."""
         return split_rows(
             self.global_batch if rows is None else rows,
-            most=self.batch.most_rows(self.data.seq_len),
-            world=world,
+            most=self.batch.most_rows(self.data.seq_len // self.engine.sequence_parallel),
+            world=self.data_place(0, world)[1],
             fixed=self.engine.reduction == "canonical",
         )
 
