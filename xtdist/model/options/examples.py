@@ -34,7 +34,7 @@ def written(option: Option) -> list[str]:
 def _value(row: Row, trees: list[dict[str, Any]]) -> Any:
     """What samples put at a row's place, other than where there are none; else its default."""
     literal = (row.values or {}).get(True)
-    usual = find(_tree(Sample()), row.place)
+    usual = find(tree_of(Sample()), row.place)
     values = [find(tree, row.place) for tree in trees]
     others = [v for v in values if v is not None and v != usual]
     changed = next((v for v in others if v is not False), others[0] if others else None)
@@ -66,20 +66,20 @@ def _from_condition(option: Option, texts: list[str]) -> list[str]:
 
 def _trees(option: Option) -> list[dict[str, Any]]:
     """Configs that have the option: of its samples, or of others'."""
-    own = [tree for sample in option.samples if (tree := _tree(sample))]
+    own = [tree for sample in option.samples if (tree := tree_of(sample))]
     return own or [tree for tree in _all_trees() if is_active(option, _config(tree))]
 
 
 @functools.cache
 def _all_trees() -> tuple[dict[str, Any], ...]:
-    return tuple(tree for o in OPTIONS for s in o.samples if (tree := _tree(s)))
+    return tuple(tree for o in OPTIONS for s in o.samples if (tree := tree_of(s)))
 
 
 def _config(tree: Mapping[str, Any]) -> ModelConfig:
     return from_mapping(ModelConfig, tree)
 
 
-def _tree(sample: Sample) -> dict[str, Any]:
+def tree_of(sample: Sample) -> dict[str, Any]:
     """The config of a sample; empty where no stack has it."""
     for causal in (True, False):
         try:

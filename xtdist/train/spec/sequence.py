@@ -72,7 +72,7 @@ def check_sequence_parallel(spec: RunSpec) -> None:
                 "out, or set engine.sequence_parallel=1"
             )
     for name, allowed in (("model", MODEL), ("objective", OBJECTIVE)):
-        for place, value in _changed(getattr(spec, name), allowed):
+        for place, value in refused(getattr(spec, name), allowed):
             raise ConfigError(
                 f"{name}.{place}: got {_shown(value)} with engine.sequence_parallel={count}, but "
                 "it is not known to work on slices of sequences (it may read other tokens than "
@@ -96,7 +96,7 @@ def _check_sizes(spec: RunSpec, count: int) -> None:
             )
 
 
-def _changed(config: Any, allowed: frozenset[str], before: str = "") -> Iterator[tuple[str, Any]]:
+def refused(config: Any, allowed: frozenset[str], before: str = "") -> Iterator[tuple[str, Any]]:
     """The values in ``config`` that are neither at their defaults nor allowed, by place."""
     for field in dataclasses.fields(config):
         value, place = getattr(config, field.name), before + field.name
@@ -106,7 +106,7 @@ def _changed(config: Any, allowed: frozenset[str], before: str = "") -> Iterator
             continue
         inner = f"{named}."
         if dataclasses.is_dataclass(value) and any(a.startswith(inner) for a in allowed):
-            for deeper, found in _changed(value, allowed, inner):
+            for deeper, found in refused(value, allowed, inner):
                 yield deeper.replace(f"={kind}.", ".") if kind else deeper, found
         elif value != field.default:
             yield place, value
