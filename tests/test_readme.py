@@ -18,6 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
+from xtdist.config import load
+from xtdist.train import RunSpec
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -48,6 +51,13 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     assert tops | parts <= named
     for name in named - {"xtdist/"}:
         assert (ROOT / name).exists() or (ROOT / "xtdist" / name).exists(), name
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+def test_the_settings_in_the_readme_are_settings(block: str, tmp_path: Path) -> None:
+    run = yaml.safe_load((ROOT / "jobs" / "configs" / "llama_1b.yaml").read_text())
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | yaml.safe_load(block)))
+    load(RunSpec, tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
