@@ -149,6 +149,7 @@ def test_slices_drop_out_differently(make_spec: Any) -> None:
 def test_workers_that_share_sequences_have_the_same_rows(make_spec: Any) -> None:
     spec = make_spec("x", TWO | {"workers.count": 4, "batch.micro_batch_tokens": 16})
     assert [spec.data_place(rank, 4) for rank in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert spec.data_place(0, 1) == (0, 1)  # whole sequences, in no group
     split = spec.split(4)
     assert (split.share, split.micro_batch, split.accumulation) == (4, 2, 2)  # 8 tokens of a row
 

@@ -67,7 +67,9 @@ class Plan:
 def _micro_batches(spec: RunSpec, split: Split) -> str:
     if spec.batch.micro_batch_tokens == "auto":
         return "micro-batches that fill their memory"
-    return f"{split.accumulation} micro-batches of {split.micro_batch}"
+    shared_by = spec.engine.sequence_parallel
+    shared = f", shared by {shared_by} workers each" if shared_by > 1 else ""
+    return f"{split.accumulation} micro-batches of {split.micro_batch}{shared}"
 
 
 def resolve(spec: RunSpec) -> RunSpec:

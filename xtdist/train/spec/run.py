@@ -116,8 +116,9 @@ class RunSpec:
 
     def data_place(self, rank: int, world: int) -> tuple[int, int]:
         """Which of how many parts of a step's sequences a worker of ``world`` has: all that share
-        sequences have the same."""
-        return rank // self.engine.sequence_parallel, world // self.engine.sequence_parallel
+        sequences have the same. A process alone has all of them."""
+        shared_by = self.engine.sequence_parallel
+        return rank // shared_by, max(world // shared_by, 1)
 
     def split(self, world: int, *, rows: int | None = None) -> Split:
         """How ``world`` workers share a step of ``rows`` sequences (None: as after the warm-up)."""
