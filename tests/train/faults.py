@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from notes import noted, partly_frozen
+from tasks import Failing, InThread, Reader, tasks
 
 from xtdist.checkpoint.storage import LocalStorage
 from xtdist.data import Loader, StepBatch
@@ -269,4 +270,7 @@ FAULTS: dict[str | None, Callable[[Path], AbstractContextManager[None]]] = {
     "slow_data": slow_data,
     "noted": noted,
     "partly_frozen": partly_frozen,
+    "task_in_thread": tasks(InThread),
+    "task_that_reads_long": tasks(Reader),
+    "task_that_fails": tasks(Failing),
 }

@@ -4,7 +4,7 @@ they were written, and which stay."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,19 @@ class Commit:
 
 class CheckpointStore:
     """The checkpoints under ``url``: a local folder, or ``s3://bucket/path``. Methods touch only
-    the storage; who calls them on which rank is the training loop's business."""
+    the storage; who calls them on which rank is the training loop's business.
 
-    def __init__(self, url: str | Path) -> None:
-        self.storage = open_storage(url)
+    Args:
+        cache: where fetched files lie on this host, for object stores; asked when first needed.
+
+    Attributes:
+        held: names that ``prune`` leaves alone: somebody reads them.
+    """
+
+    def __init__(self, url: str | Path, *, cache: Callable[[], Path] | None = None) -> None:
+        self.storage = open_storage(url, cache=cache)
         self.url = self.storage.url
+        self.held: frozenset[str] = frozenset()
         self._metrics: dict[str, float] = {}
 
     @property
@@ -140,13 +148,14 @@ class CheckpointStore:
         return manifest
 
     def prune(self, retention: Retention) -> None:
-        """Delete all that ``retention`` does not keep; the newest is never deleted."""
+        """Delete all that ``retention`` does not keep, but what is held; the newest is never
+        deleted."""
         names = self.names()
         if retention.keep_best:
             self._metrics |= {n: self._metric(n) for n in names if n not in self._metrics}
         rated = {n: m for n, m in self._metrics.items() if n in names and not math.isnan(m)}
         for name in names:
-            if name not in retention.kept(names, rated):
+            if name not in retention.kept(names, rated) | self.held:
                 self.storage.remove(name)
                 self._metrics.pop(name, None)
 

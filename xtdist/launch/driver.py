@@ -56,8 +56,8 @@ class Driver:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        workers = self.plan.spec.workers
-        self.room = Room(workers, self.plan.gpus_per_worker)
+        workers, aside = self.plan.spec.workers, self.plan.spec.loop.aside
+        self.room = Room(workers, self.plan.gpus_per_worker, aside=aside)
         self.attempts = Attempts(self.plan.folder, workers.max_failures)
         self.waited_since: float | None = None
         self.newest = self.plan.done_step

@@ -28,7 +28,7 @@ from xtdist.model import TransformerWrapper, muon_parameters
 from xtdist.objective import Objective, build_objective
 from xtdist.optim import check_schedule, param_groups
 from xtdist.train.hardware import resolve_engine
-from xtdist.train.spec import RunSpec, Split, fit_to_data
+from xtdist.train.spec import BatchSpec, RunSpec, Split, fit_to_data
 from xtdist.train.stability import interventions
 from xtdist.train.state import check_identity, checkpoint_bytes, identity
 
@@ -59,9 +59,18 @@ class Plan:
             f"step     {s.batch.tokens_per_step} tokens = {s.global_batch} sequences of "
             f"{s.data.seq_len}: {s.workers.count} workers x {_micro_batches(s, split)} (at most "
             f"{split.share} sequences a worker)",
+            *_warmup_lines(s.batch),
             f"engine   ZeRO-{s.engine.zero_stage}, {s.engine.precision}, "
-            f"{'GPU' if self.gpus_per_worker else 'CPU'}",
+            f"{'GPU' if self.gpus_per_worker else 'CPU'}"
+            + (", reduction: canonical" if s.engine.reduction == "canonical" else ""),
         ]
+
+
+def _warmup_lines(batch: BatchSpec) -> list[str]:
+    """What the first steps have instead."""
+    sizes = [f"{s.tokens_per_step} tokens before step {s.until_step}" for s in batch.warmup]
+    rows = [f"rows of {s.seq_len} before step {s.until_step}" for s in batch.seq_len_warmup]
+    return [f"warm-up  {', '.join(each)}" for each in (sizes, rows) if each]
 
 
 def _micro_batches(spec: RunSpec, split: Split) -> str:
@@ -148,7 +157,8 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     )
     place = spec.checkpoint.place(folder)
     if not plan.finished and not is_remote(place):
-        _check_disk(folder if spec.checkpoint.url is None else Path(place), parameters)
+        need = 2 * checkpoint_bytes(parameters, averaged=spec.optim.ema is not None)
+        _check_disk(folder if spec.checkpoint.url is None else Path(place), need)
     return plan
 
 
@@ -168,11 +178,11 @@ def _done_step(place: str, identity_at: Callable[..., dict[str, object]]) -> int
     return step
 
 
-def _check_disk(folder: Path, parameters: int) -> None:
+def _check_disk(folder: Path, need: int) -> None:
     at = folder
     while not at.exists():
         at = at.parent
-    need, free = 2 * checkpoint_bytes(parameters), shutil.disk_usage(at).free
+    free = shutil.disk_usage(at).free
     if free < need:
         raise ResourceError(
             f"{folder}: two checkpoints (one kept, one being written) need about "

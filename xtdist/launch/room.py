@@ -10,6 +10,7 @@ from typing import Any
 
 from xtdist.track.text import duration
 from xtdist.train.spec import WorkersSpec
+from xtdist.train.spec.aside import AsideSpec
 
 SETTLE_S = 5.0  # what a cluster may take to notice that processes have ended
 SAY_EVERY_S = 60.0
@@ -31,21 +32,34 @@ class Slots:
 
 @dataclass(frozen=True)
 class Room:
-    """The room for the workers of one run. ``read`` gives (free, all) resources by node."""
+    """The room for the workers of one run. ``read`` gives (free, all) resources by node; ``aside``:
+    a task that must fit beside them."""
 
     workers: WorkersSpec
     gpus: int
     read: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = field(
         default_factory=lambda: read_cluster
     )
+    aside: AsideSpec | None = None
 
     def slots(self) -> Slots:
         free, total = self.read()
         return Slots(
-            free=sum(self._fit(free.get(node, {})) for node in total),
-            total=sum(self._fit(has) for has in total.values()),
+            free=self._count([free.get(node, {}) for node in total]),
+            total=self._count(list(total.values())),
             nodes=len(total),
         )
+
+    def _count(self, nodes: list[dict[str, float]]) -> int:
+        """Workers on all nodes, the task being where it takes the place of the fewest."""
+        every = sum(self._fit(node) for node in nodes)
+        if self.aside is None:
+            return every
+        need = {"CPU": self.aside.cpus, "GPU": self.aside.gpus}
+        left = [{k: node.get(k, 0) - n for k, n in need.items()} for node in nodes]
+        places = zip(nodes, left, strict=True)
+        costs = [self._fit(a) - self._fit(b) for a, b in places if min(b.values()) > -1e-6]
+        return every - min(costs) if costs else 0
 
     def _fit(self, resources: dict[str, float]) -> int:
         each = {"CPU": self.workers.cpus, "GPU": self.gpus}
@@ -79,13 +93,20 @@ class Room:
     def lack(self, slots: Slots) -> str:
         """What is missing, in words."""
         least, missing = self.workers.least, self.workers.least - slots.free
-        each = f"{self.workers.cpus} CPU" + (f" and {self.gpus} GPU" if self.gpus else "")
+        each = _told(self.workers.cpus, self.gpus)
         busy = slots.total - slots.free
+        if self.aside is not None:
+            task = _told(self.aside.cpus, self.aside.gpus)
+            each += f" beside a task of {task} (loop.aside)"
         return (
             f"{least} workers of {each} are needed and the {slots.nodes} nodes of the cluster have "
             f"room for {slots.free}: room for {missing} more is missing"
             + (f" (other work takes that of {busy})" if busy > 0 else "")
         )
+
+
+def _told(cpus: int, gpus: float) -> str:
+    return f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
 
 
 def read_cluster() -> tuple[dict[str, Any], dict[str, Any]]:

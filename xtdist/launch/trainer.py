@@ -17,9 +17,11 @@ from xtdist.files import write_atomic
 from xtdist.launch.driver import Driver, TrainingFailedError
 from xtdist.launch.fit import Worker
 from xtdist.launch.preflight import Plan, preflight, resolve
+from xtdist.launch.room import Room
 from xtdist.track import Ledger, MlflowRun, finish_run, open_run, read_series
 from xtdist.track.mlflow import RunStatus, flatten
 from xtdist.track.plots import loss_html, loss_png
+from xtdist.train.callbacks.in_force import FILE as IN_FORCE_FILE
 from xtdist.train.loop import train_worker
 from xtdist.train.run import WorkerJob
 from xtdist.train.spec import RunSpec
@@ -87,6 +89,12 @@ def _check_room(plan: Plan) -> None:
     workers = plan.spec.workers
     key = "workers.count" if workers.min_count is None else "workers.min_count"
     check_room(key, workers.least, cpus=workers.cpus, gpus=plan.gpus_per_worker)
+    room = Room(workers, plan.gpus_per_worker, aside=plan.spec.loop.aside)
+    if room.aside is not None and (slots := room.slots()).total < workers.least:
+        raise ResourceError(
+            f"loop.aside: {room.lack(slots)}; take fewer workers or a smaller task, add nodes, or "
+            "leave out loop.aside"
+        )
 
 
 def _changes(plan: Plan) -> list[str]:
@@ -167,7 +175,7 @@ def _open_tracking(plan: Plan) -> MlflowRun | None:
 
 def _close_tracking(folder: Path, run: MlflowRun | None, *, status: RunStatus) -> None:
     """Plots and config to MLflow, then the run's end. A tracking error never fails a run."""
-    artifacts = [folder / "config.yaml"]
+    artifacts = [p for p in (folder / "config.yaml", folder / IN_FORCE_FILE) if p.is_file()]
     if read_series(folder):  # a run that failed at its start has nothing to plot
         artifacts.append(loss_png([folder], folder / "loss.png"))
         artifacts.append(loss_html([folder], folder / "loss.html"))

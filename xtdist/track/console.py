@@ -126,8 +126,10 @@ class TrainStatus:
 
     def update(self, record: Record, *, live: bool) -> None:
         """Take a record in. ``live=False`` (one from before) says nothing about today's pace."""
-        self.step = record.step
         self._values.update(record.values)
+        if record.step < self.step and record.values and "train/loss" not in record.values:
+            return  # what became known later of an earlier step
+        self.step = record.step
         if not live or (self._pace and record.step < self._pace[-1][0]):
             self._pace.clear()
         if live:

@@ -81,8 +81,8 @@ class RayMetrics:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take one record in."""
         self._values.update(metrics)
-        self._values["step"] = step
-        if STEPS.record in metrics:
+        if STEPS.record in metrics:  # others may come later, of an earlier step
+            self._values["step"] = step
             self._steps.inc(1, tags=self._tags)
         if CHECKPOINTS.record in metrics:
             self._checkpoints.observe(metrics[CHECKPOINTS.record], tags=self._tags)

@@ -83,7 +83,7 @@ def _steps(run: Run, notices: Notices) -> None:
     """From where the run is to its end, or to where it is asked to stop."""
     with run.loader() as batches:
         for batch in run.phases.over("data", () if run.ended else batches):
-            set_lr(run.stepper.engine.optimizer, run.lr)
+            set_lr(run.stepper.engine.optimizer, run.lr(run.position.step))
             try:
                 with run.phases("rest"):
                     result = run.stepper.step(batch, stop_wanted=notices.stop_wanted)

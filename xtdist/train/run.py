@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xtdist.checkpoint import CheckpointStore, Commit
+from xtdist.checkpoint.naming import step_of
 from xtdist.config import NonNegativeInt, configclass, derive_seed
 from xtdist.data import Loader, View, open_view
 from xtdist.model.wrapper import build_model
@@ -52,8 +53,9 @@ class WorkerJob:
 class Run:
     """One rank's live state. ``resumed``: the checkpoint that it goes on from. ``extras``: tensors
     to save beside the optimizer's, by key, one per flat (see ``state.extras``). ``ended``: a
-    callback ends the run after this step, on all ranks. ``committed_step``: of the newest
-    committed checkpoint. ``latest``: the step and value of every metric that was logged."""
+    callback ends the run after this step, on all ranks. ``committed``: the name of the
+    newest checkpoint; None: there is none yet. ``latest``: the step and value of every metric that
+    was logged."""
 
     spec: RunSpec
     folder: Path
@@ -71,7 +73,7 @@ class Run:
     extras: dict[str, list[Tensor]] = field(default_factory=dict)
     ended: bool = False
     epoch: int = 0
-    committed_step: int = 0
+    committed: str | None = None
     latest: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
@@ -80,8 +82,12 @@ class Run:
         return self.folder / STOP_FILE
 
     @property
-    def lr(self) -> float:
-        step = self.position.step
+    def committed_step(self) -> int:
+        """Of the newest checkpoint; 0 without one."""
+        return step_of(self.committed) if self.committed else 0
+
+    def lr(self, step: int) -> float:
+        """The rate of the update that ends step ``step`` + 1; groups have their factors of it."""
         factor = self.interventions.lr_factor(step)
         return factor * lr_at(self.spec.optim, step, self.spec.loop.steps)
 
@@ -114,11 +120,12 @@ class Run:
             unit=self.spec.split(workers).unit,
         )
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """One record in metrics.jsonl and in MLflow (rank 0 only)."""
-        self.latest |= {name: (self.position.step, value) for name, value in metrics.items()}
+    def log(self, metrics: dict[str, float], *, step: int | None = None) -> None:
+        """One record in metrics.jsonl and in MLflow (rank 0 only); ``step``: of an earlier one."""
+        step = self.position.step if step is None else step
+        self.latest |= {name: (step, value) for name, value in metrics.items()}
         if self.tracker is not None:
-            self.tracker.log(self.position.step, metrics)
+            self.tracker.log(step, metrics)
 
     def note(self, text: str) -> None:
         """A line for people: in notes.jsonl and on the console (rank 0 only)."""
@@ -194,7 +201,7 @@ def _build(job: WorkerJob) -> Run:
         resumed=commit,
         attempt=_attempt_id(store, job.epoch),
         epoch=job.epoch,
-        committed_step=position.step,
+        committed=commit.name if commit else None,
         tracker=Tracker(folder, job.mlflow) if dist.get_rank() == 0 else None,
         interventions=interventions,
     )

@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+from xtdist.config import derive_seed
 from xtdist.data import StepBatch, TokenDataset, View, rank_slice
 from xtdist.data.windows import Windows
+from xtdist.objective import Objective
 from xtdist.train.spec import RunSpec
+
+MAIN = "eval/valid/loss"  # of every validation
 
 
 class Sum(NamedTuple):
@@ -23,7 +26,34 @@ class Sum(NamedTuple):
     text_bytes: float
 
 
-def validation_batches(view: View, name: str, spec: RunSpec) -> Iterator[StepBatch]:
+@torch.no_grad()
+def score(
+    trained: Objective, view: View, spec: RunSpec, *, device: str, prefix: str = ""
+) -> dict[str, float]:
+    """The metrics of a validation by this process alone, of a model in eval mode: what the ranks
+    of a run find together."""
+    found = {}
+    for name, data in view.datasets.items():
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch in validation_batches(view, name, spec, rank=0, world=1):
+            prepared = trained.prepare(
+                batch.tokens,
+                seed=derive_seed(spec.seed, "validation", 0),
+                sample_ids=torch.from_numpy(batch.sample_ids),
+                documents=batch.documents,
+            )
+            size = spec.split(1, rows=batch.step_rows).micro_batch
+            for start in range(0, len(prepared), size):
+                out = trained.losses(prepared[start : start + size].to(torch.device(device)))
+                total += torch.stack([out.sum.double(), out.weight.double()]).cpu()
+        nats, weight = total.tolist()
+        found[name] = Sum(nats, weight, text_bytes_of(data, weight))
+    return metrics_of(found, prefix=prefix)
+
+
+def validation_batches(
+    view: View, name: str, spec: RunSpec, *, rank: int, world: int
+) -> Iterator[StepBatch]:
     """``loop.valid_windows`` windows of the corpus ``name``, evenly spread over its split and the
     same at every call, cut into global batches and by rank. Every rank yields the same number of
     batches."""
@@ -31,12 +61,11 @@ def validation_batches(view: View, name: str, spec: RunSpec) -> Iterator[StepBat
     windows, last = view.windows[number], view.windows[number].count - 1
     chosen = np.linspace(0, last, min(spec.loop.valid_windows, windows.count)).astype(np.int64)
     ids = np.unique(chosen)
-    workers = dist.get_world_size()
-    rank, world = spec.data_place(dist.get_rank(), workers)
+    part, parts = spec.data_place(rank, world)
     for start in range(0, len(ids), size):
         whole = ids[start : start + size]
-        unit = spec.split(workers, rows=len(whole)).unit
-        mine = whole[rank_slice(len(whole), rank, world, unit=unit)]
+        unit = spec.split(world, rows=len(whole)).unit
+        mine = whole[rank_slice(len(whole), part, parts, unit=unit)]
         tokens, documents = _rows(
             windows, view.datasets[name], mine, marks=spec.data.documents != "joined"
         )

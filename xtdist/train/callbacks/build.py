@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
+from xtdist.train.callbacks.aside import Aside
 from xtdist.train.callbacks.base import Callback
 from xtdist.train.callbacks.checkpoints import Checkpoints
 from xtdist.train.callbacks.early_stop import EarlyStop
@@ -24,7 +25,8 @@ def build_callbacks(run: Run) -> list[Callback]:
     callbacks: list[Callback] = [InForce(), Log(), Stability()]
     if isinstance(spike, SpikeRollback):
         callbacks.append(SpikeWatch(spike))
-    callbacks.append(Evaluate())
+    if loop.aside is None:
+        callbacks.append(Evaluate())
     if run.spec.optim.ema is not None:
         callbacks.append(Ema(run.spec.optim.ema))
     if loop.early_stop is not None:
@@ -32,6 +34,8 @@ def build_callbacks(run: Run) -> list[Callback]:
     callbacks.append(Checkpoints(run))
     if loop.profile is not None:
         callbacks.append(Profile(loop.profile, rank=dist.get_rank()))
-    if loop.sample_prompts:
+    if loop.aside is not None:
+        callbacks.append(Aside(loop.aside))
+    elif loop.sample_prompts:
         callbacks.append(Samples())
     return callbacks

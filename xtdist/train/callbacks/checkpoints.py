@@ -50,7 +50,8 @@ class Checkpoints(Callback):
 
     def started(self, run: Run) -> None:
         if run.position.step == 0 and not run.store.storage.per_host:
-            state.check_disk(run.stepper.engine, run.store.root)
+            averaged = run.spec.optim.ema is not None
+            state.check_disk(run.stepper.engine, run.store.root, averaged=averaged)
 
     def stepped(self, run: Run, result: StepResult) -> None:
         began = time.perf_counter()
@@ -107,7 +108,9 @@ class Checkpoints(Callback):
         self._flying = False
         ended: Saved | Missed = answer[0]
         if isinstance(ended, Saved):
-            run.committed_step, self._misses = ended.step, 0
+            run.committed, self._misses = ended.name, 0
+            if run.spec.loop.aside is not None:
+                run.store.held |= {ended.name}  # before the next save ends and prunes
             return
         self._misses, self._all_misses = self._misses + 1, self._all_misses + 1
         run.log({"checkpoint/misses": float(self._all_misses)})

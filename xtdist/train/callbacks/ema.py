@@ -40,6 +40,8 @@ class Ema(Callback):
             for flat, tensor in zip(flats(engine), tensors, strict=True):
                 with flat.swapped():
                     tensor.lerp_(flat.tensors()[MASTER], 1 - decay)
-        if self._config.evaluate and (run.due(run.spec.loop.valid_every) or run.last):
+        loop = run.spec.loop
+        evaluates = self._config.evaluate and loop.aside is None
+        if evaluates and (run.due(loop.valid_every) or run.last):
             with averaged(engine, tensors):
                 run.log(validate(run, prefix="ema_"))

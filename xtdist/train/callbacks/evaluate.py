@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import torch.distributed as dist
+
 from xtdist.train.callbacks.base import Callback
 from xtdist.train.run import Run
 from xtdist.train.step import StepResult
@@ -26,8 +28,9 @@ class Evaluate(Callback):
 def validate(run: Run, *, prefix: str = "") -> dict[str, float]:
     """The losses of the weights as they are now; ``prefix``: of the names of the metrics."""
     found = {}
+    rank, world = dist.get_rank(), dist.get_world_size()
     for name, data in run.valid.datasets.items():
-        batches = validation_batches(run.valid, name, run.spec)
+        batches = validation_batches(run.valid, name, run.spec, rank=rank, world=world)
         nats, weight = run.stepper.validate(batches)
         found[name] = Sum(nats, weight, text_bytes_of(data, weight))
     return metrics_of(found, prefix=prefix)

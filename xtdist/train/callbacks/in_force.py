@@ -11,6 +11,7 @@ from xtdist.files import write_atomic
 from xtdist.track.notes import write_note
 from xtdist.train.callbacks.base import Callback
 from xtdist.train.in_force import check, facts_of, lines
+from xtdist.train.optimizer import check_muon
 from xtdist.train.run import Run
 from xtdist.train.step import StepResult
 
@@ -21,12 +22,12 @@ class InForce(Callback):
     """Compares at the start, on every rank; rank 0 leaves ``<run>/in_force.json`` and notes."""
 
     def __init__(self) -> None:
-        self._compiles = False
+        self._compiles = self._first = False
 
     def started(self, run: Run) -> None:
         facts = facts_of(run.stepper.engine, run.spec)
         check(facts)
-        self._compiles = run.spec.engine.compile is not None
+        self._compiles, self._first = run.spec.engine.compile is not None, True
         if dist.get_rank() == 0:
             found = {fact.name: fact.found for fact in facts} | {"engine": _told(run)}
             write_atomic(run.folder / FILE, json.dumps(found, indent=1, default=str))
@@ -34,7 +35,10 @@ class InForce(Callback):
                 write_note(run.folder, run.position.step, line)
 
     def stepped(self, run: Run, result: StepResult) -> None:
-        """After the first step, what was compiled of it."""
+        """After the first step, what was compiled of it, and whether Muon had every matrix."""
+        if self._first and run.spec.engine.precision != "fp16":  # which may skip it
+            check_muon(run.stepper.engine, steps=1)
+        self._first = False
         if not self._compiles:
             return
         self._compiles = False

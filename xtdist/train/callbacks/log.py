@@ -53,7 +53,7 @@ class Log(Callback):
         tokens, self._tokens = run.position.tokens - self._tokens, run.position.tokens
         metrics = {
             "train/loss": result.loss,
-            "train/lr": run.stepper.engine.optimizer.param_groups[0]["lr"],
+            "train/lr": run.lr(run.position.step - 1),
             "train/grad_norm": result.grad_norm,
             "train/tokens": float(run.position.tokens),
             **self._speed.metrics(lap, tokens=tokens),

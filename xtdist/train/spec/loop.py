@@ -14,6 +14,7 @@ from xtdist.config import (
     PositiveInt,
     configclass,
 )
+from xtdist.train.spec.aside import AsideSpec
 
 
 @configclass
@@ -39,6 +40,8 @@ class LoopSpec:
     """Length of the run and what happens on the way; all ``*_every`` in steps, 0 = never.
 
     ``valid_windows``: windows of the validation split per validation, evenly spread over it.
+    ``aside``: validations and samples are of checkpoints, by a task beside the workers; null: the
+    workers pause for them.
     """
 
     steps: Annotated[int, Field(gt=0, lt=2**40)]
@@ -46,6 +49,7 @@ class LoopSpec:
     valid_windows: PositiveInt = 64
     sample_prompts: tuple[str, ...] = ()
     sample_tokens: PositiveInt = 48
+    aside: AsideSpec | None = None
     early_stop: EarlyStopSpec | None = None
     profile: ProfileSpec | None = None
 
@@ -57,6 +61,16 @@ class LoopSpec:
             raise ConfigError(
                 f"early_stop.metric: got {stop.metric!r}; it is a metric of validations: "
                 "eval/valid/loss, eval/valid/bits_per_byte, or those of a corpus"
+            )
+        if self.aside is not None and stop is not None:
+            raise ConfigError(
+                "early_stop: decides at the step of a validation, and with aside that is known "
+                "later; leave one of them out"
+            )
+        if self.aside is not None and not (self.valid_every or self.sample_prompts):
+            raise ConfigError(
+                "aside: has nothing to do; set valid_every to more than 0, give sample_prompts, or "
+                "leave it out"
             )
         if trace is not None and trace.first + trace.steps > self.steps:
             raise ConfigError(

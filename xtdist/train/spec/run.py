@@ -21,6 +21,7 @@ from xtdist.objective.checks import check_critic_config, check_separable, check_
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import AdamWConfig, MuonConfig, OptimConfig
 from xtdist.track.config import TrackConfig
+from xtdist.train.spec.aside import check_aside
 from xtdist.train.spec.batch import BatchSpec, Split, check_batch, split_rows
 from xtdist.train.spec.checkpoint import CheckpointSpec
 from xtdist.train.spec.data import RunDataConfig
@@ -97,6 +98,7 @@ class RunSpec:
                 "micro-batches are the same wherever the run is; give a number"
             )
         check_sequence_parallel(self)
+        check_aside(self)
         if self.global_batch < self.data_place(0, self.workers.count)[1]:
             raise ConfigError(
                 f"workers.count: got {self.workers.count}; a step of {self.global_batch} sequences "

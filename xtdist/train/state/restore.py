@@ -73,6 +73,7 @@ def _fill(flat: Flat, shards: Shards) -> None:
     never got a gradient) begins with zeros, as in an optimizer's first step."""
     keys = {k for piece in flat.pieces for k in shards.keys(piece.name)}
     scalars = [shards.scalars[p.name] for p in flat.pieces if p.name in shards.scalars]
+    _check_kind(flat, keys)
     missing = flat.tensors().keys() - keys
     if missing and any(p.numel for p in flat.pieces):
         raise CheckpointError(
@@ -87,6 +88,19 @@ def _fill(flat: Flat, shards: Shards) -> None:
         flat.write(key, values)
     for key in {k for each in scalars for k in each}:
         flat.write_scalar(key, max(each.get(key, 0.0) for each in scalars))
+
+
+def _check_kind(flat: Flat, keys: set[str]) -> None:
+    """Refuse the state of AdamW for what is Muon's now, and the other way round."""
+    kept = {"muon": "momentum_buffer", "adamw": "exp_avg"}
+    now = flat.group.get("algorithm", "adamw")
+    for kind, key in kept.items():
+        if kind != now and key in keys:
+            raise CheckpointError(
+                f"{flat.pieces[0].name} and its group are updated by {now} now (optim.groups) and "
+                f"the checkpoint has the state of {kind} for them; put optim.groups back as it "
+                "was, or give the run another name"
+            )
 
 
 def _trained(engine: Any) -> dict[str, tuple[int, ...]]:

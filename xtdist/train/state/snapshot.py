@@ -29,6 +29,7 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 # bytes per parameter in a checkpoint: weights to serve, masters, two moments
 BYTES_PER_PARAMETER = 4 + 4 + 8
+BYTES_OF_AVERAGE = 4 + 4  # with optim.ema: the average, weights to serve
 
 Writer = Callable[[Path], None]
 
@@ -106,10 +107,11 @@ def objective_state(engine: Any) -> dict[str, Tensor] | None:
     }
 
 
-def check_disk(engine: Any, root: Path) -> None:
+def check_disk(engine: Any, root: Path, *, averaged: bool) -> None:
     """All ranks agree whether the checkpoint fits on the disk of each."""
     root.mkdir(parents=True, exist_ok=True)
-    need = checkpoint_bytes(sum(_numel(p) for p in engine.module.parameters()))
+    parameters = sum(_numel(p) for p in engine.module.parameters())
+    need = checkpoint_bytes(parameters, averaged=averaged)
     free = shutil.disk_usage(root).free
     least = torch.tensor([float(free)], device=engine.device)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
@@ -121,9 +123,10 @@ def check_disk(engine: Any, root: Path) -> None:
         )
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """About what one checkpoint takes on disk."""
-    return parameters * BYTES_PER_PARAMETER + 1_000_000
+def checkpoint_bytes(parameters: int, *, averaged: bool) -> int:
+    """About what one checkpoint takes on disk; ``averaged``: with averaged weights."""
+    each = BYTES_PER_PARAMETER + (BYTES_OF_AVERAGE if averaged else 0)
+    return parameters * each + 1_000_000
 
 
 def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
