@@ -13,7 +13,7 @@ from xtdist.data import ByteTokenizerConfig, FilesSource, PrepareConfig, TokenDa
 from xtdist.launch.datasets import known_data
 from xtdist.launch.preflight import preflight, resolve
 from xtdist.train import RunSpec
-from xtdist.train.state import identity
+from xtdist.train.state import checkpoint_bytes, identity
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,22 @@ def test_a_run_is_finished_at_its_last_step(spec):
 
 def test_the_vocabulary_and_the_length_come_from_the_data(spec):
     assert (spec.model.num_tokens, spec.model.max_seq_len) == (259, 16)
+
+
+def test_the_plan_tells_warm_ups_and_an_order_of_sums(spec):
+    tree = to_mapping(spec)
+    tree["batch"]["warmup"] = [{"until_step": 3, "tokens_per_step": 64}]
+    tree["batch"]["seq_len_warmup"] = [{"until_step": 4, "seq_len": 8}]
+    tree["engine"]["reduction"] = "canonical"
+    lines = preflight(from_mapping(RunSpec, tree), cluster_gpus=0).lines()
+    assert "warm-up  64 tokens before step 3" in lines
+    assert "warm-up  rows of 8 before step 4" in lines
+    assert "engine   ZeRO-2, fp32, CPU, reduction: canonical" in lines
+
+
+def test_averaged_weights_count_in_the_space_that_checkpoints_need():
+    alone, averaged = (checkpoint_bytes(1_000_000, averaged=each) for each in (False, True))
+    assert (alone, averaged) == (17_000_000, 25_000_000)
 
 
 MODELS = {

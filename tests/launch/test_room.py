@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from xtdist.config import ConfigError
 from xtdist.launch import room as module
 from xtdist.launch.room import NoRoomError, Room
 from xtdist.train.spec import WorkersSpec
+from xtdist.train.spec.aside import AsideSpec
 
 
 def room(free: dict[str, float], total: dict[str, float] | None = None, *, gpus: int = 0, **spec):
@@ -78,3 +80,18 @@ def test_the_least_is_not_more_than_the_wanted():
     with pytest.raises(ConfigError, match="min_count: got 3, more than count"):
         WorkersSpec(count=2, min_count=3)
     assert (WorkersSpec(count=4).least, WorkersSpec(count=4, min_count=1).least) == (4, 1)
+
+
+def test_the_task_beside_the_workers_takes_the_place_where_it_costs_least():
+    """Nodes of 4 and 3 CPUs; workers of 2: the third CPU of the second node is left over."""
+    nodes = {"a": 4.0, "b": 3.0}
+    assert with_task(nodes, cpus=2).slots().total == 3
+    assert with_task(nodes, cpus=2, task=AsideSpec(cpus=2)).slots().total == 2
+    assert with_task(nodes, cpus=2, task=AsideSpec(cpus=5)).slots().total == 0
+    assert with_task(nodes, cpus=2, gpus=1, task=AsideSpec(gpus=0.5)).slots().total == 1
+    alone = with_task({"a": 1.0}, cpus=1)
+    assert "1 workers of 1 CPU beside a task of 1 CPU (loop.aside)" in alone.lack(alone.slots())
+
+
+def with_task(nodes: dict[str, float], *, cpus: int, gpus: int = 0, task: AsideSpec | None = None):
+    return dataclasses.replace(room(nodes, cpus=cpus, gpus=gpus), aside=task or AsideSpec())
