@@ -82,6 +82,17 @@ def test_so_they_are_with_other_rows_beside_them(make_spec: Any) -> None:
             assert_same(spec, specs[0])
 
 
+@pytest.mark.long
+def test_so_they_are_compiled(make_spec: Any) -> None:
+    plain = make_spec("not-compiled", SHORT | RUNS["rotary"] | {"engine.zero_stage": 2})
+    compiled = make_spec(
+        "compiled", SHORT | RUNS["rotary"] | TWO | {"engine.zero_stage": 2, "engine.compile": {}}
+    )
+    outcomes = run_ranks([plain, compiled])
+    assert all(outcome.ok for outcome in outcomes), outcomes[0].printed
+    assert_same(compiled, plain)
+
+
 SOME: list[dict[str, Any]] = [
     {"attention": {"dim_head": 8, "kv_heads": 2, "window": 3, "sink": True, "softclamp": 5.0}},
     {"attention": {"dim_head": 8, "kv_heads": 1, "laser": 15.0, "zero_kv": True}},
@@ -164,7 +175,6 @@ REFUSED: dict[str, dict[str, Any]] = {
         "batch.seq_len_warmup": [{"until_step": 2, "seq_len": 1}]
     },
     "engine.reduction": {"engine.reduction": "canonical"},
-    "engine.compile": {"engine.compile": {}},
     "batch.micro_batch_tokens": {"batch.micro_batch_tokens": "auto"},
     "workers.min_count": {"workers.min_count": 1},
     "model.shift_tokens": {"model.shift_tokens": 1},

@@ -61,7 +61,6 @@ def check_sequence_parallel(spec: RunSpec) -> None:
     _check_sizes(spec, count)
     beside = {
         "engine.reduction: got 'canonical'": spec.engine.reduction == "canonical",
-        "engine.compile: is given": spec.engine.compile is not None,
         "batch.micro_batch_tokens: got 'auto'": spec.batch.micro_batch_tokens == "auto",
         f"workers.min_count: got {spec.workers.min_count}": spec.workers.min_count is not None,
     }
