@@ -54,7 +54,7 @@ class TrainModule(nn.Module):
         """Sum, weight and metrics of :class:`LossOutput`. A tensor is the gradient of all trainable
         parameters: the sum is then 0 and has that gradient."""
         if isinstance(prepared, Tensor):
-            zero: Tensor = GivenGradient.apply(prepared, *self.trainable)  # type: ignore[no-untyped-call]
+            zero: Tensor = GivenGradient.apply(prepared, *self.trainable)
             return zero, zero.detach(), {}
         out = self.objective.losses(prepared)
         return out.sum, out.weight, out.metrics
@@ -122,7 +122,8 @@ class Stepper:
         """The engine accumulates and reduces, in its own order."""
         prepared, world = self._prepare(batch, "noise"), dist.get_world_size()
         weight = self._all_reduce(prepared.weight.detach().double()).clamp_min(1e-12)
-        totals, names, last = None, [], False
+        names: list[str] = []
+        totals, last = None, False
         for micro, last in self._micro_batches(prepared, batch):
             # Told each time: a step may have any number of micro-batches.
             self.engine.set_gradient_accumulation_boundary(last)
@@ -151,7 +152,8 @@ class Stepper:
         parts = parts[: max(len(mine), 1)]  # a rank without any takes part for the names alone
         weight = self._in_order([part.weight.double()[None] for part in parts], batch)[0]
         weight = weight.clamp_min(1e-12)
-        tree, rows, names = TreeSum(), [], []
+        names: list[str] = []
+        tree, rows = TreeSum(), []
         parameters = self.engine.module.trainable
         for number, part in enumerate(parts, start=mine.start):
             with self.phases("forward"):
