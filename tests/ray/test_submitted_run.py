@@ -139,7 +139,7 @@ def test_mlflow_has_params_metrics_dataset_and_artifacts(first, dataset):
     assert json.loads(given.dataset.profile)["dataset_id"] == data.dataset_id
     assert json.loads(given.dataset.profile)["tokens"] == data.total_tokens
     artifacts = {a.path for a in client.list_artifacts(run_id)}
-    assert {"loss.png", "loss.html", "config.yaml"} <= artifacts
+    assert {"loss.png", "loss.html", "config.yaml", "in_force.json"} <= artifacts
     for name in ("train/loss", "train/grad_norm", "eval/valid/loss"):
         here = {r["step"]: r[name] for r in first.metrics() if name in r}
         there = metric_history(uri, run_id, name)

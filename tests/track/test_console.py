@@ -31,6 +31,15 @@ def test_the_line_has_step_loss_valid_rate_and_time_left() -> None:
     assert status.text() == "step 25/100  loss 3.214  valid 3.300  12.3k tok/s  eta 2m 30s"
 
 
+def test_what_becomes_known_later_of_an_earlier_step_is_shown_and_takes_no_step_back() -> None:
+    status = TrainStatus(100)
+    for step in range(1, 26):
+        status.update(record(step, 2.0 * step, loss=3.0), live=True)
+    status.update(record(10, 50.5, valid=3.3), live=True)
+    assert status.eta_s() == pytest.approx(75 * 2.0)
+    assert status.text() == "step 25/100  loss 3.000  valid 3.300  eta 2m 30s"
+
+
 def test_the_time_left_knows_only_the_pace_of_now() -> None:
     status = TrainStatus(1000)
     for step in range(1, 101):

@@ -49,6 +49,9 @@ def test_gauges_are_set_once_a_second_with_the_newest_values_and_counters_always
     for step in range(1, 6):
         shown.log(step, {"train/loss": float(step)})
         now[0] += 0.3
+    now[0] += 1
+    shown.log(2, {"eval/valid/loss": 7.0})  # of an earlier step
+    assert [v for name, v, _ in told if name == "xtdist_train_step"][-1] == 5
     losses = [value for name, value, _ in told if name == "xtdist_train_loss"]
     assert losses == [1.0, 5.0]
     assert sum(value for name, value, _ in told if name == STEPS.name) == 5

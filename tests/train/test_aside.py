@@ -10,6 +10,7 @@ from ranks import Outcome, run_ranks
 from runs import checkpoints, folder_of, records, steps_of
 
 from xtdist.config import ConfigError, from_mapping, to_mapping
+from xtdist.optim import lr_at
 from xtdist.track import read_series
 from xtdist.train import RunSpec
 from xtdist.train.aside import AsideJob, examine
@@ -30,6 +31,7 @@ NAR = {
     "checkpoint.every": 4,
 }
 ASIDE = {"loop.aside": {}}
+LATE = ASIDE | {"checkpoint.every": 4, "optim.groups": [{"match": "*", "lr_scale": 0.5}]}
 KEEP_ONE = {"checkpoint.every": 1, "checkpoint.keep": 1, "loop.valid_every": 1, "loop.steps": 12}
 LOSSES = ("eval/valid/loss", "eval/valid/ema_loss", "eval/valid/bits_per_byte")
 
@@ -42,9 +44,11 @@ def runs(make_spec: Any) -> Runs:
         "task_in_thread": make_spec("task", BOTH | ASIDE),
         "task_that_reads_long": make_spec("long", KEEP_ONE | ASIDE),
         "task_that_fails": make_spec("fails", ASIDE | {"checkpoint.every": 4, "loop.steps": 12}),
+        "task_that_fails for good": make_spec("late", LATE | {"loop.steps": 4}),
+        "task_in_thread later": make_spec("late", LATE),
         "no Ray": make_spec("alone", ASIDE | {"checkpoint.every": 4}),
     }
-    faults = {i: name for i, name in enumerate(specs) if name.startswith("task")}
+    faults = {i: name.split()[0] for i, name in enumerate(specs) if name.startswith("task")}
     outcomes = run_ranks(list(specs.values()), patches=faults)
     return {n: (s, o) for (n, s), o in zip(specs.items(), outcomes, strict=True)}
 
@@ -124,6 +128,17 @@ def test_tasks_that_fail_are_warnings(runs: Runs) -> None:
     assert "no validation of the checkpoint of step 4: its node burnt down" in notes
     assert "no validation of the checkpoint of step 8: nobody answers" in notes
     assert read_series(folder_of(spec))["eval/valid/loss"].steps == [12]
+
+
+def test_what_an_attempt_had_no_validation_of_the_next_one_makes_up_for(runs: Runs) -> None:
+    _, outcome = runs["task_that_fails for good"]
+    assert outcome.ok, outcome.printed
+    spec, outcome = runs["task_in_thread later"]
+    assert outcome.ok, outcome.printed
+    assert records(spec, "aside/misses") == [1.0]
+    assert read_series(folder_of(spec))["eval/valid/loss"].steps == [4, 8]
+    rates = [lr_at(spec.optim, step, 8) for step in range(8)]
+    assert records(spec, "train/lr") == rates  # whatever the groups make of them
 
 
 def test_workers_without_ray_say_so(runs: Runs) -> None:

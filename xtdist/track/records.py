@@ -11,7 +11,9 @@ eval/<set>/bits_per_byte``; seconds of a step ``perf/step_s`` and of its parts `
 perf/forward_s perf/backward_s perf/reduce_s perf/optimizer_s perf/rest_s perf/other_s``, and of
 what stands between steps ``perf/checkpoint_s perf/evaluate_s``; means over the last steps
 ``perf/tokens_per_s perf/tokens_per_s_per_device perf/mfu``; ``perf/goodput``; now and then
-``perf/slowest_rank perf/slowest_ratio perf/rss_gb perf/host_memory_share perf/host_load``.
+``perf/slowest_rank perf/slowest_ratio perf/rss_gb perf/host_memory_share perf/host_load``. What a
+task beside the workers finds (``loop.aside``) comes later than the metrics of its step, and after
+those of later ones.
 """
 
 from __future__ import annotations
