@@ -146,8 +146,6 @@ def checkpoint(config: Path, *, step: int = 2, **changes: object) -> Path:
         ("model.depth", 2, "model.depth: checkpoint 1, config 2"),
         ("data.seq_len", 32, "data.seq_len: checkpoint 16, config 32"),
         ("seed", 5, "seed: checkpoint 0, config 5"),
-        ("engine.zero_stage", 3, "engine.zero_stage: checkpoint 2, config 3"),
-        ("workers.count", 1, "workers.count: checkpoint 2, config 1"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(refused, make_config, key, value, said):

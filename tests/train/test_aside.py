@@ -43,9 +43,8 @@ def runs(make_spec: Any) -> Runs:
         "nar": make_spec("nar", NAR),
         "task_in_thread": make_spec("task", BOTH | ASIDE),
         "task_that_reads_long": make_spec("long", KEEP_ONE | ASIDE),
-        "task_that_fails": make_spec("fails", ASIDE | {"checkpoint.every": 4, "loop.steps": 12}),
-        "task_that_fails for good": make_spec("late", LATE | {"loop.steps": 4}),
-        "task_in_thread later": make_spec("late", LATE),
+        "task_that_fails": make_spec("late", LATE),
+        "task_in_thread later": make_spec("late", LATE | {"loop.steps": 12}),
         "no Ray": make_spec("alone", ASIDE | {"checkpoint.every": 4}),
     }
     faults = {i: name.split()[0] for i, name in enumerate(specs) if name.startswith("task")}
@@ -65,6 +64,7 @@ def job_of(spec: RunSpec, number: int, **changes: Any) -> dict[str, Any]:
     return to_mapping(job) | changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["by the workers", "nar"])
 def test_a_task_alone_finds_the_losses_that_the_workers_find_together(
     runs: Runs, name: str
@@ -79,6 +79,7 @@ def test_a_task_alone_finds_the_losses_that_the_workers_find_together(
             assert found[key] == pytest.approx(records(spec, key)[number], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_sequences_that_workers_share_are_whole_in_a_task(runs: Runs) -> None:
     spec, _ = runs["by the workers"]
     job = job_of(spec, 1)
@@ -88,6 +89,7 @@ def test_sequences_that_workers_share_are_whole_in_a_task(runs: Runs) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_tasks_has_the_steps_losses_and_samples_of_one_without(runs: Runs) -> None:
     workers, _ = runs["by the workers"]
     spec, outcome = runs["task_in_thread"]
@@ -108,6 +110,7 @@ def samples(spec: RunSpec) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_a_task_reads_is_kept_and_the_newest_is_next(runs: Runs) -> None:
     """The task itself compares its checkpoint with the manifest when it ends."""
     spec, outcome = runs["task_that_reads_long"]
@@ -119,28 +122,29 @@ def test_a_checkpoint_that_a_task_reads_is_kept_and_the_newest_is_next(runs: Run
     assert steps_of(spec) == [12]
 
 
-def test_tasks_that_fail_are_warnings(runs: Runs) -> None:
-    spec, outcome = runs["task_that_fails"]
+@pytest.mark.slow
+def test_tasks_that_fail_are_warnings_and_the_next_attempt_makes_up_for_the_last(
+    runs: Runs,
+) -> None:
+    _, outcome = runs["task_that_fails"]
+    assert outcome.ok, outcome.printed
+    spec, outcome = runs["task_in_thread later"]
     assert outcome.ok, outcome.printed
     assert len(records(spec, "train/loss")) == 12
     assert records(spec, "aside/misses") == [1.0, 2.0]
     notes = (folder_of(spec) / "notes.jsonl").read_text()
     assert "no validation of the checkpoint of step 4: its node burnt down" in notes
     assert "no validation of the checkpoint of step 8: nobody answers" in notes
-    assert read_series(folder_of(spec))["eval/valid/loss"].steps == [12]
+    assert read_series(folder_of(spec))["eval/valid/loss"].steps == [8, 12]
 
 
-def test_what_an_attempt_had_no_validation_of_the_next_one_makes_up_for(runs: Runs) -> None:
-    _, outcome = runs["task_that_fails for good"]
-    assert outcome.ok, outcome.printed
-    spec, outcome = runs["task_in_thread later"]
-    assert outcome.ok, outcome.printed
-    assert records(spec, "aside/misses") == [1.0]
-    assert read_series(folder_of(spec))["eval/valid/loss"].steps == [4, 8]
-    rates = [lr_at(spec.optim, step, 8) for step in range(8)]
-    assert records(spec, "train/lr") == rates  # whatever the groups make of them
+@pytest.mark.slow
+def test_the_rate_is_the_schedule_s_whatever_the_groups_make_of_it(runs: Runs) -> None:
+    spec, _ = runs["task_that_fails"]
+    assert records(spec, "train/lr") == [lr_at(spec.optim, step, 8) for step in range(12)]
 
 
+@pytest.mark.slow
 def test_workers_without_ray_say_so(runs: Runs) -> None:
     _, outcome = runs["no Ray"]
     assert outcome.same_error.startswith("ConfigError: loop.aside: needs Ray")
