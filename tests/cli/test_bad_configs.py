@@ -238,7 +238,7 @@ def test_a_preset_that_drops_the_files_model_is_noted(xtdist, make_config, verb,
 
 
 def stopped():
-    return SimpleNamespace(finished=True, step=1, steps=1, folder="x")
+    return SimpleNamespace(finished=True, reused=True, step=1, steps=1, folder="x")
 
 
 def test_dashes_before_an_override_are_told(capsys, make_config):

@@ -32,7 +32,7 @@ class Script:
         self.cluster: dict[str, dict[str, float]] = {"a": {"CPU": 2.0}}
         spec = SimpleNamespace(
             workers=WorkersSpec(**{"count": 2, "wait_minutes": 0.001} | workers),
-            loop=SimpleNamespace(steps=10),
+            loop=SimpleNamespace(steps=10, aside=None),
             checkpoint=CheckpointSpec(),
         )
         plan = SimpleNamespace(spec=spec, folder=folder, gpus_per_worker=0, done_step=0)

@@ -89,9 +89,7 @@ def check_served(spec: ServedModel) -> ServedModel:
         CheckpointError: see :func:`load_served`.
     """
     where = f"models.{spec.name}"
-    folders = [
-        find_weights(f).resolve() for f in (spec.weights, spec.amateur) if f is not None
-    ]
+    folders = [find_weights(f).resolve() for f in (spec.weights, spec.amateur) if f is not None]
     tokenizers = [_check_folder(f, where) for f in folders]
     if len(set(tokenizers)) > 1:
         raise CheckpointError(
