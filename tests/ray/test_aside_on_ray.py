@@ -25,6 +25,7 @@ def test_a_task_validates_the_last_checkpoint_before_the_command_ends(
     result = cluster.xtdist("train", str(config))
     assert result.code == 0, result.out + result.err
     assert "warning" not in result.out
+    assert "aside    validations and samples of checkpoints, by a task of 1 CPU\n" in result.out
     folder = config.parent / "runs" / "aside"
     series = read_series(folder)
     assert "aside/misses" not in series

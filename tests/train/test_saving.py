@@ -13,7 +13,9 @@ from ranks import Outcome, run_ranks
 from runs import checkpoints, folder_of, records, steps_of
 
 from xtdist.checkpoint import CheckpointStore, find_weights, load_weights, read_manifest
+from xtdist.config import to_mapping
 from xtdist.train import RunSpec
+from xtdist.train.aside import AsideJob, examine
 
 EVERY = {"checkpoint.every": 1, "loop.valid_every": 2}
 
@@ -130,3 +132,8 @@ def test_a_run_goes_on_from_an_object_store_and_its_weights_are_found_there(runs
     commit = store.open(store.names()[-1])
     assert load_weights(commit.path).meta["step"] == 8
     assert find_weights(commit.path) == commit.path / "weights"
+    aside = AsideJob(spec=spec, place=store.url, name=store.names()[-1], step=8, validate=True)
+    found = examine(to_mapping(aside))["metrics"]  # a task beside the workers finds them too
+    assert found["eval/valid/loss"] == pytest.approx(
+        records(runs["well"][0], "eval/valid/loss")[-1], rel=1e-6
+    )

@@ -29,6 +29,7 @@ from xtdist.objective import Objective, build_objective
 from xtdist.optim import check_schedule, param_groups
 from xtdist.train.hardware import resolve_engine
 from xtdist.train.spec import BatchSpec, RunSpec, Split, fit_to_data
+from xtdist.train.spec.aside import AsideSpec
 from xtdist.train.stability import interventions
 from xtdist.train.state import check_identity, checkpoint_bytes, identity
 
@@ -63,6 +64,7 @@ class Plan:
             f"engine   ZeRO-{s.engine.zero_stage}, {s.engine.precision}, "
             f"{'GPU' if self.gpus_per_worker else 'CPU'}"
             + (", reduction: canonical" if s.engine.reduction == "canonical" else ""),
+            *_aside_lines(s.loop.aside),
         ]
 
 
@@ -71,6 +73,12 @@ def _warmup_lines(batch: BatchSpec) -> list[str]:
     sizes = [f"{s.tokens_per_step} tokens before step {s.until_step}" for s in batch.warmup]
     rows = [f"rows of {s.seq_len} before step {s.until_step}" for s in batch.seq_len_warmup]
     return [f"warm-up  {', '.join(each)}" for each in (sizes, rows) if each]
+
+
+def _aside_lines(aside: AsideSpec | None) -> list[str]:
+    if aside is None:
+        return []
+    return [f"aside    validations and samples of checkpoints, by a task of {aside.resources}"]
 
 
 def _micro_batches(spec: RunSpec, split: Split) -> str:

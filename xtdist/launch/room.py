@@ -93,11 +93,10 @@ class Room:
     def lack(self, slots: Slots) -> str:
         """What is missing, in words."""
         least, missing = self.workers.least, self.workers.least - slots.free
-        each = _told(self.workers.cpus, self.gpus)
+        each = f"{self.workers.cpus} CPU" + (f" and {self.gpus} GPU" if self.gpus else "")
         busy = slots.total - slots.free
         if self.aside is not None:
-            task = _told(self.aside.cpus, self.aside.gpus)
-            each += f" beside a task of {task} (loop.aside)"
+            each += f" beside a task of {self.aside.resources} (loop.aside)"
         return (
             f"{least} workers of {each} are needed and the {slots.nodes} nodes of the cluster have "
             f"room for {slots.free}: room for {missing} more is missing"
@@ -105,12 +104,11 @@ class Room:
         )
 
 
-def _told(cpus: int, gpus: float) -> str:
-    return f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-
-
 def read_cluster() -> tuple[dict[str, Any], dict[str, Any]]:
-    """(free, all) resources of the live nodes of the connected cluster."""
+    """(free, all) resources of the live nodes of the connected cluster. A node that is about to be
+    taken away is live until it has gone, but nothing is started on it any more."""
     from ray._private import state
 
-    return state.available_resources_per_node(), state.total_resources_per_node()
+    leaving = state.state.get_draining_nodes()
+    total = {n: r for n, r in state.total_resources_per_node().items() if n not in leaving}
+    return state.available_resources_per_node(), total

@@ -26,6 +26,11 @@ class AsideSpec:
     gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     minutes: PositiveFloat = 30.0
 
+    @property
+    def resources(self) -> str:
+        """In words."""
+        return f"{self.cpus} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
 
 def check_aside(spec: RunSpec) -> None:
     """Refuse what can't be had from a task that looks at checkpoints after they are committed.
