@@ -122,6 +122,7 @@ class Run:
     folder: Path
     steps: int
     driver: subprocess.Popen[bytes] | None = None
+    marked: int = 0
 
     @property
     def log(self) -> str:
@@ -147,15 +148,24 @@ class Run:
     def losses(self) -> dict[int, set[float]]:
         """Every loss that was recorded for a step."""
         found: dict[int, set[float]] = {}
+        for step, loss in self._recorded():
+            found.setdefault(step, set()).add(loss)
+        return found
+
+    def mark(self) -> None:
+        """From now on, ``goes_on`` says whether a step was done after this."""
+        self.marked = len(self._recorded())
+
+    def goes_on(self) -> bool:
+        return len(self._recorded()) > self.marked
+
+    def _recorded(self) -> list[tuple[int, float]]:
         try:
             lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         except FileNotFoundError:
-            return found
-        for line in lines:
-            record = json.loads(line) if line.endswith("}") else {}
-            if "train/loss" in record:
-                found.setdefault(record["step"], set()).add(record["train/loss"])
-        return found
+            return []
+        records = [json.loads(line) for line in lines if line.endswith("}")]
+        return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
 
     def wait(self, condition: Callable[[], bool], *, what: str) -> None:
         """Poll ``condition`` while the driver runs."""

@@ -139,10 +139,13 @@ def play(run: Trouble, plan: list[Planned]) -> list[str]:
     run.start()
     for fault in plan:
         before = run.step()
-        run.wait(lambda f=fault: run.step() >= f.step, what=f"step {fault.step}")  # type: ignore[misc]
+        # A run that is not on its feet yet is another one than the fault is meant for.
+        run.wait(lambda f=fault: run.goes_on() and run.step() >= f.step, what=f"step {fault.step}")  # type: ignore[misc]
         write_atomic(until, str(max(run.step(), fault.step) + 2 * APART[1]))
         began = time.monotonic()
         proofs.append((fault, FAULTS[fault.kind](run)))
+        write_atomic(until, str(run.step() + 2 * APART[1]))
+        run.mark()
         print(f"{fault.kind} at step {run.step()} (planned {fault.step}, last {before}): "
               f"{time.monotonic() - began:.1f} s", flush=True)  # fmt: skip
     until.unlink(missing_ok=True)

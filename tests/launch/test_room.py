@@ -95,3 +95,15 @@ def test_the_task_beside_the_workers_takes_the_place_where_it_costs_least():
 
 def with_task(nodes: dict[str, float], *, cpus: int, gpus: int = 0, task: AsideSpec | None = None):
     return dataclasses.replace(room(nodes, cpus=cpus, gpus=gpus), aside=task or AsideSpec())
+
+
+def test_a_node_that_is_about_to_be_taken_away_has_no_room(monkeypatch: pytest.MonkeyPatch):
+    """Ray still counts it, with what is free on it, and starts nothing there."""
+    from ray._private import state
+
+    nodes = {"leaving": {"CPU": 2.0}, "staying": {"CPU": 2.0}}
+    monkeypatch.setattr(state, "total_resources_per_node", lambda: nodes)
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: nodes)
+    monkeypatch.setattr(state.state, "get_draining_nodes", lambda: {"leaving": 0})
+    slots = Room(WorkersSpec(count=4), 0).slots()
+    assert (slots.free, slots.total, slots.nodes) == (2, 2, 1)
