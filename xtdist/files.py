@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,24 @@ def replacing(path: Path, *, part: str | None = None) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line in one write. It stands on its own also after one that a kill or a full disk left
+    half written.
+
+    Raises:
+        OSError: it can't be written, or not all of it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        end = os.fstat(fd).st_size
+        torn = end > 0 and os.pread(fd, 1, end - 1) != b"\n"
+        data = b"\n" * torn + line.encode() + b"\n"
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
 
 
 def part_name(name: str) -> str:

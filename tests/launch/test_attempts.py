@@ -56,7 +56,6 @@ def test_each_start_and_end_is_a_line_and_numbers_go_on(tmp_path: Path) -> None:
     with (tmp_path / "attempts.jsonl").open("a") as f:
         f.write('{"event": "started", "attem')  # the driver was killed here
     again = Attempts(tmp_path, max_failures=3)
-    (tmp_path / "attempts.jsonl").open("a").write("\n")
     again.started(workers=1, step=4)
     again.ended("done", 8)
     rows = read_attempts(tmp_path)
@@ -70,6 +69,23 @@ def test_each_start_and_end_is_a_line_and_numbers_go_on(tmp_path: Path) -> None:
     ]
     assert (rows[1]["kind"], rows[1]["ranks"], rows[1]["seconds"] >= 0) == (KILLED, [1], True)
     assert (rows[-2]["workers"], rows[-1]["kind"]) == (1, "done")
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [b"\xff\xfe\n", b"{}\n", b"[1}\n", b'[{"event": "started"}]\n', b'{"event": [1]}', b"7"],
+)
+def test_a_record_that_is_damaged_ends_no_run(tmp_path: Path, foreign: bytes) -> None:
+    (tmp_path / "attempts.jsonl").write_bytes(foreign)
+    Attempts(tmp_path, max_failures=3).started(workers=1, step=4)
+    assert [row["attempt"] for row in read_attempts(tmp_path)] == [1]
+
+
+def test_a_record_that_can_not_be_written_ends_no_run(tmp_path: Path) -> None:
+    (tmp_path / "attempts.jsonl").mkdir()
+    attempts = Attempts(tmp_path, max_failures=3)
+    attempts.started(workers=1, step=4)
+    assert (attempts.number, read_attempts(tmp_path)) == (1, [])
 
 
 def test_a_failure_is_told_in_a_line(tmp_path: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xtdist.files import append_line
 from xtdist.launch.failures import Failure
 from xtdist.track.text import duration
 
 ATTEMPTS_FILE = "attempts.jsonl"
+EVENTS = ("started", "ended")
 MAX_DELAY_S = 60.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -76,17 +80,29 @@ class Attempts:
         row: dict[str, Any] = {"event": event, "attempt": self.number, "time": time.time()}
         if event == "ended":
             row["seconds"] = round(time.monotonic() - self._began, 3)
-        with (self.folder / ATTEMPTS_FILE).open("a") as f:
-            f.write(json.dumps(row | values) + "\n")
+        try:
+            append_line(self.folder / ATTEMPTS_FILE, json.dumps(row | values))
+        except OSError as e:  # a record, which no run waits for
+            _log.warning("%s: not written (%s)", self.folder / ATTEMPTS_FILE, e.strerror)
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's file; one that a killed driver left half written is left out."""
+    """The lines of a run's file; torn and foreign ones are left out, and a file that can't be read
+    has none."""
     try:
-        lines = (folder / ATTEMPTS_FILE).read_text().splitlines()
-    except FileNotFoundError:
+        lines = (folder / ATTEMPTS_FILE).read_bytes().splitlines()
+    except OSError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    rows = (_row(line) for line in lines)
+    return [row for row in rows if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and row.get("event") in EVENTS else None
 
 
 def attempt_line(failure: Failure, attempts: Attempts, step: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from xtdist.files import append_line
 
 FILE = "notes.jsonl"
 
@@ -22,17 +24,9 @@ class Note:
 
 def write_note(run_folder: str | Path, step: int, text: str) -> None:
     """Append one note; a disk that takes none loses it."""
-    line = json.dumps({"step": step, "time": round(time.time(), 3), "text": text}) + "\n"
-    try:
-        fd = os.open(Path(run_folder) / FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:
-        return
-    try:
-        os.write(fd, line.encode())
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
+    line = json.dumps({"step": step, "time": round(time.time(), 3), "text": text})
+    with contextlib.suppress(OSError):
+        append_line(Path(run_folder) / FILE, line)
 
 
 class NoteTail:
@@ -48,7 +42,7 @@ class NoteTail:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:
             return []
         whole = data.rfind(b"\n") + 1
         self._offset += whole
@@ -56,7 +50,9 @@ class NoteTail:
         for line in data[:whole].splitlines():
             try:
                 raw = json.loads(line)
-                notes.append(Note(step=int(raw["step"]), time=raw["time"], text=str(raw["text"])))
-            except (ValueError, KeyError, TypeError):
+                notes.append(
+                    Note(step=int(raw["step"]), time=float(raw["time"]), text=str(raw["text"]))
+                )
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue
         return notes
