@@ -131,6 +131,11 @@ def test_torn_and_foreign_lines_are_skipped_and_no_file_is_no_time(tmp_path: Pat
     ledger.spend(1, {"productive": 2.0}, flush=True)
     with (tmp_path / FILE).open("a") as file:
         file.write('\n[1]\n{"event": "start"}\n\xff\n')
+        file.write('{"event": "start", "time": 0, "step": 1e999}\n')
+        file.write(
+            '{"event": "start", "time": NaN, "step": 1}\n{"event": "start", "time": 1e999}\n'
+        )
+        file.write('{"event": "spent", "time": 1, "step": 1, "first": 0, "seconds": {"rest": 1}}\n')
     assert shown(read_goodput(tmp_path)) == {"productive": 2.0}
 
 

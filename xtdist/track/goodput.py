@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -117,10 +118,21 @@ def read_goodput(run_folder: str | Path) -> Goodput:
         return goodput
     for line in lines:
         try:
-            goodput.add(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            raw = json.loads(line)
+            if _sound(raw):
+                goodput.add(raw)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
     return goodput
+
+
+def _sound(line: Mapping[str, Any]) -> bool:
+    """Whether its numbers can be counted with: one that can't would spoil all sums."""
+    seconds = line.get("seconds", {})
+    numbers = [line.get(key, 0) for key in ("time", "since", "step", "first")]
+    return set(seconds) <= set(BUCKETS) and all(
+        math.isfinite(float(number)) for number in (*numbers, *seconds.values())
+    )
 
 
 class Ledger:
