@@ -27,6 +27,7 @@ from xtdist.train.spec.checkpoint import CheckpointSpec
 from xtdist.train.spec.data import RunDataConfig
 from xtdist.train.spec.engine import EngineSpec, NvmeOffload
 from xtdist.train.spec.loop import LoopSpec
+from xtdist.train.spec.metrics import check_metrics
 from xtdist.train.spec.sequence import check_sequence_parallel
 from xtdist.train.spec.stability import StabilitySpec
 from xtdist.train.spec.workers import WorkersSpec
@@ -99,10 +100,24 @@ class RunSpec:
             )
         check_sequence_parallel(self)
         check_aside(self)
+        check_metrics(self)
+        self._check_hpz(self.engine.hpz_partition_size)
         if self.global_batch < self.data_place(0, self.workers.count)[1]:
             raise ConfigError(
                 f"workers.count: got {self.workers.count}; a step of {self.global_batch} sequences "
                 "has work for no more: raise batch.tokens_per_step or take fewer workers"
+            )
+
+    def _check_hpz(self, size: int) -> None:
+        if self.workers.count % size:
+            raise ConfigError(
+                f"engine.hpz_partition_size: got {size}, which does not divide workers.count "
+                f"({self.workers.count}); take the GPUs of a host, or 1"
+            )
+        if size > 1 and self.workers.least < self.workers.count:
+            raise ConfigError(
+                f"workers.min_count: got {self.workers.min_count} with engine.hpz_partition_size "
+                f"{size}, which may not divide what is left of the workers; leave one of them out"
             )
 
     @property
