@@ -19,6 +19,7 @@ from xtdist.config.errors import (
     ConfigError,
     DataError,
     ResourceError,
+    UnreachableError,
     UserError,
 )
 from xtdist.config.fields import Elsewhere
@@ -39,6 +40,7 @@ __all__ = [
     "PositiveInt",
     "Probability",
     "ResourceError",
+    "UnreachableError",
     "UserError",
     "configclass",
     "derive_seed",

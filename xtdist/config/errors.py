@@ -23,6 +23,10 @@ class DataError(UserError):
     """A dataset, shard or tokenizer that is missing, damaged, or not the expected one."""
 
 
+class UnreachableError(DataError):
+    """A store that did not answer, though it was asked again and again. It may be back later."""
+
+
 class CheckpointError(UserError):
     """A checkpoint or weights folder that is missing, damaged, or of another model."""
 

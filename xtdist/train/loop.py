@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from xtdist.config import UserError, from_mapping
+from xtdist.config import UnreachableError, UserError, from_mapping
 from xtdist.files import write_atomic
 from xtdist.optim import set_lr
 from xtdist.train.callbacks.build import build_callbacks
@@ -32,12 +32,15 @@ def train_worker(payload: dict[str, Any]) -> None:
     """Train until ``loop.steps``, a stop request, or an error. Runs on every worker.
 
     A user's mistake is left in ``error.json`` for the driver; its epoch tells it from one that the
-    workers of another driver of the same run left.
+    workers of another driver of the same run left. A store that is away is no mistake: the driver
+    starts the workers again.
     """
     job = from_mapping(WorkerJob, payload)
     prepare_process(gpu=job.gpu)
     try:
         train(job)
+    except UnreachableError:
+        raise
     except UserError as e:
         told = {"kind": type(e).__name__, "message": str(e), "epoch": job.epoch}
         write_atomic(Path(job.folder) / ERROR_FILE, json.dumps(told))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from xtdist.config import DataError, ResourceError
+from xtdist.config import DataError, ResourceError, UnreachableError
 
 T = TypeVar("T")
 
@@ -78,7 +78,9 @@ def retry(
 
     Raises:
         FileNotFoundError: there is no such object (never tried again).
-        DataError: naming ``what``, when the error is not worth another try or tries have run out.
+        DataError: naming ``what``, when the error is not worth another try, or what arrives is
+            not what was sent each time.
+        UnreachableError: naming it, when tries have run out.
         ResourceError: this machine's disk is full or read-only, or it is out of file handles.
     """
     began = clock()
@@ -97,7 +99,8 @@ def retry(
         if failures == backoff.tries or clock() - began + wait > backoff.total_s:
             break
         sleep(wait)
-    raise DataError(
+    kind = DataError if isinstance(error, TransferError) else UnreachableError
+    raise kind(
         f"{what}: failed {failures} times in {clock() - began:.0f} s, last: {_line(error)}; check "
         "the network and the store, then start again"
     ) from None

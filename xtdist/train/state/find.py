@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from xtdist.checkpoint import CheckpointStore, Commit, Manifest
 from xtdist.checkpoint.layout import FormatError
-from xtdist.config import CheckpointError, UserError
+from xtdist.config import CheckpointError, UnreachableError, UserError
 from xtdist.train.state.identity import check_identity
 
 
@@ -113,15 +113,16 @@ def _agree(name: str, error: Exception | None) -> str | None:
 
     Raises:
         CheckpointError: a rank could not read its share, which says nothing about the content.
+        UnreachableError: because the store is away.
     """
-    own = None if error is None else (isinstance(error, CheckpointError), str(error))
-    found: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
+    found: list[Exception | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, error)
     errors = [each for each in found if each is not None]
-    for is_damage, text in errors:
-        if not is_damage:
-            raise CheckpointError(f"{name} can't be read: {text}")
-    return errors[0][1] if errors else None
+    for each in errors:
+        if not isinstance(each, CheckpointError):
+            kind = UnreachableError if isinstance(each, UnreachableError) else CheckpointError
+            raise kind(f"{name} can't be read: {each}")
+    return str(errors[0]) if errors else None
 
 
 def _from_rank_0(action: Callable[[], Any]) -> Any:
