@@ -1,4 +1,4 @@
-"""Every GPU check and GPU benchmark of the project in one run: under 8 minutes on an H100.
+"""Every GPU check and GPU benchmark of the project in one run: about 12 minutes on an H100.
 
     python jobs/benchmarks/gpu.py                       # writes jobs/benchmarks/RESULTS_GPU.md
     python jobs/benchmarks/gpu.py --sections parity decoding
@@ -33,6 +33,10 @@ SECTIONS = (
     "throughput",
     "against plain",
     "against x-transformers",
+    "training",
+    "training, resumed",
+    "training, speed",
+    "training, memory",
     "sharded",  # last: DeepSpeed replaces torch's linear function
 )
 
@@ -44,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu (default: cuda)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does the script run?")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="NAME")
-    parser.add_argument("--budget", type=float, default=450.0, help="no section starts after s")
+    parser.add_argument("--budget", type=float, default=700.0, help="no section starts after s")
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS_GPU.md")
     return parser.parse_args(argv)
 
@@ -54,6 +58,7 @@ def sections(args: argparse.Namespace) -> dict[str, Callable[[], Iterator[Any]]]
     import gpu_checks as checks
     import gpu_data as data
     import gpu_speed as speed
+    import gpu_train as train
 
     device, quick = args.device, args.quick
     return {
@@ -67,6 +72,10 @@ def sections(args: argparse.Namespace) -> dict[str, Callable[[], Iterator[Any]]]
         "throughput": lambda: speed.throughput(device, quick=quick),
         "against plain": lambda: speed.against_plain(device, quick=quick),
         "against x-transformers": lambda: speed.against_x_transformers(device, quick=quick),
+        "training": lambda: train.trained(device, quick=quick),
+        "training, resumed": lambda: train.resumed(device, quick=quick),
+        "training, speed": lambda: train.speed(device, quick=quick),
+        "training, memory": lambda: train.memory(device, quick=quick),
     }
 
 

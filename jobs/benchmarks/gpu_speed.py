@@ -82,7 +82,7 @@ def train_step(module: nn.Module, loss: Callable[[Tensor], Tensor], tokens: Tens
     return step
 
 
-def seconds_of(step: Callable[[], None], *, device: str, runs: int) -> float:
+def seconds_of(step: Callable[[], Any], *, device: str, runs: int) -> float:
     """The median of ``runs`` timed steps after three others."""
     for _ in range(3):
         step()

@@ -11,7 +11,7 @@ those included that are slower while it is written. Recovery: from a fault to th
 step. Goodput: the share of the time that makes progress, from what was measured before.
 
 Power cuts of hosts need root on Linux (network namespaces). Everything is made in a temporary
-folder, 3 GB at most.
+folder, 3 GB at most. Ends with 1 if a part failed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import shlex
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +35,7 @@ import train_steps
 from train_runs import Place, Shape
 from train_steps import OverheadSizes, StallSizes
 
-PARTS = ("overhead", "stalls", "recovery", "goodput")
+PARTS = ("overhead", "stalls", "killed workers", "cut hosts", "goodput")
 GOODPUT = ("fault", "s", "D + R, s", "W, s", "M, s", "G", "goal")
 MTBF_S = 3.1 * 3600
 INTERVAL_S = 60.0
@@ -86,26 +88,31 @@ class Run:
             self.stall_share = max(self.stall_share or 0.0, found.share(INTERVAL_S))
         return common.table(train_steps.STALL, rows)
 
-    def recovery(self) -> str:
-        """Killed workers, and hosts that are cut off."""
-        faults, place = self.sizes.faults, self.place
-        rows, sequences = [], place.rows(faults.shape)
-        found = train_faults.killed_workers(place, faults, rows=sequences)
-        self.down_s[train_faults.WORKER] = _p95(found)
-        rows.append(train_faults.row(train_faults.WORKER, found, train_faults.WORKER_GOAL_S))
-        reason = "left out" if not faults.cuts else train_faults.why_no_hosts()
-        if reason is None:
-            found = train_faults.cut_hosts(place, faults, rows=sequences)
-            self.down_s[train_faults.HOST] = _p95(found)
-            rows.append(train_faults.row(train_faults.HOST, found, train_faults.HOST_GOAL_S))
-        else:
-            rows.append([train_faults.HOST, f"not measured: {reason}", *4 * ["-"]])
-        return common.table(train_faults.HEADER, rows)
+    def killed_workers(self) -> str:
+        """From a SIGKILL to the next step."""
+        faults = self.sizes.faults
+        rows = self.place.rows(faults.shape)
+        found = train_faults.killed_workers(self.place, faults, rows=rows)
+        return self._down(train_faults.WORKER, found, train_faults.WORKER_GOAL_S)
+
+    def cut_hosts(self) -> str:
+        """From a power cut to the next step."""
+        reason = train_faults.why_no_hosts()
+        if reason is not None:
+            return f"not measured: {reason}"
+        faults = self.sizes.faults
+        rows = self.place.rows(faults.shape)
+        found = train_faults.cut_hosts(self.place, faults, rows=rows)
+        return self._down(train_faults.HOST, found, train_faults.HOST_GOAL_S)
+
+    def _down(self, fault: str, found: list[train_faults.Recovery], goal_s: float) -> str:
+        self.down_s[fault] = train_faults.quantile([each.step_s for each in found], 0.95)
+        return common.table(train_faults.HEADER, [train_faults.row(fault, found, goal_s)])
 
     def goodput(self) -> str:
         """The projection from what the other parts measured."""
         if self.stall_share is None or not self.down_s:
-            return "not known: needs the parts stalls and recovery in the same run"
+            return "not known: needs stalls and killed workers, or cut hosts, in the same run"
         formula = (
             "G = (1 - s) · (1 - (D + R + W/2) / M). s: the stall share at a checkpoint every W. "
             "D + R: from a fault to the next step, the p95 above. W/2: of an interval's work, half "
@@ -127,10 +134,6 @@ class Run:
 def goodput(stall_share: float, *, down_s: float, interval_s: float, mtbf_s: float) -> float:
     """The share of the time that makes progress, to first order in ``down_s / mtbf_s``."""
     return (1 - stall_share) * (1 - (down_s + interval_s / 2) / mtbf_s)
-
-
-def _p95(found: list[train_faults.Recovery]) -> float:
-    return train_faults.quantile([each.step_s for each in found], 0.95)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -163,22 +166,30 @@ def sizes_of(args: argparse.Namespace) -> Sizes:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
+def body_of(run: Run, part: str) -> tuple[str, bool]:
+    """The text of a part, and whether it failed: the others are measured all the same."""
+    try:
+        text, failed = getattr(run, part.replace(" ", "_"))(), False
+    except Exception as e:
+        traceback.print_exc()
+        text, failed = f"**FAILED** {type(e).__name__}: {str(e).splitlines()[0]}", True
+    body = f"### {part.capitalize()}\n\n{text}"
+    print(body, end="\n\n", flush=True)
+    return body, failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write; the exit code."""
     args = parse(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clusters are ended
-    bodies = []
     with tempfile.TemporaryDirectory(prefix="xtdist-train-") as folder:
         sizes = sizes_of(args)
         place = Place(folder=Path(folder), step_s=sizes.step_s)
         place.make_dataset(documents=sizes.documents)
         run = Run(place, sizes)
-        for part in (part for part in PARTS if part in args.parts):
-            body = f"### {part.capitalize()}\n\n{getattr(run, part)()}"
-            print(body, end="\n\n", flush=True)
-            bodies.append(body)
-    words = " ".join(sys.argv[1:] if argv is None else argv)
+        done = [body_of(run, part) for part in PARTS if part in args.parts]
+    words = shlex.join(sys.argv[1:] if argv is None else argv)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("ray", "deepspeed")]
     about = [
         f"machine: {common.machine('cpu')} (every process has 1 thread)",
@@ -186,8 +197,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"command: `python jobs/benchmarks/train.py {words}`",
         *args.note,
     ]
-    common.write_section(args.output, args.section, about=about, body="\n\n".join(bodies))
+    common.write_section(
+        args.output, args.section, about=about, body="\n\n".join(text for text, _ in done)
+    )
+    return int(any(failed for _, failed in done))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -101,7 +101,8 @@ def test_every_section_of_the_gpu_script_runs_on_a_cpu_without_ray(tmp_path: Pat
     text = results.read_text()
     for section in (
         *("parity", "backends", "compiled", "decoding", "decoding speed"),
-        *("throughput", "sharded"),
+        *("throughput", "sharded", "training", "training, resumed"),
+        *("training, speed", "training, memory"),
     ):
         assert f"## {section}\n" in text
     assert "FAILED" not in text
@@ -238,3 +239,86 @@ def test_the_dataset_of_many_shards_is_whole(scripts: SimpleNamespace, tmp_path:
     assert dataset.total_tokens == 5000
     assert dataset.num_documents == 5 * (len(ends) - 1)
     assert (dataset.read(0, 5000).reshape(5, 1000) == ids).all()
+
+
+def test_what_training_on_a_gpu_lacks_is_a_reason_and_no_failure(
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = scripts.gpu_train
+    monkeypatch.setitem(script.NEEDED, "no_such_module", "no-such")
+    for section in (script.trained, script.resumed, script.speed, script.memory):
+        (row,) = section("cpu", quick=True)
+        assert row.value == "not run: no-such not installed"
+        assert not row.failed
+
+
+def records_of(step_s: dict[int, float]) -> list[dict[str, float]]:
+    ends = np.cumsum([0.0, *step_s.values()])
+    return [{"step": 0, "time": 0.0}] + [
+        {"step": step, "time": end} for step, end in zip(step_s, ends[1:], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("slow_s", [0.0, 0.04])
+def test_a_saves_cost_is_what_steps_waited_and_what_they_were_slower(
+    scripts: SimpleNamespace, slow_s: float
+) -> None:
+    """Three steps are done while a checkpoint is written, and one more hears of its end."""
+    script = scripts.train_steps
+    seconds = dict.fromkeys(range(1, 101), 0.2)
+    for saved in (20, 40, 60, 80):
+        seconds[saved + 1] += 0.05
+        for step in range(saved + 1, saved + 4):
+            seconds[step] += slow_s
+    records = records_of(seconds)
+    saves = [
+        script.Save(step=s, began=records[s]["time"], waits_s=0.05, committed=at)
+        for s in (20, 40, 60, 80)
+        if (at := records[s + 2]["time"] + 0.01)
+    ]
+    found = script.stalls_of(records, saves)
+    assert [save.step for save in found.saves] == [40, 60, 80]
+    assert found.step_s == pytest.approx(0.2)
+    assert found.slower_s == pytest.approx([3 * slow_s] * 3, abs=1e-9)
+    assert found.placebo_s == pytest.approx([0.0] * 3, abs=1e-9)
+    assert found.share(60) == pytest.approx((0.05 + 3 * slow_s) / 60)
+    with pytest.raises(ValueError, match="save less often"):
+        script.stalls_of(records, saves[:1])
+
+
+def test_a_bare_loop_that_trains_something_else_is_not_compared(scripts: SimpleNamespace) -> None:
+    script = scripts.train_steps
+    bare = scripts.train_bare.Steps([0.2, 0.2], [5.0, 4.0])
+    script._check_same([{"train/loss": 5.0}, {"train/loss": 4.0001}], bare)
+    with pytest.raises(ValueError, match="something else"):
+        script._check_same([{"train/loss": 5.0}, {"train/loss": 4.1}], bare)
+    with pytest.raises(ValueError, match="1 steps of ours"):
+        script._check_same([{"train/loss": 5.0}], bare)
+
+
+def test_projected_goodput_is_that_of_faults_at_all_times_between_checkpoints(
+    scripts: SimpleNamespace,
+) -> None:
+    mtbf, down, interval, stall = 11_160.0, 20.0, 60, 0.3
+    useful = total = 0.0
+    for lost in np.arange(interval) + 0.5:  # since the last checkpoint, at the fault
+        total += mtbf
+        useful += (mtbf - down - lost) * (interval - stall) / interval
+    found = scripts.train.goodput(stall / interval, down_s=down, interval_s=interval, mtbf_s=mtbf)
+    assert found == pytest.approx(useful / total, rel=1e-12)
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_the_training_script_compares_the_same_losses_and_measures_checkpoints(
+    tmp_path: Path,
+) -> None:
+    results = tmp_path / "RESULTS.md"
+    words = ["--quick", "--parts", "overhead", "stalls", "goodput", "--output", str(results)]
+    done = run("train.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = results.read_text()
+    for part in ("Overhead", "Stalls", "Goodput"):
+        assert f"### {part}\n" in text
+    assert "FAILED" not in text
+    assert "not known: needs" in text  # no fault was measured
