@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from xtdist.checkpoint.layout import MANIFEST, write_manifest
-from xtdist.config import ConfigError, from_mapping, to_mapping
+from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping, to_mapping
 from xtdist.data import ByteTokenizerConfig, FilesSource, PrepareConfig, TokenDataset, prepare
 from xtdist.launch.datasets import known_data
 from xtdist.launch.preflight import preflight, resolve
@@ -80,6 +81,27 @@ def test_the_newest_checkpoint_that_can_be_read_is_where_it_goes_on(spec):
     assert preflight(spec, cluster_gpus=0).done_step == 8
     (newest / MANIFEST).write_text("{")
     assert preflight(spec, cluster_gpus=0).done_step == 4
+
+
+def test_a_run_whose_checkpoints_lie_elsewhere_does_not_begin_anew(spec, tmp_path):
+    folder = commit(spec, 4).parent.parent
+    moved = from_mapping(RunSpec, to_mapping(spec) | {"checkpoint": {"url": str(tmp_path / "new")}})
+    assert preflight(moved, cluster_gpus=0).done_step == 0  # not known what it was started with
+    for damaged in ("", "[1]", "checkpoint: 1", "checkpoint: {url: 7}", "a: [", "\0"):
+        (folder / "config.yaml").write_text(damaged)
+        assert preflight(moved, cluster_gpus=0).done_step == 0
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(spec)))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/new/run has no .* {folder}/checkpoints"):
+        preflight(moved, cluster_gpus=0)
+    (folder / "checkpoints").rename(tmp_path / "old")
+    assert preflight(moved, cluster_gpus=0).done_step == 0
+
+
+def test_a_folder_that_is_a_file_is_a_users_mistake(spec):
+    Path(spec.output).mkdir()
+    (Path(spec.output) / spec.name).write_text("")
+    with pytest.raises(ResourceError, match="is a file"):
+        preflight(spec, cluster_gpus=0)
 
 
 def test_a_run_is_finished_at_its_last_step(spec):

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from xtdist.checkpoint import CheckpointStore
-from xtdist.config import ConfigError, ResourceError
+from xtdist.checkpoint.storage import place_of
+from xtdist.config import CheckpointError, ConfigError, ResourceError
 from xtdist.data import Tokenizer
 from xtdist.data.storage.location import is_remote
 from xtdist.launch.datasets import (
@@ -150,20 +153,24 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
         UserError: the first thing that would stop the run later.
     """
     folder = Path(spec.output) / spec.name
+    if folder.exists() and not folder.is_dir():
+        raise ResourceError(f"output: {folder} is a file; remove it, or give the run another name")
     data = known_data(interventions.read(folder).applied_to(spec))
     gpus = _gpus(spec, cluster_gpus)
     spec = dataclasses.replace(spec, engine=resolve_engine(spec.engine, gpu=bool(gpus)))
     parameters = sum(p.numel() for p in _built(spec, data.tokenizer).parameters())
     identity_at = partial(identity, spec, data, precision=spec.engine.precision)
+    place = spec.checkpoint.place(folder)
     plan = Plan(
         spec=spec,
         folder=folder,
         corpora=corpora_of(data),
         gpus_per_worker=gpus,
         parameters=parameters,
-        done_step=_done_step(spec.checkpoint.place(folder), identity_at),
+        done_step=_done_step(place, identity_at),
     )
-    place = spec.checkpoint.place(folder)
+    if not plan.done_step:
+        _check_moved(folder, place)
     if not plan.finished and not is_remote(place):
         need = 2 * checkpoint_bytes(parameters, averaged=spec.optim.ema is not None)
         _check_disk(folder if spec.checkpoint.url is None else Path(place), need)
@@ -184,6 +191,30 @@ def _done_step(place: str, identity_at: Callable[..., dict[str, object]]) -> int
     step = int(manifest.meta["step"])
     check_identity(manifest.meta["identity"], identity_at(step=step), Path(f"{place}/{name}"))
     return step
+
+
+def config_before(folder: Path) -> dict[str, Any]:
+    """What the run in ``folder`` was last started with; empty if that is not known."""
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_moved(folder: Path, place: str) -> None:
+    """A run whose checkpoints lie elsewhere does not begin anew in its folder."""
+    checkpoint = config_before(folder).get("checkpoint")
+    url = checkpoint.get("url") if isinstance(checkpoint, dict) else None
+    if not isinstance(checkpoint, dict) or not isinstance(url, str | None):
+        return
+    before = place_of(url, folder)
+    if before != place and CheckpointStore(before).names():
+        raise CheckpointError(
+            f"checkpoint.url: {place} has no checkpoint of this run, whose checkpoints lie in "
+            f"{before}: put checkpoint.url back (it was {url or 'null'}), copy them to the new "
+            "place, or give the run another name to begin anew"
+        )
 
 
 def _check_disk(folder: Path, need: int) -> None:

@@ -16,7 +16,7 @@ from xtdist.connect import check_room, connect, disconnect
 from xtdist.files import write_atomic
 from xtdist.launch.driver import Driver, TrainingFailedError
 from xtdist.launch.fit import Worker
-from xtdist.launch.preflight import Plan, preflight, resolve
+from xtdist.launch.preflight import Plan, config_before, preflight, resolve
 from xtdist.launch.room import Room
 from xtdist.track import Ledger, MlflowRun, finish_run, open_run, read_series
 from xtdist.track.mlflow import RunStatus, flatten
@@ -99,9 +99,8 @@ def _check_room(plan: Plan) -> None:
 
 def _changes(plan: Plan) -> list[str]:
     """Settings that a resumed run takes over changed, each with its old and new value."""
-    try:
-        before = flatten(yaml.safe_load((plan.folder / "config.yaml").read_text()))
-    except (OSError, ValueError, yaml.YAMLError):
+    before = flatten(config_before(plan.folder))
+    if not before:
         return []
     now = flatten(to_mapping(plan.spec))
     keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
