@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from plain import plain_loop
 from ranks import run_ranks
 from runs import records
 
-from xtdist.config import ConfigError
+from xtdist.config import CheckpointError, ConfigError
 from xtdist.train import RunSpec
 from xtdist.train.run import open_data
-from xtdist.train.state.identity import identity
+from xtdist.train.state.identity import check_identity, identity
 from xtdist.train.step import _cut
 
 SIZES = [{"until_step": 2, "tokens_per_step": 16}, {"until_step": 5, "tokens_per_step": 80}]
@@ -101,3 +102,22 @@ def test_a_run_goes_on_with_another_warm_up_only_where_that_is_still_to_come(
         "warmup": [[2, 16], [5, 80]],
     }
     assert pinned(2, SIZES)["batch"] == {"tokens_per_step": 16}
+
+
+def test_rows_that_were_read_stay_as_long_as_they_were(make_spec: Any) -> None:
+    def pinned(step: int, *stages: tuple[int, int]) -> Any:
+        lengths = [{"until_step": until, "seq_len": length} for until, length in stages]
+        spec: RunSpec = make_spec("rows", {"batch.seq_len_warmup": lengths})
+        found = identity(spec, open_data(spec, "train"), precision="fp32", step=step)
+        return found["batch"].get("seq_len_warmup")
+
+    assert pinned(0, (2, 4)) is pinned(9) is pinned(9, (20, 16)) is None
+    assert pinned(2, (2, 4)) == pinned(2, (5, 4), (9, 8)) == [[0, 4]]
+    assert pinned(3, (2, 4)) == pinned(3, (1, 4), (2, 4)) == [[0, 4], [2, 16]]
+
+
+def test_computing_again_may_change_when_a_run_goes_on() -> None:
+    saved = {"model": {"depth": 2, "recompute": None}}
+    check_identity(saved, {"model": {"depth": 2, "recompute": {"blocks": 1}}}, Path("x"))
+    with pytest.raises(CheckpointError, match=r"model\.depth"):
+        check_identity(saved, {"model": {"depth": 3, "recompute": {"blocks": 1}}}, Path("x"))

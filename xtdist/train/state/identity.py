@@ -12,6 +12,10 @@ from xtdist.config import CheckpointError, to_mapping
 from xtdist.data import View
 from xtdist.train.spec import RunSpec
 
+FREE = ("model.recompute.",)
+"""Changes how much memory a step takes, and no number: what one wants to change after it was too
+much."""
+
 
 def identity(spec: RunSpec, data: View, *, precision: str, step: int) -> dict[str, Any]:
     """What a checkpoint of ``step`` belongs to; a run resumes only where all of this is the same.
@@ -23,7 +27,7 @@ def identity(spec: RunSpec, data: View, *, precision: str, step: int) -> dict[st
         "objective": to_mapping(spec.objective),
         "seed": spec.seed,
         "data": _data_identity(data, step),
-        "batch": _batch_identity(data, step),
+        "batch": _batch_identity(data, step) | _rows_identity(spec, data, step),
         "engine": {"precision": precision},
         "optim": {"kind": spec.optim.kind},
     }
@@ -35,6 +39,19 @@ def _batch_identity(data: View, step: int) -> dict[str, Any]:
     if past.get("warmup"):
         sizes["warmup"] = [[until, size * data.seq_len] for until, size in past["warmup"]]
     return sizes
+
+
+def _rows_identity(spec: RunSpec, data: View, step: int) -> dict[str, Any]:
+    """The lengths of rows so far, each with the step of data from which on it was."""
+    batch, seq_len = spec.batch, data.seq_len
+    end = data.order.data_step(step - 1) + 1 if step else 0
+    starts = [0, *(s.until_step for s in batch.seq_len_warmup)] if end else []
+    rows: list[list[int]] = []
+    for start in starts:
+        length = batch.row_len(start, seq_len=seq_len)
+        if start < end and [length] != [row[1] for row in rows[-1:]]:
+            rows.append([start, length])
+    return {} if rows in ([], [[0, seq_len]]) else {"seq_len_warmup": rows}
 
 
 def _data_identity(data: View, step: int) -> dict[str, Any]:
@@ -59,7 +76,7 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], where: Path) -> N
     rows = [
         f"  {key}: checkpoint {a.get(key)!r}, config {b.get(key)!r}"
         for key in sorted(set(a) | set(b))
-        if a.get(key) != b.get(key)
+        if a.get(key) != b.get(key) and not f"{key}.".startswith(FREE)
     ]
     if rows:
         raise CheckpointError(
