@@ -229,6 +229,23 @@ def test_interventions_survive_a_torn_line_and_refuse_a_damaged_one(tmp_path: Pa
     (tmp_path / FILE).write_text(lines.replace('"skip": [3, 9]', '"skip": [3, "x"]', 1))
     with pytest.raises(CheckpointError, match="line 1"):
         read(tmp_path)
+    good = lines.split("\n")[0]
+    for was, now in (
+        ("[3, 9]", "[9, 3]"),
+        ("[3, 9]", "[-5, 9]"),
+        ('"lr_factor": 1.0', '"lr_factor": NaN'),
+    ):
+        assert was in good
+        (tmp_path / FILE).write_text(f"{good}\n{good.replace(was, now)}\n")
+        with pytest.raises(CheckpointError, match=r"interventions\.jsonl, line 2"):
+            read(tmp_path)
+    (tmp_path / FILE).write_bytes(b"\xff\xfe\n")
+    with pytest.raises(CheckpointError, match="line 1"):
+        read(tmp_path)
+    (tmp_path / FILE).unlink()
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(CheckpointError, match="can't be read"):
+        read(tmp_path)
 
 
 def test_what_is_left_out_adds_to_what_the_config_leaves_out(make_spec: Any) -> None:

@@ -19,11 +19,13 @@ import torch.distributed as dist
 from xtdist.config import (
     CheckpointError,
     ConfigError,
+    PositiveFloat,
     ResourceError,
     configclass,
     from_mapping,
     to_mapping,
 )
+from xtdist.data.config import FirstStep, LaterStep
 from xtdist.train.spec import RunSpec
 
 FILE = "interventions.jsonl"
@@ -50,10 +52,14 @@ class Intervention:
     step: int
     data_step: int
     text: str
-    skip: tuple[int, int] | None = None
-    lr_factor: float = 1.0
+    skip: tuple[FirstStep, LaterStep] | None = None
+    lr_factor: PositiveFloat = 1.0
     from_step: int = 0
     time: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.skip is not None and self.skip[0] >= self.skip[1]:
+            raise ConfigError(f"skip: got {list(self.skip)}, which is empty")
 
 
 @dataclass(frozen=True)
@@ -94,19 +100,24 @@ def read(folder: Path) -> Interventions:
     """Those of the run in ``folder``.
 
     Raises:
-        CheckpointError: a line is damaged. A torn last line is none: what it was about to say had
-            not begun.
+        CheckpointError: it can't be read, or a line is damaged. A torn last line is not: what it
+            was about to say had not begun.
     """
     try:
-        lines = (folder / FILE).read_text().split("\n")
+        lines = (folder / FILE).read_bytes().split(b"\n")
     except FileNotFoundError:
         return Interventions()
+    except OSError as e:
+        raise CheckpointError(
+            f"{folder / FILE}: can't be read ({e.strerror}); it says which data the run leaves "
+            "out: put it back, or remove it and the checkpoints after it"
+        ) from None
     rows = []
     for number, line in enumerate(lines[:-1], 1):
         try:
             raw = json.loads(line) if line else None
             rows += [from_mapping(Intervention, raw)] if raw is not None else []
-        except (ValueError, ConfigError) as e:
+        except (ValueError, RecursionError, ConfigError) as e:
             raise CheckpointError(
                 f"{folder / FILE}, line {number}: it is damaged ({e}); it says which data the run "
                 "leaves out: repair the line, or remove the file and the checkpoints after it"
