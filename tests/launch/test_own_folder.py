@@ -49,6 +49,9 @@ def test_an_error_inside_is_not_taken_for_the_folders(plan: SimpleNamespace) -> 
 def test_a_url_is_not_a_folder_here() -> None:
     with pytest.raises(ConfigError, match="output: got 's3://b/x'"):
         local_path("output", "s3://b/x")
+    for value in ("/a" + "x" * 600, "/a\0b", "~nobody-of-that-name/x"):
+        with pytest.raises(ConfigError, match="output: got "):
+            local_path("output", value)
     assert local_path("output", "~/x") == Path.home() / "x"
 
 

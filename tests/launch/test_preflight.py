@@ -98,10 +98,15 @@ def test_a_run_whose_checkpoints_lie_elsewhere_does_not_begin_anew(spec, tmp_pat
 
 
 def test_a_folder_that_is_a_file_is_a_users_mistake(spec):
+    folder = Path(spec.output) / spec.name
     Path(spec.output).mkdir()
-    (Path(spec.output) / spec.name).write_text("")
+    folder.write_text("")
     with pytest.raises(ResourceError, match="is a file"):
         preflight(spec, cluster_gpus=0)
+    tree = to_mapping(spec) | {"output": str(folder.parent / "x")}
+    tree["checkpoint"] = {"url": str(folder)}
+    with pytest.raises(ResourceError, match="is a file"):
+        preflight(from_mapping(RunSpec, tree), cluster_gpus=0)
 
 
 def test_a_run_is_finished_at_its_last_step(spec):

@@ -30,14 +30,20 @@ def local_path(key: str, value: str) -> Path:
     """``value`` as an absolute path, ``~`` expanded.
 
     Raises:
-        ConfigError: it is a URL.
+        ConfigError: it is a URL, or no name that a file system takes.
     """
     if "://" in value:
         raise ConfigError(
             f"{key}: got {value!r}; give a folder that all machines of the run see (a mounted "
             "bucket or shared disk)"
         )
-    return Path(value).expanduser().resolve()
+    try:
+        path = Path(value).expanduser().resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
+        raise ConfigError(f"{key}: got {value[:80]!r}: {why}; give another folder") from None
+    return path
 
 
 def data_paths(data: RunDataConfig) -> dict[str, str]:

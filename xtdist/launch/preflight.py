@@ -221,6 +221,8 @@ def _check_disk(folder: Path, need: int) -> None:
     at = folder
     while not at.exists():
         at = at.parent
+    if not at.is_dir():
+        raise ResourceError(f"{folder}: {at} is a file; remove it, or have the run lie elsewhere")
     free = shutil.disk_usage(at).free
     if free < need:
         raise ResourceError(
