@@ -168,6 +168,21 @@ def test_what_the_workers_would_refuse_is_refused_before_they_start(spec, change
         resolve(from_mapping(RunSpec, tree))
 
 
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("objective", {"ignore_index": 10**30}),
+        ("track", {"stragglers": {"windows": 10**30}}),
+        ("stability", {"spike": {"kind": "rollback", "window": 10**30}}),
+    ],
+)
+def test_numbers_that_no_machine_can_hold_are_refused_when_the_config_is_read(spec, part, change):
+    tree = to_mapping(spec)
+    tree[part] |= change
+    with pytest.raises(ConfigError, match=f"{part}.*: got 10{{30}}"):
+        from_mapping(RunSpec, tree)
+
+
 def test_an_objective_s_own_parameters_are_counted(spec):
     alone = preflight(spec, cluster_gpus=0).parameters
     tree = to_mapping(spec)

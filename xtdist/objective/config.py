@@ -50,7 +50,7 @@ class AutoregressiveConfig:
     """
 
     kind: Literal["autoregressive"] = "autoregressive"
-    ignore_index: int = -100
+    ignore_index: Annotated[int, Field(ge=-(2**63), lt=2**63)] = -100
     label_smoothing: Probability = 0.0
     mask_prob: Probability = 0.0
     mask_token_prob: Probability = 0.0
@@ -97,7 +97,7 @@ class NonAutoregressiveConfig:
     critic_loss_weight: NonNegativeFloat = 1.0
     steps: PositiveInt = 18
     can_mask_prev_unmasked: bool = False
-    ignore_index: int = -100
+    ignore_index: Annotated[int, Field(ge=-(2**63), lt=2**63)] = -100
 
     def __post_init__(self) -> None:
         if self.token_critic is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from xtdist.config import ConfigError, NonNegativeInt, PositiveFloat, PositiveInt, configclass
+from pydantic import Field
+
+from xtdist.config import ConfigError, NonNegativeInt, PositiveFloat, configclass
 
 
 @configclass
@@ -15,7 +18,7 @@ class StragglerConfig:
 
     every: NonNegativeInt = 50
     ratio: PositiveFloat = 1.5
-    windows: PositiveInt = 3
+    windows: Annotated[int, Field(gt=0, le=2**20)] = 3
 
     def __post_init__(self) -> None:
         if self.ratio <= 1:

@@ -54,7 +54,7 @@ class SpikeRollback:
 
     kind: Literal["rollback"]
     sigmas: PositiveFloat = 6.0
-    window: Annotated[int, Field(ge=8)] = 128
+    window: Annotated[int, Field(ge=8, le=2**20)] = 128
     watch: Annotated[tuple[Watched, ...], Field(min_length=1)] = ("loss",)
     lasting: PositiveInt = 3
     back_steps: NonNegativeInt = 100
