@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import torch.distributed as dist
 from torch._dynamo.utils import counters
@@ -16,6 +17,7 @@ from xtdist.train.run import Run
 from xtdist.train.step import StepResult
 
 FILE = "in_force.json"
+_log = logging.getLogger(__name__)
 
 
 class InForce(Callback):
@@ -30,7 +32,10 @@ class InForce(Callback):
         self._compiles, self._first = run.spec.engine.compile is not None, True
         if dist.get_rank() == 0:
             found = {fact.name: fact.found for fact in facts} | {"engine": _told(run)}
-            write_atomic(run.folder / FILE, json.dumps(found, indent=1, default=str))
+            try:
+                write_atomic(run.folder / FILE, json.dumps(found, indent=1, default=str))
+            except OSError as e:  # a record, which no run waits for
+                _log.warning("%s: not written (%s)", run.folder / FILE, e.strerror)
             for line in lines(facts):
                 write_note(run.folder, run.position.step, line)
 
