@@ -52,7 +52,7 @@ class SpikeRollback:
         most: times; the spike after that stops the run.
     """
 
-    kind: Literal["rollback"]
+    kind: Literal["rollback"] = "rollback"
     sigmas: PositiveFloat = 6.0
     window: Annotated[int, Field(ge=8, le=2**20)] = 128
     watch: Annotated[tuple[Watched, ...], Field(min_length=1)] = ("loss",)
