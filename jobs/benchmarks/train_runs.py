@@ -90,7 +90,8 @@ class Place:
             "name": name,
             "output": str(self.folder / "runs"),
             "seed": 1,
-            "optim": {"lr": 1e-3, "schedule": {"kind": "constant", "warmup_steps": 2}},
+            # Calm: rounding is not blown up, so that losses can be compared.
+            "optim": {"lr": 2e-4, "schedule": {"kind": "constant", "warmup_steps": 20}},
             "batch": {"tokens_per_step": workers * tokens, "micro_batch_tokens": tokens},
             "engine": {"precision": "fp32", "zero_stage": 2},
             "loop": {"steps": 10, "valid_every": 0},
