@@ -172,7 +172,7 @@ def body_of(run: Run, part: str) -> tuple[str, bool]:
         text, failed = getattr(run, part.replace(" ", "_"))(), False
     except Exception as e:
         traceback.print_exc()
-        text, failed = f"**FAILED** {type(e).__name__}: {str(e).splitlines()[0]}", True
+        text, failed = f"**FAILED** {type(e).__name__}: {str(e).strip().splitlines()[-1]}", True
     body = f"### {part.capitalize()}\n\n{text}"
     print(body, end="\n\n", flush=True)
     return body, failed

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from xtdist.data import ByteTokenizerConfig, FilesSource, PrepareConfig, load_to
 from xtdist.train import RunSpec, fit_to_data
 
 WARM_STEPS = 5
+TIMEOUT_S = 900.0
 FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 WORDS = ["def", "return", "class", "self", "for", "in", "None", "x", "y", "0", "(", ")", ":", "="]
 
@@ -91,7 +94,7 @@ class Place:
             "output": str(self.folder / "runs"),
             "seed": 1,
             # Calm: rounding is not blown up, so that losses can be compared.
-            "optim": {"lr": 2e-4, "schedule": {"kind": "constant", "warmup_steps": 20}},
+            "optim": {"lr": 2e-4, "schedule": {"kind": "constant", "warmup_steps": 10}},
             "batch": {"tokens_per_step": workers * tokens, "micro_batch_tokens": tokens},
             "engine": {"precision": "fp32", "zero_stage": 2},
             "loop": {"steps": 10, "valid_every": 0},
@@ -129,11 +132,17 @@ def environment() -> dict[str, str]:
     return kept | {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
 
 
-def start(config: Path) -> subprocess.Popen[bytes]:
+@contextmanager
+def running(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """``xtdist train CONFIG`` on a local cluster that comes and goes with it; what it prints goes
-    into a file beside the config."""
-    with config.with_suffix(".log").open("wb") as log:
-        return subprocess.Popen(
+    into a file beside the config. It does not outlive this script.
+
+    Raises:
+        RuntimeError: at the end, which must be a good one.
+    """
+    path = config.with_suffix(".log")
+    with path.open("wb") as log:
+        process = subprocess.Popen(
             [sys.executable, "-m", "xtdist.cli.main", "train", str(config)],
             env=environment(),
             cwd=config.parent,
@@ -141,14 +150,15 @@ def start(config: Path) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
-
-
-def finish(process: subprocess.Popen[bytes], config: Path, *, timeout_s: float = 900) -> None:
-    """Wait for the end of a run, which must be a good one."""
-    code = process.wait(timeout_s)
+    try:
+        yield process
+        code = process.wait(TIMEOUT_S)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     if code:
-        said = config.with_suffix(".log").read_text()[-2000:]
-        raise RuntimeError(f"{config.stem} ended with {code}:\n{said}")
+        raise RuntimeError(f"{config.stem} ended with {code}:\n{path.read_text()[-2000:]}")
 
 
 def records(folder: Path, key: str = "train/loss") -> list[dict[str, Any]]:

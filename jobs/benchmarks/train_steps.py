@@ -96,7 +96,8 @@ def _our_steps(place: Place, tree: dict[str, Any], stage: int) -> list[dict[str,
     config = runs.write_config(
         tree | {"engine": tree["engine"] | {"zero_stage": stage}}, place.folder
     )
-    runs.finish(runs.start(config), config)
+    with runs.running(config):
+        pass
     folder = Path(tree["output"]) / tree["name"]
     done = runs.records(folder)
     shutil.rmtree(folder)
@@ -199,9 +200,8 @@ def stall(place: Place, sizes: StallSizes) -> Iterator[tuple[int, Stalls, float]
         tree["checkpoint"] = {"every": every, "keep": 2}
         config = runs.write_config(tree, place.folder)
         folder = Path(tree["output"]) / tree["name"]
-        process = runs.start(config)
-        seen, size = _watch(folder / "checkpoints", process)
-        runs.finish(process, config)
+        with runs.running(config) as process:
+            seen, size = _watch(folder / "checkpoints", process)
         began = {r["step"]: r for r in runs.records(folder, "perf/checkpoint_s")}
         saves = [_save(began[step], at) for step, at in sorted(seen.items()) if step in began]
         yield workers, stalls_of(runs.records(folder), saves), size
