@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Tests start many processes: more threads than cores only wait for each other.
 test test-fast test-long: export OMP_NUM_THREADS := 1
 TEST_WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS)
 
 .PHONY: install demo test test-fast test-long check format clean
 

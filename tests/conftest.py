@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together, because they share what its fixtures made. All tests that start
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay together, because they share what its fixtures made. All files that start
     a Ray cluster stay together too: two that start at once may take each other's ports."""
-    for item in items:
-        ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if starts_ray(file) else file
+
+    return ByFile(config, log)
+
+
+@functools.cache
+def starts_ray(file: str) -> bool:
+    return "mark.ray" in (ROOT / file).read_text(encoding="utf-8")
