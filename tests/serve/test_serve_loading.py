@@ -12,6 +12,8 @@ import pytest
 import yaml
 from tiny_server import Http, free_port, save_tiny
 
+from xtdist.checkpoint import read_manifest
+from xtdist.checkpoint.layout import write_manifest
 from xtdist.cli import serve as cli
 from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping, to_mapping
 from xtdist.data.tokenizer.byte_bpe import ByteBpeTokenizer
@@ -111,10 +113,9 @@ def test_changed_tensors_do_not_load(config, weights):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_manifest_that_does_not_list_a_file_is_refused(config, weights, name):
-    path = weights / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["files"][name]
-    path.write_text(json.dumps(manifest))
+    manifest = read_manifest(weights)
+    files = {file: entry for file, entry in manifest.files.items() if file != name}
+    write_manifest(weights, files, manifest.meta)
     with pytest.raises(CheckpointError, match=f"does not list {name}"):
         check(config)
 
