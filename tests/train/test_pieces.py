@@ -73,7 +73,12 @@ def save(folder: Path, ranks: list[list[Piece]], values: dict[str, Tensor]) -> l
     return paths
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+SETTINGS = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@SETTINGS
 @given(before=CUTS, after=CUTS)
 def test_what_one_partition_wrote_another_reads(tmp_path: Path, before: Cut, after: Cut) -> None:
     values = {n: torch.randn(s) for n, s in SHAPES.items()}
