@@ -76,7 +76,7 @@ def _alone(spec: RunSpec) -> RunSpec:
     """As for one process, which has whole sequences."""
     return dataclasses.replace(
         spec,
-        engine=dataclasses.replace(spec.engine, sequence_parallel=1),
+        engine=dataclasses.replace(spec.engine, sequence_parallel=1, hpz_partition_size=1),
         workers=dataclasses.replace(spec.workers, count=1, min_count=None),
     )
 
