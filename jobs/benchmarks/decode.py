@@ -138,8 +138,8 @@ def measure(row: Row, engines: Engines, shape: Shape, *, repeats: int, rate: flo
                 f"{1e3 * cpu:.2f}",
                 f"{row.batch / wall:.0f}",
                 f"{limit / (1e3 * cpu):.0%}",
-                "-" if name == OURS else f"{ratios[0]:.2f}",
-                "-" if name in (OURS, COMPILED) else f"{ratios[1]:.2f}",
+                "-" if name == OURS else f"{ratios[0]:.3g}",
+                "-" if name in (OURS, COMPILED) else f"{ratios[1]:.3g}",
                 "ours" if name == OURS else "the same" if name in same else "others",
             ]
         )

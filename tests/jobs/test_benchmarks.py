@@ -69,7 +69,7 @@ def test_the_decoding_script_compares_tokens_and_measures_every_kind_of_row(tmp_
     for engine in ("x-transformers", "HF Llama", "CTranslate2"):
         for name in ("batch 1", "beam 4", "long: 24"):
             assert rows[name, engine][-1] == "the same |"
-            assert float(rows[name, engine][-2]) >= 0  # a ratio of times, of two digits
+            assert float(rows[name, engine][-2]) > 0
     assert rows["contrastive", "x-transformers"][-1] == "the same |"
     assert ("int8, batch 2", "CTranslate2") in rows
     assert "streaming bandwidth" in results.read_text()

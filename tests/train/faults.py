@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from notes import noted, partly_frozen
+from notes import noted, noted_weights, partly_frozen
 from tasks import Failing, InThread, Reader, tasks
 
 from xtdist.checkpoint.storage import LocalStorage
@@ -269,8 +269,9 @@ FAULTS: dict[str | None, Callable[[Path], AbstractContextManager[None]]] = {
     "sigstop": sigstop,
     "slow_data": slow_data,
     "noted": noted,
+    "noted_weights": noted_weights,
     "partly_frozen": partly_frozen,
     "task_in_thread": tasks(InThread),
     "task_that_reads_long": tasks(Reader),
-    "task_that_fails": tasks(Failing),
+    "task_that_fails": tasks(Failing, waiting=True),
 }

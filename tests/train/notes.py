@@ -51,6 +51,23 @@ def noted(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def noted_weights(folder: Path) -> Iterator[None]:
+    """No fault: the network's weights after each step, in ``weights-<step>.safetensors``; for
+    stages at which every rank holds them whole."""
+    real = Stepper.step
+
+    def step(self: Stepper, batch: StepBatch, *, stop_wanted: bool) -> StepResult:
+        result = real(self, batch, stop_wanted=stop_wanted)
+        if dist.get_rank() == 0:
+            weights = {n: p.detach().clone() for n, p in self.objective.net.named_parameters()}
+            save_file(weights, folder / f"weights-{batch.step + 1}.safetensors")
+        return result
+
+    with patch.object(Stepper, "step", step):
+        yield
+
+
+@contextmanager
 def partly_frozen(folder: Path) -> Iterator[None]:
     """No fault: a frozen parameter and a persistent buffer, which count the steps in this process
     and begin anew with it unless they are restored."""

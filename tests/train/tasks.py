@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from xtdist.checkpoint import read_manifest, verify
+from xtdist.checkpoint import Saver, read_manifest, verify
 from xtdist.config import from_mapping, to_mapping
 from xtdist.train import aside
 from xtdist.train.aside import AsideJob, Findings, examine
@@ -66,10 +66,23 @@ class Failing(Reader):
         return super().findings()
 
 
-def tasks(kind: Callable[..., Any]) -> Callable[[Path], Any]:
+def tasks(kind: Callable[..., Any], *, waiting: bool = False) -> Callable[[Path], Any]:
+    """``kind`` instead of tasks of Ray. waiting: no step begins while a checkpoint is written, so
+    that every one of them is seen by a task."""
+
     @contextmanager
     def instead(folder: Path) -> Iterator[None]:
-        with patch.object(callback, "Task", kind), patch.object(callback, "in_a_cluster", _yes):
+        submit = Saver.submit
+
+        def written(self: Saver, *given: Any) -> None:
+            submit(self, *given)
+            self.wait()
+
+        with (
+            patch.object(callback, "Task", kind),
+            patch.object(callback, "in_a_cluster", _yes),
+            patch.object(Saver, "submit", written if waiting else submit),
+        ):
             yield
 
     return instead

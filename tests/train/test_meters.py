@@ -281,11 +281,12 @@ def test_a_run_tells_where_its_time_went_and_which_rank_is_slow(make_spec: MakeS
             assert row["perf/forward_s"] > 0
             assert row["perf/backward_s"] > 0
             assert row["perf/rss_gb"] > 0.05
-            assert row["perf/slowest_ratio"] > 1
-            assert row["perf/mfu"] > 0
+            assert 0 < row["perf/mfu"] < 1
         # Rank 1 sleeps 0.2 s in each forward pass, and rank 0 waits for it.
         assert median(row["perf/slowest_rank"] for row in steps) == 1
-        assert median(row["perf/reduce_s"] for row in steps) > 0.05
+        assert median(row["perf/slowest_ratio"] for row in steps) > 1.5
+        assert median(row["perf/reduce_s"] for row in steps) > 0.1
+        assert median(row["perf/forward_s"] for row in steps) < 0.2
         texts = [note["text"] for note in _rows(folder_of(spec) / "notes.jsonl")]
         assert any(text.startswith("warning: rank 1 on ") for text in texts)
         goodput = read_goodput(folder_of(spec))
