@@ -6,7 +6,7 @@ import hashlib
 import platform
 import socket
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 PACKAGES = ("xtdist", "torch", "deepspeed", "ray")
@@ -16,12 +16,20 @@ def environment(*, world: int, device: str) -> dict[str, Any]:
     """Where it was written. ``world``: workers that took part; ``device``: rank 0's."""
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "world": world,
         "device": device,
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: a state can be saved without Ray."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -38,8 +38,8 @@ HELP = "Lower optim.lr, raise optim.schedule.warmup_steps, or look at this step'
 
 
 class NonFiniteLossError(UserError):
-    """The loss or its gradient became nan or infinite. A repetition would do the same, so it is
-    shown to the user and not retried; the newest checkpoint is of before it."""
+    """The loss or its gradient became nan or infinite, on all ranks, before the update. What
+    follows is ``stability.non_finite``'s to say; shown to the user if the run ends with it."""
 
 
 class TrainModule(nn.Module):

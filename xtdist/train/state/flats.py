@@ -114,12 +114,9 @@ def flats(engine: Any) -> list[Flat]:
         return _stage_3(optimizer, engine.param_names)
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
         masters, groups = optimizer.single_partition_of_fp32_groups, []
-        for (
-            params,
-            offsets,
-        ) in zip(  # its own order, which is another one with round_robin_gradients
-            optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, strict=True
-        ):
+        # Its own order, which is another one with round_robin_gradients.
+        rows = optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets
+        for params, offsets in zip(*rows, strict=True):
             groups.append(list(zip(params, offsets, strict=True)))
         return _partitioned(optimizer, masters, groups, engine.param_names)
     if hasattr(optimizer, "fp32_groups_flat_partition"):
