@@ -101,7 +101,7 @@ def killed_at(root: Path, points: list[int]) -> Iterator[int]:
         process.wait()
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.long)])
 def test_kills_at_every_point_of_a_save_leave_the_newest_checkpoint_whole(
     tmp_path: Path, count: int
 ) -> None:

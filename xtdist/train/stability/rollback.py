@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from xtdist.checkpoint import CheckpointStore
+from xtdist.checkpoint.naming import step_of
 from xtdist.config import UserError
 from xtdist.data import View
 from xtdist.train.stability.interventions import Intervention, append
@@ -100,8 +101,3 @@ def skip_of(start: int, undo: Undo) -> tuple[int, int] | None:
     order = undo.data.order
     first = order.data_step(max(start, undo.row.step - undo.back_steps))
     return first, max(first + undo.skip_steps, order.data_step(undo.last) + 1)
-
-
-def step_of(name: str) -> int:
-    """The step in a checkpoint's name."""
-    return int(name.split("_")[1].split("-")[0])
