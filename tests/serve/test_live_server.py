@@ -162,13 +162,13 @@ def test_what_the_cluster_can_not_take_is_said_and_the_running_server_stays(
     assert [m.id for m in client.models.list()] == ["tiny"]
 
 
-def test_our_helper_speaks_the_same_way(server, client):
-    ours = Client(url=server[0], api_key=server[1])
-    assert ours.models() == ["tiny"]
-    beams = ours.complete(PROMPT, num_beams=4, n=2, max_tokens=24, length_penalty=0.6)
-    arguments = CASES["beams"][0]
-    reply = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=24, **arguments)
-    assert beams == [c.text for c in reply.choices]
-    streamed = ours.stream(PROMPT, temperature=0, contrastive={}, max_tokens=8)
-    whole = ours.complete(PROMPT, temperature=0, contrastive={}, max_tokens=8)
-    assert "".join(streamed) == whole[0]
+def test_our_own_client_gets_the_same_answers(server, client):
+    with Client(server[0], api_key=server[1]) as ours:
+        assert [card["id"] for card in ours.models()] == ["tiny"]
+        beams = ours.complete(PROMPT, num_beams=4, n=2, max_tokens=24, length_penalty=0.6)
+        arguments = CASES["beams"][0]
+        reply = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=24, **arguments)
+        assert [c.text for c in beams.choices] == [c.text for c in reply.choices]
+        streamed = ours.stream(PROMPT, temperature=0, contrastive={}, max_tokens=8)
+        whole = ours.complete(PROMPT, temperature=0, contrastive={}, max_tokens=8)
+        assert "".join(piece.text for piece in streamed) == whole.text

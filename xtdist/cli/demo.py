@@ -127,7 +127,7 @@ class Demo:
         return store.root / store.names()[0]
 
     def serve(self) -> None:
-        """Start the endpoint, ask it with the real OpenAI client, stop it."""
+        """Start the endpoint, ask it, stop it."""
         with self.stage("serve"):
             port = _free_port()
             words = [str(self.run_folder), "--amateur", str(self.amateur()), "--port", str(port)]
@@ -202,16 +202,17 @@ def _wait_for(
 
 
 def _ask(url: str) -> None:
-    """Sampling (streamed), beams and contrastive decoding over HTTP, by the real OpenAI client."""
-    client = Client(url=url)
-    print(f"models: {', '.join(client.models())}\n--- sample, streamed\n{PROMPT}", end="")
-    for piece in client.stream(PROMPT, max_tokens=32, temperature=0.8, seed=0):
-        print(piece, end="", flush=True)
-    print()
-    asked: dict[str, dict[str, Any]] = {
-        "beam search (4)": {"num_beams": 4},
-        "contrastive": {"temperature": 0.0, "contrastive": {"alpha": 0.1, "beta": 0.5}},
-    }
-    for name, params in asked.items():
-        texts = client.complete(PROMPT, max_tokens=32, **params)
-        print(f"--- {name}\n{PROMPT}{texts[0]}")
+    """Sampling (streamed), beams and contrastive decoding over HTTP."""
+    with Client(url) as client:
+        names = ", ".join(card["id"] for card in client.models())
+        print(f"models: {names}\n--- sample, streamed\n{PROMPT}", end="")
+        for piece in client.stream(PROMPT, max_tokens=32, temperature=0.8, seed=0):
+            print(piece.text, end="", flush=True)
+        print()
+        asked: dict[str, dict[str, Any]] = {
+            "beam search (4)": {"num_beams": 4},
+            "contrastive": {"temperature": 0.0, "contrastive": {"alpha": 0.1, "beta": 0.5}},
+        }
+        for name, params in asked.items():
+            answer = client.complete(PROMPT, max_tokens=32, **params)
+            print(f"--- {name}\n{PROMPT}{answer.text}")
