@@ -10,7 +10,6 @@ import time
 import pytest
 from tiny_server import Http, events
 
-from xtdist.serve.auth import KeyRing, load_keys, new_key
 from xtdist.serve.config import LimitsConfig
 
 GOOD = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1}).encode()
@@ -84,70 +83,6 @@ def test_a_body_that_does_not_arrive_times_out(make_engine, serve_engine):
 
     reply = Http(app).raw(stuck())
     assert reply.status_code == 408
-
-
-@pytest.fixture
-def keyed(make_engine, serve_engine, tmp_path):
-    """(http, key) of a server with two keys."""
-    (key, line), (_, other) = new_key("alice"), new_key("bob")
-    file = tmp_path / "keys"
-    file.write_text(f"# keys\n\n{line}  # first\n{other}\n")
-    app, _ = serve_engine(make_engine(), keys=load_keys(str(file)))
-    return Http(app), key
-
-
-def test_with_keys_only_health_is_open(keyed):
-    http, key = keyed
-    good = {"Authorization": f"Bearer {key}"}
-    routes = [("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("POST", "/v1/completions")]
-    bad = [
-        {},
-        {"Authorization": key},
-        {"Authorization": "Bearer "},
-        {"Authorization": f"Bearer {key[:-1]}"},
-        {"Authorization": f"Bearer {key}x"},
-        {"Authorization": f"Basic {key}"},
-        {"Authorization": "Bearer " + "x" * 5000},
-        {"Authorization": "Bearer é".encode("latin-1")},
-    ]
-    for method, path in routes:
-        for headers in bad:
-            reply = http.request(method, path, content=b"no json", headers=headers)
-            assert reply.status_code == 401, (method, path, headers)
-            assert reply.headers["www-authenticate"] == "Bearer"
-            assert reply.json()["error"]["code"] == "invalid_api_key"
-    assert http.request("GET", "/v1/models", headers=good).status_code == 200
-    headers = {**good, "content-type": "application/json"}
-    assert http.request("POST", "/v1/completions", content=GOOD, headers=headers).status_code == 200
-    assert http.request("GET", "/health").status_code == 200
-
-
-def test_a_ring_names_the_key_that_was_used(tmp_path):
-    keys = {name: new_key(name) for name in ("a", "b", "c")}
-    (tmp_path / "keys").write_text("\n".join(line for _, line in keys.values()))
-    ring = load_keys(str(tmp_path / "keys"))
-    for name, (key, line) in keys.items():
-        assert ring.authenticate(f"Bearer {key}") == name
-        assert key not in line
-    assert KeyRing({}).authenticate(None) == "anonymous"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("xt-abcdef", "keys:1: write it as"),
-        ("# none\n", "no key in it"),
-        ("a sha256:" + "0" * 64 + "\nb sha256:" + "0" * 64, "keys:2: this name or key"),
-        ("a sha256:" + "0" * 64 + "\na sha256:" + "1" * 64, "keys:2: this name or key"),
-    ],
-)
-def test_a_wrong_key_file_is_refused_without_showing_what_it_holds(tmp_path, text, message):
-    from xtdist.config import ConfigError
-
-    (tmp_path / "keys").write_text(text)
-    with pytest.raises(ConfigError, match=message) as e:
-        load_keys(str(tmp_path / "keys"))
-    assert "xt-abcdef" not in str(e.value)
 
 
 def test_no_answer_invites_other_origins(http):

@@ -1,10 +1,13 @@
-"""xtdist serve WEIGHTS [--amateur WEIGHTS], or xtdist serve --config FILE [key.path=value ...]"""
+"""xtdist serve WEIGHTS [--amateur WEIGHTS], or xtdist serve --config FILE [key.path=value ...],
+or xtdist serve --new-key NAME [--api-keys-file FILE]"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from xtdist.config import ConfigError, load
+from xtdist.serve.auth import add_key, new_key
 from xtdist.serve.config import ServeConfig, ServedModel
 from xtdist.serve.server import run as serve
 
@@ -16,13 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen at (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen at (8000)")
     parser.add_argument(
-        "--api-keys-file", help="who may ask; make a line of it with xtdist.serve.new_key"
+        "--api-keys-file", help="who may ask; --new-key adds a line to it, also while it is served"
     )
+    parser.add_argument("--new-key", metavar="NAME", help="make an API key, show it once, and end")
     parser.add_argument("--config", help="YAML of an endpoint (instead of the above)")
     parser.add_argument("--set", nargs="*", default=[], metavar="key.path=value", dest="overrides")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.new_key is not None:
+        return _new_key(args)
     if bool(args.config) == bool(args.weights):
         raise ConfigError("serve: give either a weights folder or --config FILE")
     if args.config:
@@ -42,6 +48,20 @@ def run(args: argparse.Namespace) -> int:
     with serve(config, block=False) as server:
         print(f"serving at {server.url}/v1 until Ctrl-C", flush=True)
         server.wait()
+    return 0
+
+
+def _new_key(args: argparse.Namespace) -> int:
+    """The key goes to the standard output, alone; its line into the file, or beside it."""
+    if args.config or args.weights or args.overrides:
+        raise ConfigError("serve: --new-key serves nothing; give it alone or with --api-keys-file")
+    if args.api_keys_file is not None:
+        print(add_key(args.new_key, args.api_keys_file))
+    else:
+        key, line = new_key(args.new_key)
+        print(key)
+        print(f"line for the file of keys:\n{line}", file=sys.stderr)
+    print("the key is not kept anywhere: note it now", file=sys.stderr)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 
@@ -44,10 +45,14 @@ class ApiError(Exception):
 
 
 def _type(status: int) -> str:
-    if status in (401, 403):
-        return "authentication_error"
-    if status in (429, 503):
-        return "overloaded_error"
+    special = {
+        401: "authentication_error",
+        403: "permission_error",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+    }
+    if status in special:
+        return special[status]
     return "invalid_request_error" if status < 500 else "server_error"
 
 
@@ -79,3 +84,14 @@ def deadline_exceeded(timeout_s: float) -> ApiError:
 def internal() -> ApiError:
     """500: our fault. The cause is in the server's log."""
     return ApiError(500, "the server failed on this request", code="internal_error")
+
+
+def outline(error: BaseException | None) -> str:
+    """Where an exception and its causes come from, for a log. Of most kinds without the message:
+    it often repeats what a client has sent."""
+    lines: list[str] = []
+    while error is not None:
+        kept = f": {error}" if isinstance(error, RuntimeError | MemoryError) else ""
+        lines += [*traceback.format_tb(error.__traceback__), f"{type(error).__name__}{kept}\n"]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "".join(lines).rstrip()
