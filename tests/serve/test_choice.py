@@ -8,7 +8,7 @@ import pytest
 
 from xtdist.data import byte_tokenizer
 from xtdist.decode import Output
-from xtdist.serve.choice import GrowingChoice
+from xtdist.serve.choice import CompletionChoice
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,9 @@ from xtdist.serve.choice import GrowingChoice
 def test_a_text_that_nothing_may_continue_is_cut_short_in_openais_words(
     reason: Any, shown: str
 ) -> None:
-    choice = GrowingChoice()
+    choice = CompletionChoice(0, byte_tokenizer())
     choice.take(Output("a", 0, text="x"))
     assert choice.finish_reason is None
     choice.take(Output("a", 0, finish_reason=reason))
-    released = choice.release(0, tokenizer=byte_tokenizer(), logprobs=False)
+    released = choice.release()
     assert (released.text, released.finish_reason) == ("x", shown)

@@ -1,0 +1,67 @@
+"""Server-sent events: what every stream has, whatever it is about."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from xtdist.serve.errors import ApiError, internal, outline
+
+log = logging.getLogger(__name__)
+
+
+class EventStream(StreamingResponse):
+    """Frames until ``[DONE]``, or until one with an error: then there is no ``[DONE]``.
+
+    Args:
+        first: data of the first frame, ready before the answer begins.
+        rest: data of the others; what it raises becomes the frame with the error.
+        close: called once at the end, however the stream ends.
+        send_timeout_s: for one frame to be taken; a client that reads slower is cut off.
+    """
+
+    def __init__(
+        self,
+        first: bytes,
+        rest: AsyncIterator[bytes],
+        *,
+        close: Callable[[], None],
+        send_timeout_s: float,
+    ) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_frames(first, rest), media_type="text/event-stream", headers=headers)
+        self._close = close
+        self._send_timeout_s = send_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def within_time(message: Message) -> None:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
+
+        try:
+            await super().__call__(scope, receive, within_time)
+        finally:
+            self._close()
+
+
+async def _frames(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield _frame(first)
+    try:
+        async for data in rest:
+            yield _frame(data)
+    except ApiError as e:
+        yield _frame(json.dumps(e.body()).encode())
+    except Exception as e:
+        log.error("a stream failed\n%s", outline(e))
+        yield _frame(json.dumps(internal().body()).encode())
+    else:
+        yield _frame(b"[DONE]")
+
+
+def _frame(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"

@@ -1,0 +1,194 @@
+"""How a text is to be continued: the request keys that completions and chat have in common.
+
+Extension names follow vLLM where it has them (https://docs.vllm.ai).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from xtdist.config import ConfigError
+from xtdist.decode.params import ContrastiveParams, GenerationParams, GrammarParams
+from xtdist.serve.errors import ApiError, invalid
+from xtdist.serve.protocol.base import StreamRequest, Wire
+
+_INT64 = 2**63
+_WIRE_NAMES = {"grammar": "structured_outputs", "include_stop_str": "include_stop_str_in_output"}
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Id = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+Word = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _stops(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Stops = Annotated[
+    list[str],
+    BeforeValidator(_stops),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+class Contrastive(Wire):
+    """Contrastive decoding against the model's amateur (arXiv 2309.09117)."""
+
+    alpha: float = Field(0.1, gt=0, le=1)
+    beta: float = Field(0.5, ge=0, le=10)
+    temperature: float = Field(1.0, ge=1e-3, le=100)
+
+
+class StructuredOutputs(Wire):
+    """The text must be in a language; exactly one of the keys says which: a JSON schema (an object
+    or its text), a regular expression, one of several texts, or a Lark grammar."""
+
+    json_schema: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[Word] | None = Field(None, min_length=1, max_length=256)
+    grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("it should have exactly one of json, regex, choice, grammar")
+        return self
+
+    @property
+    def chars(self) -> int:
+        """How much there is to read."""
+        return sum(len(str(getattr(self, key))) for key in self.model_fields_set)
+
+    def params(self) -> GrammarParams:
+        """Raises ConfigError for a text that is empty or too long."""
+        if self.json_schema is not None:
+            schema = self.json_schema
+            text = schema if isinstance(schema, str) else json.dumps(schema)
+            return GrammarParams(kind="json_schema", value=text)
+        if self.regex is not None:
+            return GrammarParams(kind="regex", value=self.regex)
+        if self.choice is not None:
+            words = " | ".join(json.dumps(c, ensure_ascii=False) for c in self.choice)
+            return GrammarParams(kind="lark", value=f"start: {words}")
+        return GrammarParams(kind="lark", value=self.grammar or "")
+
+
+class DecodingRequest(StreamRequest):
+    """Null means the default. Server limits come on top (:mod:`xtdist.serve.limits`).
+
+    Attributes:
+        bad_words: never come, in the tokenizer's own spelling of them, alone or after a space.
+    """
+
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1)
+    stop: Stops = Field(default_factory=list)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[Id, Bias] = Field(default_factory=dict)
+    seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
+    # vLLM's names
+    use_beam_search: bool = False
+    top_k: int = Field(0, ge=-1, lt=2**31)
+    min_p: float = Field(0.0, ge=0, lt=1)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    length_penalty: float = Field(1.0, ge=-100, le=100)
+    stop_token_ids: list[TokenId] = Field(default_factory=list)
+    ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0)
+    bad_words: list[Word] = Field(default_factory=list, max_length=128)
+    structured_outputs: StructuredOutputs | None = None
+    # ours
+    top_a: float = Field(0.0, ge=0, le=1)
+    typical_p: float = Field(1.0, gt=0, le=1)
+    temperature_last: bool = False
+    num_beams: int | None = Field(None, ge=1)
+    stochastic_beams: bool = False
+    early_stopping: bool | Literal["never"] | None = None
+    contrastive: Contrastive | None = None
+    draft_tokens: int = Field(0, ge=0, le=64)
+    penalty_alpha: float = Field(0.0, ge=0, le=1)
+    dola: Literal["low", "high"] | list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
+
+    @property
+    def beams(self) -> int:
+        """Beam width; 1 means sampling, or greedy when ``use_beam_search`` is set."""
+        return self.num_beams or (self.n if self.use_beam_search else 1)
+
+
+def check_stream(r: DecodingRequest) -> None:
+    """Refuse what a stream can't have.
+
+    Raises:
+        ApiError: 400.
+    """
+    if r.stream_options is not None and not r.stream:
+        raise invalid("stream_options: only with stream=true", param="stream_options")
+    if r.beams > 1 and r.stream:
+        raise invalid("stream: a beam search has no text before it ends", param="stream")
+
+
+def decoding_params(
+    r: DecodingRequest,
+    *,
+    bad_words: tuple[tuple[int, ...], ...] = (),
+    **others: Any,
+) -> GenerationParams:
+    """The engine's parameters of a checked request.
+
+    Args:
+        bad_words: token ids of what must not come.
+        others: fields of the engine's parameters that only one kind of request has.
+
+    Raises:
+        ApiError: 400 for a value that the engine does not take.
+    """
+    c, one_beam = r.contrastive, r.use_beam_search and r.beams == 1
+    try:
+        return GenerationParams(
+            # One beam is greedy, and has nothing to rank.
+            temperature=0.0 if one_beam else r.temperature,
+            top_k=max(r.top_k, 0),
+            top_p=r.top_p,
+            min_p=r.min_p,
+            top_a=r.top_a,
+            typical_p=r.typical_p,
+            temperature_last=r.temperature_last,
+            repetition_penalty=r.repetition_penalty,
+            presence_penalty=r.presence_penalty,
+            frequency_penalty=r.frequency_penalty,
+            logit_bias={int(k): v for k, v in r.logit_bias.items()},
+            bad_words=bad_words,
+            grammar=r.structured_outputs.params() if r.structured_outputs is not None else None,
+            seed=r.seed,
+            n=r.n,
+            stop=tuple(r.stop),
+            stop_token_ids=tuple(r.stop_token_ids),
+            ignore_eos=r.ignore_eos,
+            min_tokens=r.min_tokens,
+            num_beams=r.beams,
+            stochastic_beams=r.stochastic_beams,
+            length_penalty=1.0 if one_beam else r.length_penalty,
+            early_stopping=None if one_beam else r.early_stopping,
+            contrastive=ContrastiveParams(**c.model_dump()) if c is not None else None,
+            draft_tokens=r.draft_tokens,
+            penalty_alpha=r.penalty_alpha,
+            dola=tuple(r.dola) if isinstance(r.dola, list) else r.dola,
+            **others,
+        )
+    except ConfigError as e:
+        raise refused(e) from None
+
+
+def refused(e: ConfigError) -> ApiError:
+    """400 for parameters that do not go together, or that this model can not honour."""
+    field, colon, problem = str(e).partition(":")
+    known = field in GenerationParams.__dataclass_fields__ or field in ("prompt", "suffix")
+    if not (colon and known):
+        return invalid(str(e)[:300], code="invalid_value")
+    key = _WIRE_NAMES.get(field, field)
+    return invalid(f"{key}:{problem}"[:300], param=key, code="invalid_value")
