@@ -61,11 +61,12 @@ class LimitsConfig:
         max_header_bytes: headers, path and query; more gives 431.
         max_body_bytes: counted while reading; more gives 413.
         max_json_depth: nesting of the body.
-        max_prompts: prompts in one request.
+        max_prompts, max_prompt_chars: prompts in one request, and characters of all of them.
         max_tokens: generated tokens of one choice.
         max_sequences: prompts x max(n, best_of, num_beams), all of one request.
         max_stops, max_stop_chars: stop strings, and the length of each.
-        max_logit_bias: entries of logit_bias.
+        max_logit_bias, max_bad_words: entries of each.
+        max_grammar_chars: of structured_outputs.
         max_logprobs: top log-probabilities per token.
         body_timeout_s: for the whole body to arrive.
         request_timeout_s: from admission to the last token, whatever the client's headers say.
@@ -76,13 +77,16 @@ class LimitsConfig:
 
     max_header_bytes: PositiveInt = 32_768
     max_body_bytes: PositiveInt = 262_144
-    max_json_depth: PositiveInt = 8
+    max_json_depth: PositiveInt = 24
     max_prompts: PositiveInt = 16
+    max_prompt_chars: PositiveInt = 131_072
     max_tokens: PositiveInt = 1024
     max_sequences: PositiveInt = 32
     max_stops: PositiveInt = 16
     max_stop_chars: PositiveInt = 256
     max_logit_bias: PositiveInt = 1024
+    max_bad_words: PositiveInt = 64
+    max_grammar_chars: PositiveInt = 16_384
     max_logprobs: PositiveInt = 20
     body_timeout_s: PositiveFloat = 10.0
     request_timeout_s: PositiveFloat = 120.0

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterable
 
 from starlette.requests import ClientDisconnect, Request
 
 from xtdist.serve.config import LimitsConfig
 from xtdist.serve.errors import ApiError, invalid
 from xtdist.serve.protocol import CompletionRequest
+from xtdist.serve.protocol.decoding import DecodingRequest
+
+_KIND = re.compile(r'application/json\s*(;\s*charset="?utf-?8"?\s*)?', re.IGNORECASE)
 
 
 async def read_body(request: Request, limits: LimitsConfig) -> bytes:
@@ -17,8 +22,7 @@ async def read_body(request: Request, limits: LimitsConfig) -> bytes:
     Raises:
         ApiError: 415 other content type or encoding, 413 too large, 408 too slow.
     """
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
+    if _KIND.fullmatch(request.headers.get("content-type", "").strip()) is None:
         raise ApiError(415, "send the body as Content-Type: application/json", code="content_type")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "send the body without Content-Encoding", code="content_encoding")
@@ -50,33 +54,80 @@ def _too_large(limits: LimitsConfig) -> ApiError:
 
 
 def check_request(request: CompletionRequest, limits: LimitsConfig) -> None:
-    """Refuse what no client may ask of this server.
+    """Refuse what no client may ask of ``/v1/completions``.
 
     Raises:
         ApiError: 400 naming the key and the bound.
     """
-    bounds = [
-        ("prompt", len(request.prompt), limits.max_prompts, "prompts"),
-        ("max_tokens", request.max_tokens, limits.max_tokens, "tokens"),
-        ("logprobs", request.logprobs or 0, limits.max_logprobs, "per token"),
-        ("stop", len(request.stop), limits.max_stops, "strings"),
-        ("stop", max(map(len, request.stop), default=0), limits.max_stop_chars, "characters"),
-        ("stop_token_ids", len(request.stop_token_ids), limits.max_stops, "ids"),
-        ("logit_bias", len(request.logit_bias), limits.max_logit_bias, "entries"),
-    ]
-    for key, given, allowed, unit in bounds:
-        if given > allowed:
-            raise invalid(f"{key}: at most {allowed} {unit} here", param=key, code="over_limit")
-    widths = {"n": request.n, "best_of": request.best_of or 1, "num_beams": request.beams}
+    prompts = request.prompt
+    check_text("prompt", [p for p in prompts if isinstance(p, str)], limits)
+    _check("prompt", len(prompts), limits.max_prompts, "prompts")
+    check_decoding(
+        request,
+        limits,
+        max_tokens=request.max_tokens,
+        logprobs=request.logprobs or 0,
+        prompts=len(prompts),
+        best_of=request.best_of or 1,
+    )
+
+
+def check_text(key: str, texts: Iterable[str], limits: LimitsConfig) -> None:
+    """Refuse more text than anyone may have tokenized.
+
+    Raises:
+        ApiError: 400 naming the bound.
+    """
+    _check(key, sum(map(len, texts)), limits.max_prompt_chars, "characters")
+
+
+def check_decoding(
+    request: DecodingRequest,
+    limits: LimitsConfig,
+    *,
+    max_tokens: int,
+    logprobs: int,
+    prompts: int = 1,
+    best_of: int = 1,
+) -> None:
+    """Refuse what no client may ask of a continuation of any kind.
+
+    Raises:
+        ApiError: 400 naming the key and the bound.
+    """
+    r = request
+    _check("max_tokens", max_tokens, limits.max_tokens, "tokens")
+    _check("logprobs", logprobs, limits.max_logprobs, "per token")
+    _check("stop", len(r.stop), limits.max_stops, "strings")
+    _check("stop", max(map(len, r.stop), default=0), limits.max_stop_chars, "characters")
+    _check("stop_token_ids", len(r.stop_token_ids), limits.max_stops, "ids")
+    _check("logit_bias", len(r.logit_bias), limits.max_logit_bias, "entries")
+    _check("bad_words", len(r.bad_words), limits.max_bad_words, "words")
+    _check("dola", len(r.dola) if isinstance(r.dola, list) else 0, limits.max_stops, "layers")
+    if r.structured_outputs is not None:
+        size = r.structured_outputs.chars
+        _check("structured_outputs", size, limits.max_grammar_chars, "characters")
+    widths = {
+        "n": r.n,
+        "best_of": best_of,
+        "num_beams": r.beams,
+        "top_k": r.top_k if r.penalty_alpha > 0 else 0,  # contrastive search
+    }
     key = max(widths, key=lambda k: widths[k])
-    if len(request.prompt) * widths[key] > limits.max_sequences:
+    if prompts * widths[key] > limits.max_sequences:
         raise invalid(
-            f"{key}: prompts x max(n, best_of, num_beams) is at most {limits.max_sequences} here",
+            f"{key}: prompts x the widest of n, best_of, num_beams and, with penalty_alpha, top_k "
+            f"is at most {limits.max_sequences} here",
             param=key,
             code="over_limit",
         )
-    if "" in request.stop:
+    if "" in r.stop:
         raise invalid("stop: a stop string should not be empty", param="stop")
+
+
+def _check(key: str, given: int, allowed: int, unit: str) -> None:
+    if given > allowed:
+        raise invalid(f"{key}: at most {allowed} {unit} here", param=key, code="over_limit")
 
 
 def check_ids(request: CompletionRequest, vocab_size: int) -> None:
