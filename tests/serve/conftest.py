@@ -10,10 +10,12 @@ from tiny_server import MAX_SEQ_LEN, Http, tiny_model
 
 from xtdist.data.tokenizer import byte_tokenizer
 from xtdist.decode import Engine, EngineConfig
-from xtdist.serve.auth import KeyRing
+from xtdist.serve.auth import LiveKeys
+from xtdist.serve.backend import Backend
 from xtdist.serve.config import LimitsConfig
 from xtdist.serve.engine_thread import EngineThread
-from xtdist.serve.routes import Backend, make_app
+from xtdist.serve.gate import Gate
+from xtdist.serve.routes import make_app
 from xtdist.serve.served import Served
 
 
@@ -40,9 +42,7 @@ def serve_engine() -> Iterator[Callable[..., Any]]:
     """``serve_engine(engine, …)`` gives (app, served); threads end with the test."""
     threads = []
 
-    def make(
-        engine: Any, *, limits: LimitsConfig | None = None, keys: KeyRing | None = None
-    ) -> Any:
+    def make(engine: Any, *, limits: LimitsConfig | None = None, gate: Gate | None = None) -> Any:
         tokenizer = byte_tokenizer()
         thread = EngineThread(engine, name="tiny")
         threads.append(thread)
@@ -55,7 +55,9 @@ def serve_engine() -> Iterator[Callable[..., Any]]:
             contrastive=True,
         )
         backend = Backend(
-            models=[served], limits=limits or LimitsConfig(), keys=keys or KeyRing({})
+            models=[served],
+            limits=limits or LimitsConfig(),
+            gate=gate or Gate(LiveKeys(), limits=limits),
         )
         return make_app(backend), served
 

@@ -17,7 +17,8 @@ from xtdist.checkpoint.layout import write_manifest
 from xtdist.cli import serve as cli
 from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping, to_mapping
 from xtdist.data.tokenizer.byte_bpe import ByteBpeTokenizer
-from xtdist.serve import AppConfig, ServeConfig, ServedModel, check, new_key
+from xtdist.serve import AppConfig, ServeConfig, ServedModel, check, new_key, run
+from xtdist.serve.check import check_port
 from xtdist.serve.replica import Replica
 
 REPO = Path(__file__).parents[2]
@@ -33,14 +34,21 @@ def config(weights):
     return ServeConfig(models=(ServedModel(name="tiny", weights=str(weights)),), port=free_port())
 
 
+def start(config):
+    """A replica in this process, as Ray Serve starts one."""
+    replica = Replica(config)
+    http = Http(replica.__serve_build_asgi_app__())
+    http.runner.run(replica.reconfigure({}))
+    return replica, http
+
+
 def test_a_replica_answers_from_a_weights_folder_and_names_the_weights(weights, tmp_path):
     other = save_tiny(tmp_path / "other", seed=2, dim=16)
     models = (
         ServedModel(name="one", weights=str(weights), amateur=str(other)),
         ServedModel(name="two", weights=str(other)),
     )
-    replica = Replica(AppConfig(models=models))
-    http = Http(replica.__serve_build_asgi_app__())
+    replica, http = start(AppConfig(models=models))
     listed = http.request("GET", "/v1/models").json()["data"]
     assert [(m["id"], m["contrastive"]) for m in listed] == [("one", True), ("two", False)]
     one, two = (http.complete(model=m, prompt="x", seed=1).json() for m in ("one", "two"))
@@ -69,13 +77,12 @@ def test_a_port_in_use_is_named_before_anything_starts(config):
         s.bind((config.host, config.port))
         s.listen()
         with pytest.raises(ResourceError, match=f"127.0.0.1:{config.port}: can't listen there"):
-            check(config)
+            run(config)
 
 
 def test_a_host_of_another_machine_is_refused(config):
-    other = from_mapping(ServeConfig, {**to_mapping(config), "host": "192.0.2.1"})
     with pytest.raises(ResourceError, match=r"192\.0\.2\.1"):
-        check(other)
+        check_port("192.0.2.1", config.port)
 
 
 def test_a_host_that_others_reach_needs_keys(config, tmp_path):
@@ -108,7 +115,7 @@ def test_changed_tensors_do_not_load(config, weights):
     raw[-1] ^= 1
     (weights / "model.safetensors").write_bytes(bytes(raw))
     with pytest.raises(CheckpointError, match="safetensors"):
-        Replica(config)
+        start(config)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -136,13 +143,13 @@ def test_an_amateur_with_another_tokenizer_is_refused(config, weights, tmp_path)
     other = save_tiny(tmp_path / "other", seed=2, tokenizer=tokenizer)
     pair = ServedModel(name="tiny", weights=str(weights), amateur=str(other))
     with pytest.raises(CheckpointError, match="another tokenizer"):
-        Replica(AppConfig(models=(pair,)))
+        start(AppConfig(models=(pair,)))
 
 
 def test_a_non_autoregressive_model_is_refused(config, tmp_path):
     other = save_tiny(tmp_path / "nar", seed=2, objective="nonautoregressive")
     with pytest.raises(CheckpointError, match="needs an autoregressive one"):
-        Replica(AppConfig(models=(ServedModel(name="nar", weights=str(other)),)))
+        start(AppConfig(models=(ServedModel(name="nar", weights=str(other)),)))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +205,8 @@ def test_there_is_a_serve_yaml():
 def test_weights_copied_alone_serve(config, weights, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.move(weights, moved)
-    replica = Replica(AppConfig(models=(ServedModel(name="tiny", weights=str(moved)),)))
-    reply = Http(replica.__serve_build_asgi_app__()).complete(prompt="x")
+    replica, http = start(AppConfig(models=(ServedModel(name="tiny", weights=str(moved)),)))
+    reply = http.complete(prompt="x")
     assert json.loads(reply.content)["model"] == "tiny"
     replica.__del__()
 
@@ -208,8 +215,7 @@ def test_int8_weights_are_served_from_a_cpu_and_refused_elsewhere(weights):
     models = (ServedModel(name="tiny", weights=str(weights)),)
     found = []
     for dtype in ("float32", "int8"):
-        replica = Replica(AppConfig(models=models, dtype=dtype))
-        http = Http(replica.__serve_build_asgi_app__())
+        replica, http = start(AppConfig(models=models, dtype=dtype))
         reply = http.complete(prompt="x", seed=1, max_tokens=1, logprobs=1, temperature=0).json()
         found.append(reply["choices"][0]["logprobs"]["token_logprobs"][0])
         replica.__del__()

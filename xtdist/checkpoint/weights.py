@@ -175,6 +175,26 @@ def find_weights(folder: str | Path) -> Path:
     return found
 
 
+def locate_weights(folder: str | Path) -> str:
+    """What :func:`find_weights` would find now, as a place that does not move on to a newer
+    checkpoint: an absolute path, or a checkpoint's URL. Nothing is fetched.
+
+    Raises:
+        CheckpointError: there are none.
+        DataError: the store can't be read.
+    """
+    path, mark, options = str(folder).partition("?") if is_remote(folder) else (str(folder), "", "")
+    averaged = path.rstrip("/").endswith(f"/{AVERAGED}")
+    run = path.rstrip("/").removesuffix(f"/{AVERAGED}") if averaged else path
+    place = f"{run}{mark}{options}"
+    if not is_remote(place):
+        place = place_of(_checkpoint_url(Path(run)), Path(run))
+    if not is_remote(place):
+        return str(find_weights(folder).resolve())
+    path, mark, options = _checkpoint_at(place)
+    return f"{path}{f'/{AVERAGED}' if averaged else ''}{mark}{options}"
+
+
 def _find(folder: str | Path, wanted: str) -> Path:
     """The folder ``wanted`` of a checkpoint, or of a run's newest one."""
     if is_remote(folder):
@@ -206,18 +226,24 @@ def _checkpoint_url(run: Path) -> str | None:
     return url if isinstance(url, str) else None
 
 
-def _fetch_weights(url: str, wanted: str) -> Path:
+def _checkpoint_at(url: str) -> tuple[str, str, str]:
+    """The URL of a checkpoint, or of a run's newest one: its path, ``?`` and options."""
     path, mark, options = url.rstrip("/").partition("?")
-    parent, _, name = path.removesuffix(f"/{WEIGHTS}").rpartition("/")
-    if not NAME.fullmatch(name):  # the run's
-        parent, name = path, ""
+    path = path.removesuffix(f"/{WEIGHTS}")
+    if not NAME.fullmatch(path.rpartition("/")[2]):  # the run's
+        names = CheckpointStore(f"{path}{mark}{options}").names()
+        if not names:
+            raise CheckpointError(f"{url}: no checkpoints there")
+        path = f"{path}/{names[-1]}"
+    return path, mark, options
+
+
+def _fetch_weights(url: str, wanted: str) -> Path:
+    path, mark, options = _checkpoint_at(url)
+    parent, _, name = path.rpartition("/")
     store = CheckpointStore(f"{parent}{mark}{options}")
-    names = store.names()
-    if not names:
-        raise CheckpointError(f"{url}: no checkpoints there")
-    manifest = store.manifest(name or names[-1])
-    files = [n for n in manifest.files if n.startswith(f"{wanted}/")]
-    return store.open(name or names[-1], files).path / wanted
+    files = [n for n in store.manifest(name).files if n.startswith(f"{wanted}/")]
+    return store.open(name, files).path / wanted
 
 
 def load_state(trained: Objective, state: Mapping[str, Tensor], *, where: Path) -> None:

