@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +176,25 @@ def prepare_process(*, gpu: bool) -> None:
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
-    import deepspeed
-    import deepspeed.ops
+    with _without_mlflow():
+        import deepspeed
+        import deepspeed.ops
 
     deepspeed.utils.logger.setLevel("ERROR")
     warnings.filterwarnings("ignore", module=r"(torch|deepspeed)\.")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo")
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """DeepSpeed's tuner, which nobody here runs, imports all of MLflow where it is installed: as
+    long as the rest of a worker's start that is not torch's."""
+    if "mlflow" in sys.modules:
+        yield
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # its import fails
+    try:
+        yield
+    finally:
+        del sys.modules["mlflow"]
