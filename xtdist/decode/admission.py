@@ -130,9 +130,9 @@ class Admission:
 
     def check_marks(self, eos_ids: Sequence[int], banned_ids: Sequence[int]) -> None:
         """Raises ConfigError for ids that the model has not, and where none is left to choose."""
-        self._check_ids("eos_ids", eos_ids)
+        self.check_ids("eos_ids", eos_ids)
         count = max(self.expert.num_tokens, self.expert.predicted)
-        self._check_ids("banned_ids", banned_ids, count=count)
+        self.check_ids("banned_ids", banned_ids, count=count)
         if len({*banned_ids, *self.unused_ids}) >= count:
             raise ConfigError("banned_ids: no id is left to go on with; ban fewer")
 
@@ -144,10 +144,10 @@ class Admission:
             raise ConfigError(
                 "prompt: it is empty; give at least one token, e.g. the end-of-text id"
             )
-        self._check_ids("prompt", prompt)
-        self._check_ids("stop_token_ids", params.stop_token_ids)
-        self._check_ids("logit_bias", tuple(params.logit_bias))
-        self._check_ids("bad_words", tuple(i for word in params.bad_words for i in word))
+        self.check_ids("prompt", prompt)
+        self.check_ids("stop_token_ids", params.stop_token_ids)
+        self.check_ids("logit_bias", tuple(params.logit_bias))
+        self.check_ids("bad_words", tuple(i for word in params.bad_words for i in word))
         self._check_amateurs(params)
         if params.stop and self.tokenizer is None:
             raise ConfigError("stop: strings need a tokenizer; use stop_token_ids without one")
@@ -165,7 +165,8 @@ class Admission:
             f"{field}: got parameters for {asked} amateurs, {loaded} are loaded; give fewer"
         )
 
-    def _check_ids(self, name: str, ids: Sequence[int], *, count: int | None = None) -> None:
+    def check_ids(self, name: str, ids: Sequence[int], *, count: int | None = None) -> None:
+        """Raises ConfigError for ids that the model has not."""
         tokens = self.expert.num_tokens if count is None else count
         wrong = [i for i in ids if not 0 <= i < tokens]
         if wrong:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError
+from xtdist.decode import resume
 from xtdist.decode.admission import Admission
 from xtdist.decode.beam import BeamSearch
 from xtdist.decode.beam_group import BeamGroup
@@ -96,12 +97,15 @@ class Autoregression:
         processor: LogitsProcessor | None = None,
     ) -> Request:
         """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
+        prompt, taken = resume.split(prompt, params)
+        self.admission.check_ids("prompt", taken)
         self.admission.check(prompt, params, context=context, pool=self.pool)
         eos = () if params.ignore_eos else self.eos_ids
         ends = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
         stream = TextStream(self.tokenizer, params.stop, params.min_tokens)
         request = Request(name, prompt, params, seed, ends)
-        request.sequences = [Continuing(tokens=list(prompt), stream=stream)]
+        request.sequences = [Continuing(tokens=[*prompt, *taken], stream=stream)]
+        request.resumed = resume.push(taken, stream, ends)
         if params.grammar is not None:
             request.processors += (self._grammar().processor(params, ends=ends),)
         if processor is not None:

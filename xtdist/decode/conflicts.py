@@ -28,6 +28,8 @@ def check_conflicts(p: GenerationParams) -> None:
         _only_default(p, BEAM_FIELDS, "without beams; set num_beams, or leave it out")
     if p.penalty_alpha > 0:
         _check_search(p)
+    if p.resume_tokens:
+        _check_resumed(p)
 
 
 def _check_beams(p: GenerationParams) -> None:
@@ -67,6 +69,20 @@ def _check_search(p: GenerationParams) -> None:
         p,
         ("n", "best_of", "contrastive", "dola", "draft_tokens"),
         "with penalty_alpha: leave it out, or set penalty_alpha to 0",
+    )
+
+
+def _check_resumed(p: GenerationParams) -> None:
+    """What is given must be all that there was."""
+    if p.resume_tokens >= p.max_tokens:
+        raise ConfigError(
+            f"resume_tokens: got {p.resume_tokens}, and max_tokens {p.max_tokens} counts them, too;"
+            " there is nothing to resume"
+        )
+    _only_default(
+        p,
+        ("n", "best_of", "num_beams", "penalty_alpha", "logprobs"),
+        "with resume_tokens: leave it out, or ask from the start",
     )
 
 

@@ -105,12 +105,14 @@ def announce(
     """
     token = sequence.tokens[-1]
     ended = not dry and token in request.ends
-    full = len(sequence.tokens) - len(request.prompt) >= request.params.max_tokens
-    release = Release()
+    generated = len(sequence.tokens) - len(request.prompt)
+    full = generated >= request.params.max_tokens
+    first = generated - (not dry) == request.params.resume_tokens
+    release = request.resumed if first else Release()
     reason: FinishReason | None = None
     try:
         if not dry:
-            release = sequence.stream.push(token, extra=logprob, visible=not ended)
+            release += sequence.stream.push(token, extra=logprob, visible=not ended)
         over = dry or ended or full or sequence.stream.stopped
         if over:
             release = release + sequence.stream.finish()

@@ -98,6 +98,9 @@ class GenerationParams:
     ``penalty_alpha`` > 0 with ``top_k`` > 1 is contrastive search
     (https://arxiv.org/abs/2202.06417). ``dola`` contrasts early layers
     (https://arxiv.org/abs/2309.03883): the lower or the upper half of them, or their numbers.
+    ``resume_tokens``: the last ids of the prompt are not its own but the first that this very
+    request generated before (in an engine that is gone). They are given out again, without
+    log-probabilities, and count as generated everywhere; what follows is what would have followed.
 
     ``num_beams`` > 1 is beam search with the semantics of transformers: ``n`` best of ``num_beams``
     beams by sum of log-probabilities / length ** ``length_penalty``. It draws nothing, so
@@ -139,6 +142,7 @@ class GenerationParams:
     draft_tokens: Annotated[int, Field(ge=0, le=64)] = 0
     penalty_alpha: Fraction = 0.0
     dola: Layers = None
+    resume_tokens: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         if self.min_tokens > self.max_tokens:

@@ -15,7 +15,7 @@ from xtdist.decode.processors import LogitsProcessor
 from xtdist.decode.sampling import Row
 from xtdist.decode.step_cache import Context
 from xtdist.decode.stochastic_beam import StochasticBeams
-from xtdist.decode.stopping import TextStream
+from xtdist.decode.stopping import Release, TextStream
 
 
 @dataclass(eq=False)
@@ -39,7 +39,8 @@ class Request:
 
     It starts as one sequence; after the prompt it becomes ``n`` of them, the beams, or the
     candidates of contrastive search. ``exits``: the layers that DoLa leaves after. ``held``: what
-    is only given out once all sequences have ended and the best of them are known.
+    is only given out once all sequences have ended and the best of them are known. ``resumed``:
+    what the tokens show that it begins with.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Request:
     processors: tuple[LogitsProcessor, ...] = ()
     held: list[Output] = field(default_factory=list)
     branched: bool = False
+    resumed: Release = field(default_factory=Release)
     _seeds: dict[int, int] = field(default_factory=dict)
     context: Context | None = None
 
