@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +36,27 @@ async def live(app: Any, **options: Any) -> AsyncIterator[str]:
         finally:
             server.should_exit = server.force_exit = True
             await task
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """``app`` behind uvicorn in a thread; gives its URL."""
+    loop, found = asyncio.new_event_loop(), Future[str]()
+    ended = asyncio.Event()
+
+    async def main() -> None:
+        async with live(app) as url:
+            found.set_result(url)
+            await ended.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+    thread.start()
+    try:
+        yield found.result(timeout=20)
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(timeout=20)
+        loop.close()
 
 
 @dataclass(frozen=True)

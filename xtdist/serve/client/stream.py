@@ -19,6 +19,7 @@ from xtdist.serve.client.wire import Wire, new_id
 
 COMPLETIONS = "/v1/completions"
 INFILL = "/v1/infill"
+_FROM_THE_START = ("logprobs", "prompt_logprobs", "echo", "truncate_prompt_tokens")
 
 
 class AsyncStream:
@@ -113,8 +114,8 @@ class AsyncStream:
         if not self._resumes or one is None or not one.token_ids or prompt is None:
             return body
         ids = one.token_ids
-        with_more = any(body.get(k) not in (None, False) for k in ("logprobs", "echo"))
-        if with_more or len(ids) >= body.get("max_tokens", 16):
+        more = any(body.get(k) not in (None, False) for k in _FROM_THE_START)
+        if more or len(ids) >= body.get("max_tokens", 16):
             return body
         return {**body, "prompt": [*prompt, *ids], "resume_tokens": len(ids)}
 

@@ -1,0 +1,134 @@
+"""``xtdist generate --url``: the same options as with weights, and the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty import serving
+from tiny_server import save_tiny
+
+from xtdist.checkpoint import load_weights
+from xtdist.cli.generate import KEY
+from xtdist.cli.main import main
+from xtdist.decode import Engine, EngineConfig
+
+PROMPT = "import numpy as "
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "greedy": ("--repetition-penalty", "1.3"),
+    "sample": ("--seed", "3", "--top-k", "40", "--min-p", "0.01", "--temperature", "1.2"),
+    "beam": ("--num-beams", "3", "--length-penalty", "0.6"),
+    "contrastive": ("--alpha", "0.2", "--beta", "0.9"),
+    "contrastive-search": ("--penalty-alpha", "0.4", "--top-k", "3"),
+}
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def generate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """(exit code, stdout, stderr) of one command line."""
+    monkeypatch.delenv(KEY, raising=False)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["generate", *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("weights")
+    return save_tiny(folder / "expert", seed=1), save_tiny(folder / "amateur", seed=2)
+
+
+@pytest.fixture
+def url(folders: tuple[Path, Path], serve_engine: Any) -> Iterator[str]:
+    expert, amateur = map(load_weights, folders)
+    tokenizer = expert.tokenizer
+    engine = Engine(
+        expert.model,
+        amateur=amateur.model,
+        tokenizer=tokenizer,
+        eos_ids=(tokenizer.eot_id,),
+        banned_ids=(tokenizer.mask_id, tokenizer.pad_id),
+        config=EngineConfig(max_sequences=4, seed=99),
+    )
+    with serving(serve_engine(engine)[0]) as found:
+        yield found
+
+
+def test_a_server_writes_what_the_weights_write(
+    generate: Command, folders: tuple[Path, Path], url: str
+) -> None:
+    expert, amateur = folders
+    for method, options in OPTIONS.items():
+        for stream in ("--stream", "--no-stream"):
+            words = ("--prompt", PROMPT, "--method", method, *options, "--max-tokens", 40, stream)
+            local = generate(expert, "--amateur", amateur, *words)
+            assert local[0] == 0
+            assert len(local[1]) > len(PROMPT) + len(method) + 20
+            assert generate("--url", url, *words) == local
+
+
+def test_a_stop_ends_both_in_the_same_place(
+    generate: Command, folders: tuple[Path, Path], url: str
+) -> None:
+    words = ("--prompt", PROMPT, "--method", "greedy", "--max-tokens", 40)
+    whole = generate(folders[0], *words)[1].split("\n", 1)[1].removeprefix(PROMPT)
+    words = (*words, "--stop", whole[9:12], "--stop", "never there")
+    code, out, _ = generate(folders[0], *words)
+    assert code == 0
+    end = whole.index(whole[9:12])
+    assert out == f"--- greedy\n{PROMPT}{whole[:end]}\n"
+    assert generate("--url", url, *words)[1] == out
+
+
+def test_all_that_the_model_can_do_is_shown_if_no_method_is_named(
+    generate: Command, folders: tuple[Path, Path], url: str
+) -> None:
+    local = generate(folders[0], "--amateur", folders[1], "--prompt", PROMPT)
+    assert generate("--url", url, "--prompt", PROMPT, "--model", "tiny") == local
+    assert local[1].count("--- ") == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--url", "URL", "--model", "other"), "it has no 'other'; name one of tiny"),
+        (("--url", "URL", "--amateur", "x"), "--amateur: the server decides that"),
+        (("--url", "URL", "--dtype", "int8"), "--dtype: the server decides that"),
+        (("--url", "URL", "weights"), "give either weights or --url"),
+        ((), "give either weights or --url"),
+        (("weights", "--model", "x"), "--model: it is for --url"),
+        (("weights", "--api-key-file", "x"), "--api-key-file: it is for --url"),
+        (("--url", "URL", "--method", "beam", "--top-p", "0.5"), "--top-p: beam would not use it"),
+        (("--url", "URL", "--steps", "5"), "would not use it; leave it out, or add --method mask"),
+        (("--url", "URL", "--temperature", "-1"), "temperature"),
+        (("--url", "URL", "--max-tokens", "9999"), "max_tokens: at most 1024 tokens here"),
+        (("--url", "URL", "--max-tokens", "90"), "prompt: 16 tokens and max_tokens=90 exceed"),
+        (("--url", "nowhere"), "url: got 'nowhere'"),
+        (("--url", "URL", "--api-key-file", "/no/such"), "--api-key-file: /no/such can't be read"),
+    ],
+)
+def test_what_can_not_be_honoured_is_said(
+    generate: Command, url: str, words: tuple[str, ...], said: str
+) -> None:
+    given = [url if w == "URL" else w for w in words]
+    code, _, error = generate("--prompt", PROMPT, *given)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_control_characters_do_not_reach_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xtdist.cli import generate as verb
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    verb._write("a\x1b[2Jb\x9b\té\n")
+    assert capsys.readouterr().out == "a\\x1b[2Jb\\x9b\té\n"
