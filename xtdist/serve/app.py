@@ -5,8 +5,9 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import RayServeException
 
-from xtdist.config import from_mapping
+from xtdist.config import UserError, from_mapping
 from xtdist.serve.config import AppConfig
 from xtdist.serve.loading import resolve
 from xtdist.serve.replica import Replica
@@ -24,10 +25,13 @@ def build(args: dict[str, Any]) -> Application:
     Host and port are not part of it: they belong to ``http_options`` of the YAML.
 
     Raises:
-        ConfigError: an unknown key (with the nearest name), a wrong type or range.
-        CheckpointError: weights that can not be served.
+        RayServeException: an unknown key (with the nearest name), a wrong type or range, weights
+            that can not be served. Of this kind of error ``serve status`` shows the text alone.
     """
-    return application(resolve(from_mapping(AppConfig, args, where="args")))
+    try:
+        return application(resolve(from_mapping(AppConfig, args, where="args")))
+    except UserError as e:
+        raise RayServeException(" ".join(str(e).split())) from None
 
 
 def application(config: AppConfig) -> Application:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from xtdist.config import ConfigError, from_mapping
 from xtdist.serve.auth import LiveKeys
 from xtdist.serve.backend import Backend, shutting_down
+from xtdist.serve.check import HA_PROXY
 from xtdist.serve.config import AppConfig, LiveConfig
 from xtdist.serve.gate import Gate
 from xtdist.serve.reload import Reloader
@@ -30,10 +32,16 @@ class Replica:
     ``reconfigure``.
 
     Raises:
-        ConfigError: a key file that can not be read.
+        ConfigError: a key file that can not be read, or no keys where HAProxy is in front: then
+            the replica itself listens as well, on every interface.
     """
 
     def __init__(self, config: AppConfig) -> None:
+        if os.environ.get(HA_PROXY) == "1" and not config.has_keys:
+            raise ConfigError(
+                f"{HA_PROXY}=1 lets this replica listen on every interface, and there are no keys: "
+                "whoever reaches it could use it; set api_keys_file or api_keys_env"
+            )
         torch.set_num_threads(config.cpus)
         self._config = config
         keys = LiveKeys(config.api_keys_file, config.api_keys_env)

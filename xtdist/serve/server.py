@@ -15,11 +15,11 @@ from typing import Any
 
 from xtdist.config import ConfigError, ResourceError
 from xtdist.connect import ADDRESS, check_room, connect, disconnect
-from xtdist.serve.check import check, check_port
+from xtdist.serve.check import HA_PROXY, check, check_port
 from xtdist.serve.config import ServeConfig
+from xtdist.serve.plan import check_memory, plan_of
 
 log = logging.getLogger(__name__)
-HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 _ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 _OURS = re.compile(r"^xtdist\.config\.errors\.\w+: ")
@@ -85,22 +85,59 @@ def run(config: ServeConfig, *, address: str | None = None, block: bool = True) 
     config = check(config)
     if address is None and ADDRESS not in os.environ:
         check_port(config.host, config.port)  # nothing of ours can listen there yet
+        check_memory([plan_of(spec, config) for spec in config.models], config)
     _prepare_proxy(config)
     with ExitStack() as undo:
         if connect(address):
             undo.callback(disconnect)
-        check_room(
-            "replicas" if config.autoscaling is None else "autoscaling.min_replicas",
-            config.least_replicas,
-            cpus=config.cpus,
-            gpus=config.gpus,
-        )
+        _check_room(config)
         _deploy(config, undo)
         server = Server(config.url, undo.pop_all())
     if block:
         with server:
             server.wait()
     return server
+
+
+def check_cluster(config: ServeConfig) -> None:
+    """Whether the cluster in RAY_ADDRESS could take ``config``, and where it listens.
+
+    Raises:
+        ResourceError: it is away, too small, of another proxy, or has this application.
+    """
+    started = connect()
+    try:
+        _check_room(config)
+        _check_place(config)
+    finally:
+        if started:
+            disconnect()
+
+
+def _check_room(config: ServeConfig) -> None:
+    check_room(
+        "replicas" if config.autoscaling is None else "autoscaling.min_replicas",
+        config.least_replicas,
+        cpus=config.cpus,
+        gpus=config.gpus,
+    )
+
+
+def _check_place(config: ServeConfig) -> bool:
+    """Whether Ray Serve runs on the cluster already. Raises ResourceError where it runs, but not so
+    that the application can go beside those that it has; or where nothing can listen."""
+    from ray import serve
+
+    # Its lines would say that host and port were ignored, when they were just set.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if config.proxy == "haproxy":
+        _check_cluster_proxy()
+    status = serve.status()
+    if status.proxies:
+        _check_beside(config, list(status.applications))
+    else:
+        check_port(config.host, config.port)
+    return bool(status.proxies)
 
 
 def _prepare_proxy(config: ServeConfig) -> None:
@@ -126,6 +163,7 @@ def _deploy(config: ServeConfig, undo: ExitStack) -> None:
     """Start Ray Serve with the application in it; ``undo`` gets what stops it."""
     try:
         from ray import serve
+        from ray.serve.exceptions import RayServeException
 
         from xtdist.serve.app import application
     except ImportError as e:
@@ -133,15 +171,8 @@ def _deploy(config: ServeConfig, undo: ExitStack) -> None:
             f"serving needs a package that is missing ({e.name}); install it with: "
             "pip install 'xtdist[serve]'"
         ) from None
-    # Its lines would say that host and port were ignored, when they were just set.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if config.proxy == "haproxy":
-        _check_cluster_proxy()
-    status = serve.status()
-    if status.proxies:
-        _check_beside(config, list(status.applications))
-    else:
-        check_port(config.host, config.port)
+    beside = _check_place(config)
+    if not beside:
         serve.start(proxy_location="HeadOnly", http_options=_http_options(config))
         undo.callback(serve.shutdown)
     try:
@@ -149,10 +180,10 @@ def _deploy(config: ServeConfig, undo: ExitStack) -> None:
             [serve.RunTarget(application(config), config.app, config.route_prefix)],
             wait_for_applications_running=False,
         )
-        if status.proxies:
+        if beside:
             undo.callback(serve.delete, config.app)
         _wait_until_running(config)
-    except (RuntimeError, serve.exceptions.RayServeException) as e:
+    except (RuntimeError, RayServeException) as e:
         raise ResourceError(f"the application did not start: {_reason(config.app) or e}") from None
     undo.callback(_drain, config)
 
