@@ -20,7 +20,6 @@ GOOD = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1}).encode()
     [
         ("GET", "/", 404),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
         ("GET", "/v1/models/other", 404),
         ("GET", "/v1/completions", 405),
         ("DELETE", "/v1/models/tiny", 405),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from xtdist.config import from_mapping, to_mapping
 from xtdist.data.tokenizer import Tokenizer, byte_tokenizer
 from xtdist.model.config import ModelConfig
 from xtdist.model.wrapper import TransformerWrapper, build_model
+from xtdist.serve.auth import LiveKeys
+from xtdist.serve.backend import Backend
+from xtdist.serve.config import LimitsConfig
+from xtdist.serve.engine_thread import EngineThread
+from xtdist.serve.gate import Gate
+from xtdist.serve.routes import make_app
+from xtdist.serve.served import Served
 
 MAX_SEQ_LEN = 96
 
@@ -100,3 +109,34 @@ def free_port() -> int:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
         return port
+
+
+@contextmanager
+def served_engines() -> Iterator[Callable[..., Any]]:
+    """Gives ``serve(engine, …)``, which gives (app, served); their threads end with the block."""
+    threads = []
+
+    def make(engine: Any, *, limits: LimitsConfig | None = None, gate: Gate | None = None) -> Any:
+        tokenizer = byte_tokenizer()
+        thread = EngineThread(engine, name="tiny")
+        threads.append(thread)
+        served = Served(
+            name="tiny",
+            thread=thread,
+            tokenizer=tokenizer,
+            digest="0123456789abcdef" * 4,
+            max_seq_len=MAX_SEQ_LEN,
+            contrastive=True,
+        )
+        backend = Backend(
+            models=[served],
+            limits=limits or LimitsConfig(),
+            gate=gate or Gate(LiveKeys(), limits=limits),
+        )
+        return make_app(backend), served
+
+    try:
+        yield make
+    finally:
+        for thread in threads:
+            thread.stop()

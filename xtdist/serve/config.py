@@ -72,6 +72,7 @@ class LimitsConfig:
         request_timeout_s: from admission to the last token, whatever the client's headers say.
         health_timeout_s: for the one-token generation behind ``/health``.
         send_timeout_s: for the client to take one piece of a stream.
+        grammar_timeout_s: to compile structured_outputs.
         max_open_requests: of all callers, from the door to the end of the answer, per replica.
     """
 
@@ -92,6 +93,7 @@ class LimitsConfig:
     request_timeout_s: PositiveFloat = 120.0
     health_timeout_s: PositiveFloat = 10.0
     send_timeout_s: PositiveFloat = 30.0
+    grammar_timeout_s: PositiveFloat = 5.0
     max_open_requests: PositiveInt = 1024
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -12,8 +13,18 @@ from xtdist.serve.config import LimitsConfig
 from xtdist.serve.errors import ApiError, invalid
 from xtdist.serve.protocol import CompletionRequest
 from xtdist.serve.protocol.decoding import DecodingRequest
+from xtdist.serve.strict_json import parse_object
 
 _KIND = re.compile(r'application/json\s*(;\s*charset="?utf-?8"?\s*)?', re.IGNORECASE)
+
+
+async def read_object(request: Request, limits: LimitsConfig) -> dict[str, Any]:
+    """The JSON object that a request holds.
+
+    Raises:
+        ApiError: as :func:`read_body` and :func:`parse_object`.
+    """
+    return parse_object(await read_body(request, limits), max_depth=limits.max_json_depth)
 
 
 async def read_body(request: Request, limits: LimitsConfig) -> bytes:

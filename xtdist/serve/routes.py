@@ -7,6 +7,9 @@ scripts from elsewhere.
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Literal
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -14,12 +17,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from xtdist.serve.backend import Backend, shutting_down
-from xtdist.serve.completions import complete
+from xtdist.serve.completions import add_completions
 from xtdist.serve.errors import ApiError
 from xtdist.serve.gate import Door, refusal
-from xtdist.serve.limits import read_body
-from xtdist.serve.protocol import ModelList, parse_request
-from xtdist.serve.strict_json import parse_object
+from xtdist.serve.infill import add_infill
+from xtdist.serve.models import add_models
+from xtdist.serve.openapi import add_openapi, operation
+from xtdist.serve.page import add_page
+from xtdist.serve.protocol.base import Wire
+from xtdist.serve.request_ids import RequestIds
+from xtdist.serve.tokens import add_tokens
+
+
+class Health(Wire):
+    status: Literal["ok"] = "ok"
 
 
 def make_app(backend: Backend) -> FastAPI:
@@ -27,9 +38,21 @@ def make_app(backend: Backend) -> FastAPI:
     app = FastAPI(title="xtdist", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False
     app.add_middleware(Door, gate=backend.gate)
+    app.add_middleware(RequestIds)
     _add_errors(app)
 
-    @app.get("/health")
+    _add_health(app, backend)
+    add_models(app, backend)
+    add_completions(app, backend)
+    add_infill(app, backend)
+    add_tokens(app, backend)
+    add_openapi(app, version("xtdist"))
+    add_page(app)
+    return app
+
+
+def _add_health(app: FastAPI, backend: Backend) -> None:
+    @app.get("/health", **operation("Whether it generates", Health))
     async def health() -> Response:
         if backend.draining:
             raise shutting_down()
@@ -37,24 +60,7 @@ def make_app(backend: Backend) -> FastAPI:
         sick = [m.name for m in backend.models if not await m.healthy(timeout_s)]
         if sick:
             raise ApiError(503, "not generating", code="unhealthy", headers={"Retry-After": "5"})
-        return JSONResponse({"status": "ok"})
-
-    @app.get("/v1/models")
-    async def models() -> Response:
-        return JSONResponse(ModelList(data=[m.card() for m in backend.models]).model_dump())
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        return JSONResponse(backend.find(name).card().model_dump())
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        raw = await read_body(request, backend.limits)
-        body = parse_request(parse_object(raw, max_depth=backend.limits.max_json_depth))
-        served = backend.find(body.model)
-        return await complete(request, body, served=served, limits=backend.limits)
-
-    return app
+        return JSONResponse(Health().model_dump())
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from xtdist.config import ConfigError
 from xtdist.decode.params import GenerationParams
 from xtdist.serve.engine_thread import EngineThread
-from xtdist.serve.errors import ApiError
+from xtdist.serve.errors import ApiError, invalid, overloaded
 from xtdist.serve.job import Job
 from xtdist.serve.protocol import ModelCard, Prompt
 
@@ -49,6 +50,7 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
     _probed: tuple[float, bool] = (float("-inf"), True)
     _probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _compiling: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     def card(self) -> ModelCard:
         return ModelCard(
@@ -65,11 +67,47 @@ class Served:
         off the event loop."""
         if not isinstance(prompt, str):
             return prompt
-        if len(prompt) > _LONG_PROMPT_CHARS:
-            ids = await asyncio.to_thread(self.tokenizer.encode, prompt)
-        else:
-            ids = self.tokenizer.encode(prompt)
-        return [int(i) for i in ids] or [self.tokenizer.eot_id]
+        return await self.tokenize(prompt) or [self.tokenizer.eot_id]
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of ``text`` and nothing else."""
+        if len(text) > _LONG_PROMPT_CHARS:
+            return await asyncio.to_thread(self._ids, text)
+        return self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(i) for i in self.tokenizer.encode(text)]
+
+    async def compile(self, params: GenerationParams, timeout_s: float) -> None:
+        """Compile the grammar of a request, if it has one, off the event loop. One that takes too
+        long is given up here and finishes in its thread, of which there are only a few.
+
+        Raises:
+            ApiError: 400 for a grammar that can't be used, 503 when too many are being compiled.
+        """
+        if params.grammar is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._compiling.acquire()
+        except TimeoutError:
+            raise overloaded() from None
+        work = asyncio.get_running_loop().run_in_executor(None, self.thread.engine.compile, params)
+        work.add_done_callback(self._compiled)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(work)
+        except TimeoutError:
+            problem = f"structured_outputs: it takes more than {timeout_s:g} s to compile"
+            raise invalid(problem, param="structured_outputs", code="invalid_value") from None
+        except ConfigError:  # its message repeats the grammar
+            problem = f"structured_outputs: this {params.grammar.kind} can't be used"
+            raise invalid(problem, param="structured_outputs", code="invalid_value") from None
+
+    def _compiled(self, work: asyncio.Future[None]) -> None:
+        self._compiling.release()
+        if not work.cancelled():
+            work.exception()  # somebody has looked at it, whether or not anybody still waits
 
     async def healthy(self, timeout_s: float) -> bool:
         """Whether the engine generates: one token, or progress on others' work. The answer is kept
@@ -97,3 +135,11 @@ class Served:
         finally:
             self.thread.cancel(job)
         return True
+
+
+def word_ids(words: Iterable[str], tokenizer: TokenizerLike) -> tuple[tuple[int, ...], ...]:
+    """The ids of each word, alone and after a space."""
+    spelt = (
+        tuple(int(i) for i in tokenizer.encode(w)) for word in words for w in (word, f" {word}")
+    )
+    return tuple(dict.fromkeys(ids for ids in spelt if ids))

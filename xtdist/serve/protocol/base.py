@@ -24,6 +24,21 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class ErrorObject(Wire):
+    """``code``: a stable word that programs can test."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Wire):
+    """Every answer but a good one, and the last frame of a stream that fails."""
+
+    error: ErrorObject
+
+
 class Usage(Wire):
     """Tokens of one answer; of several prompts, all of them."""
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from xtdist.config import ConfigError
+from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.params import ContrastiveParams, GenerationParams, GrammarParams
 from xtdist.serve.errors import ApiError, invalid
 from xtdist.serve.protocol.base import StreamRequest, Wire
@@ -63,17 +64,24 @@ class StructuredOutputs(Wire):
         return sum(len(str(getattr(self, key))) for key in self.model_fields_set)
 
     def params(self) -> GrammarParams:
-        """Raises ConfigError for a text that is empty or too long."""
+        """Raises ApiError for a text that is empty or too long for the engine."""
+        kind, text = self._text()
+        try:
+            return GrammarParams(kind=kind, value=text)
+        except ConfigError:
+            problem = "structured_outputs: the grammar is empty or too long"
+            raise invalid(problem, param="structured_outputs", code="invalid_value") from None
+
+    def _text(self) -> tuple[Literal["json_schema", "regex", "lark"], str]:
         if self.json_schema is not None:
             schema = self.json_schema
-            text = schema if isinstance(schema, str) else json.dumps(schema)
-            return GrammarParams(kind="json_schema", value=text)
+            return "json_schema", schema if isinstance(schema, str) else json.dumps(schema)
         if self.regex is not None:
-            return GrammarParams(kind="regex", value=self.regex)
+            return "regex", self.regex
         if self.choice is not None:
             words = " | ".join(json.dumps(c, ensure_ascii=False) for c in self.choice)
-            return GrammarParams(kind="lark", value=f"start: {words}")
-        return GrammarParams(kind="lark", value=self.grammar or "")
+            return "lark", f"start: {words}"
+        return "lark", self.grammar or ""
 
 
 class DecodingRequest(StreamRequest):
@@ -81,6 +89,7 @@ class DecodingRequest(StreamRequest):
 
     Attributes:
         bad_words: never come, in the tokenizer's own spelling of them, alone or after a space.
+        priority: all requests have the same.
     """
 
     temperature: float = Field(1.0, ge=0, le=100)
@@ -100,7 +109,12 @@ class DecodingRequest(StreamRequest):
     stop_token_ids: list[TokenId] = Field(default_factory=list)
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
-    bad_words: list[Word] = Field(default_factory=list, max_length=128)
+    bad_words: list[Word] = Field(default_factory=list)
+    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    priority: Literal[0] = 0
     structured_outputs: StructuredOutputs | None = None
     # ours
     top_a: float = Field(0.0, ge=0, le=1)
@@ -147,7 +161,7 @@ def decoding_params(
     Raises:
         ApiError: 400 for a value that the engine does not take.
     """
-    c, one_beam = r.contrastive, r.use_beam_search and r.beams == 1
+    c, ids, one_beam = r.contrastive, r.allowed_token_ids, r.use_beam_search and r.beams == 1
     try:
         return GenerationParams(
             # One beam is greedy, and has nothing to rank.
@@ -178,16 +192,30 @@ def decoding_params(
             draft_tokens=r.draft_tokens,
             penalty_alpha=r.penalty_alpha,
             dola=tuple(r.dola) if isinstance(r.dola, list) else r.dola,
-            **others,
+            **_landed(
+                include_stop_str=r.include_stop_str_in_output,
+                allowed_token_ids=ids if ids is None else tuple(ids),
+                **others,
+            ),
         )
     except ConfigError as e:
         raise refused(e) from None
 
 
+def _landed(**fields: Any) -> dict[str, Any]:
+    known = GenerationParams.__dataclass_fields__
+    for key, value in fields.items():
+        if key not in known and value not in (None, False, 0):
+            name = _WIRE_NAMES.get(key, key)
+            raise invalid(f"{name}: not yet", param=name, code="unsupported_parameter")
+    return {k: v for k, v in fields.items() if k in known}
+
+
 def refused(e: ConfigError) -> ApiError:
     """400 for parameters that do not go together, or that this model can not honour."""
     field, colon, problem = str(e).partition(":")
-    known = field in GenerationParams.__dataclass_fields__ or field in ("prompt", "suffix")
+    of_engine = {*GenerationParams.__dataclass_fields__, *MaskPredictParams.__dataclass_fields__}
+    known = field in of_engine or field in ("prompt", "suffix")
     if not (colon and known):
         return invalid(str(e)[:300], code="invalid_value")
     key = _WIRE_NAMES.get(field, field)
