@@ -88,6 +88,7 @@ class Answer:
             "system_fingerprint": f"xt-{served.digest[:16]}",
         }
         self._unsent: dict[int, None] = {}
+        self._around: tuple[bytes, bytes] | None = None
 
     def close(self) -> None:
         """Abort what has not finished, give back tokens that were not used. Harmless afterwards and
@@ -129,12 +130,24 @@ class Answer:
         return grown
 
     def _dump(self, indices: Sequence[int], **usage: Usage | None) -> bytes:
-        choices = [self._form.choices[i].release() for i in indices]
-        message = self._form.message(**self._head, choices=choices, **usage)
-        return message.__pydantic_serializer__.to_json(message, exclude_unset=True)
+        """What stands around the choices is the same in all ordinary chunks, and made once."""
+        ordinary = not any(usage.values())
+        around = self._around if ordinary else None
+        if around is None:
+            message = _json(self._form.message(**self._head, choices=[], **usage))
+            before, _, after = message.partition(b'"choices":[]')
+            around = before + b'"choices":[', b"]" + after
+            self._around = around if ordinary else self._around
+        choices = b",".join([_json(self._form.choices[i].release()) for i in indices])
+        return around[0] + choices + around[1]
 
     def _usage(self) -> Usage:
         return Usage.of(self._form.prompt_tokens, sum(c.generated for c in self._form.choices))
+
+
+def _json(wire: Wire) -> bytes:
+    """What was set, null or not."""
+    return wire.__pydantic_serializer__.to_json(wire, exclude_unset=True)
 
 
 async def respond(request: Request, answer: Answer, limits: LimitsConfig) -> Response:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -37,16 +38,38 @@ class EventStream(StreamingResponse):
         super().__init__(_frames(first, rest), media_type="text/event-stream", headers=headers)
         self._close = close
         self._send_timeout_s = send_timeout_s
+        self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def within_time(message: Message) -> None:
-            async with asyncio.timeout(self._send_timeout_s):
-                await send(message)
+            self._sending_since = loop.time()
+            await send(message)
+            self._sending_since = None
 
+        loop, writing = asyncio.get_running_loop(), asyncio.current_task()
+        assert writing is not None
+        watching = asyncio.create_task(self._watch(writing))
         try:
             await super().__call__(scope, receive, within_time)
+        except asyncio.CancelledError:
+            if not watching.done():
+                raise
+            writing.uncancel()
+            raise ClientDisconnect from None
         finally:
+            watching.cancel()
             self._close()
+
+    async def _watch(self, writing: asyncio.Task[object]) -> None:
+        """End ``writing`` when the client does not take a frame: one timer for all of them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            since = self._sending_since
+            late_s = 0.0 if since is None else loop.time() - since
+            if late_s >= self._send_timeout_s:
+                writing.cancel()
+                return
+            await asyncio.sleep(self._send_timeout_s - late_s)
 
 
 async def _frames(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
