@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from xtdist.checkpoint.bounds import read_bounded
 from xtdist.config import CheckpointError, ConfigError, PositiveInt, configclass, from_mapping
 from xtdist.config.base import NonNegativeInt, to_mapping
 from xtdist.files import write_atomic
@@ -22,6 +23,7 @@ from xtdist.files import write_atomic
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 _BLOCK = 1 << 20
+_MOST_BYTES = 256 * 2**20
 _SEALED = re.compile(rb'(.*),\n "sha256": "([0-9a-f]{64})"\n}', re.DOTALL)
 
 
@@ -86,15 +88,11 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: no manifest (unfinished or another kind of folder), or not a readable one.
     """
     path = folder / MANIFEST
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         raise CheckpointError(
             f"{folder}: no {MANIFEST} there: not a finished checkpoint or weights folder"
-        ) from None
-    except OSError as e:
-        raise CheckpointError(f"{path}: can't be read ({e})") from None
-    return parse_manifest(raw, str(path))
+        )
+    return parse_manifest(read_bounded(path, _MOST_BYTES), str(path))
 
 
 def parse_manifest(raw: bytes, where: str) -> Manifest:
@@ -132,7 +130,7 @@ def verify(folder: Path, manifest: Manifest, names: Iterable[str] | None = None)
     for name in manifest.files if names is None else names:
         entry, path = manifest.files[name], safe_join(folder, name)
         try:
-            found = hash_file(path)
+            found = _measure(path, entry.bytes)
         except OSError as e:
             raise CheckpointError(f"{path}: {e.strerror}, but the manifest lists it") from None
         if found != entry:
@@ -143,6 +141,14 @@ def verify(folder: Path, manifest: Manifest, names: Iterable[str] | None = None)
                 f"{path}: its {what} is {given}, the manifest says {wanted}: damaged; "
                 "restore the file or use another checkpoint"
             )
+
+
+def _measure(path: Path, expected_bytes: int) -> FileEntry:
+    """Size and sha256; of another size than expected it is not read."""
+    size = path.stat().st_size
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a plain file")
+    return hash_file(path) if size == expected_bytes else FileEntry(bytes=size, sha256="")
 
 
 def safe_join(folder: Path, name: str) -> Path:

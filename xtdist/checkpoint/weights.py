@@ -122,19 +122,22 @@ def load_weights(
         )
     verify(path, manifest)
     try:
-        config = from_mapping(WeightsConfig, json.loads((path / CONFIG).read_text()))
         state = load_file(path / TENSORS, device=device)
-        own = load_file(path / OWN_TENSORS) if OWN_TENSORS in manifest.files else {}
-    except (ConfigError, OSError, ValueError, RecursionError, SafetensorError) as e:
+        own = load_file(path / OWN_TENSORS) if own_files else {}
+    except (OSError, ValueError, SafetensorError) as e:
         raise CheckpointError(f"{path}: not weights that this version can read: {e}") from None
     tokenizer = load_tokenizer(path / TOKENIZER)
-    trained = build_objective(
-        config.objective,
-        build_model(config.model),
-        mask_id=tokenizer.mask_id,
-        pad_id=tokenizer.pad_id,
-    )
-    trained = trained.to(device).eval()
+
+    def build() -> Objective:
+        net = build_model(config.model)
+        ids = {"mask_id": tokenizer.mask_id, "pad_id": tokenizer.pad_id}
+        return build_objective(config.objective, net, **ids)
+
+    check_room(build, shapes, where=path)
+    trained = build().to(device).eval()
+    own_files = [path / OWN_TENSORS] if OWN_TENSORS in manifest.files else []
+    shapes = saved_shapes([path / TENSORS, *own_files])
+    config = read_config(path, shapes)
     load_state(trained, {**{NET_PREFIX + n: t for n, t in state.items()}, **own}, where=path)
     model = trained.net
     if dtype is torch.int8:
@@ -168,6 +171,22 @@ def find_weights(folder: str | Path) -> Path:
         return _find(folder, WEIGHTS)
     found = _find(path.removesuffix(AVERAGED).rstrip("/") + mark + options, AVERAGED)
     if not (found / MANIFEST).is_file():
+def read_config(path: Path, shapes: Shapes | None = None) -> WeightsConfig:
+    """The config of a weights folder, whose numbers its tensors can account for. ``shapes``: of all
+    its tensors, if they are known already.
+
+    Raises:
+        CheckpointError: of another version, or hostile.
+    """
+    if shapes is None:
+        names = (TENSORS, OWN_TENSORS)
+        shapes = saved_shapes([safe_join(path, n) for n in names if (path / n).exists()])
+    try:
+        return from_mapping(WeightsConfig, read_config_tree(path / CONFIG, shapes))
+    except ConfigError as e:
+        raise CheckpointError(f"{path}: not weights that this version can read: {e}") from None
+
+
         raise CheckpointError(
             f"{found}: no averaged weights there: the run was without optim.ema; leave out "
             f"/{AVERAGED}"
