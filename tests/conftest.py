@@ -1,4 +1,4 @@
-"""How the suite is spread over several processes (``pytest -n 2``)."""
+"""How the suite is spread over several processes (``pytest -n 2``), and what its files share."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "ray" if starts_ray(file) else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database without anything in it, to copy: making its tables takes seconds."""
+    from xtdist.track.mlflow import connect
+
+    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    connect(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @functools.cache

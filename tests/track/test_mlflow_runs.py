@@ -22,9 +22,10 @@ from xtdist.track.shipper import CURSOR_FILE, MlflowWriter
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrackConfig:
-    """One database for all tests: making its tables takes seconds."""
-    return TrackConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/shared.db")
+def config(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> TrackConfig:
+    """One database for all tests."""
+    file = shutil.copy(empty_mlflow, tmp_path_factory.mktemp("mlflow") / "shared.db")
+    return TrackConfig(uri=f"sqlite:///{file}")
 
 
 def opened(config: TrackConfig, folder: Path, **params: object) -> MlflowRun:

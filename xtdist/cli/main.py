@@ -18,6 +18,7 @@ VERBS = {
     "evaluate": "validation loss beside a bigram model and xz",
     "generate": "continue a prompt: greedy, sampling, beams, contrastive, mask-predict",
     "serve": "an OpenAI-compatible endpoint on Ray Serve",
+    "register": "give weights a name in MLflow's registry, for models:/name@alias",
     "plot": "loss curves of runs",
     "config": "the resolved config and where each value comes from",
     "demo": "all of the above on a small model",

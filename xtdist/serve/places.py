@@ -109,10 +109,9 @@ def _fetch(place: str, registry: str | None) -> Path:
         return find_weights(place).resolve()
     version = find_version(place, registry=registry)
     source = version.source.removeprefix("file://")
-    if is_remote(source) and not source.startswith(("s3://", "gs://")):
-        folder = find_weights(fetch_artifacts(version, registry=registry)).resolve()
-    else:
-        folder = find_weights(source).resolve()
+    if not source.startswith(("/", "s3://", "gs://")):
+        source = str(fetch_artifacts(version, registry=registry))
+    folder = find_weights(source).resolve()
     given = digest(read_manifest(folder))
     if version.digest not in (None, given):
         raise CheckpointError(

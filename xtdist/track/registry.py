@@ -7,6 +7,7 @@ A version made otherwise, with a weights folder as its artifacts, is fetched to 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,6 @@ def register(
 
 
 def _connect(registry: str | None, what: str) -> Any:
-    import os
-
     uri = registry or os.environ.get(_URI_VARIABLE)
     if uri is None:
         raise ConfigError(
