@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faulty import serving
 from tiny_server import save_tiny
 
-from xtdist.checkpoint import load_weights
 from xtdist.cli.generate import KEY
 from xtdist.cli.main import main
-from xtdist.decode import Engine, EngineConfig
+from xtdist.serve.auth import LiveKeys
+from xtdist.serve.backend import Backend
+from xtdist.serve.config import AppConfig, ServedModel
+from xtdist.serve.gate import Gate
+from xtdist.serve.loading import load_served
+from xtdist.serve.routes import make_app
 
 PROMPT = "import numpy as "
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -45,19 +49,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return save_tiny(folder / "expert", seed=1), save_tiny(folder / "amateur", seed=2)
 
 
-@pytest.fixture
-def url(folders: tuple[Path, Path], serve_engine: Any) -> Iterator[str]:
-    expert, amateur = map(load_weights, folders)
-    tokenizer = expert.tokenizer
-    engine = Engine(
-        expert.model,
-        amateur=amateur.model,
-        tokenizer=tokenizer,
-        eos_ids=(tokenizer.eot_id,),
-        banned_ids=(tokenizer.mask_id, tokenizer.pad_id),
-        config=EngineConfig(max_sequences=4, seed=99),
+@contextmanager
+def server(weights: Path, amateur: Path | None = None) -> Iterator[str]:
+    """The URL of a server as a replica would make it."""
+    spec = ServedModel(
+        name="tiny", weights=str(weights), amateur=str(amateur) if amateur is not None else None
     )
-    with serving(serve_engine(engine)[0]) as found:
+    config = AppConfig(models=(spec,))
+    served = load_served(spec, config)
+    backend = Backend(limits=config.limits, gate=Gate(LiveKeys()), models=[served])
+    try:
+        with serving(make_app(backend)) as url:
+            yield url
+    finally:
+        served.thread.stop()
+
+
+@pytest.fixture
+def url(folders: tuple[Path, Path]) -> Iterator[str]:
+    with server(*folders) as found:
         yield found
 
 
@@ -72,6 +82,17 @@ def test_a_server_writes_what_the_weights_write(
             assert local[0] == 0
             assert len(local[1]) > len(PROMPT) + len(method) + 20
             assert generate("--url", url, *words) == local
+
+
+def test_masks_are_filled_alike(generate: Command, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "nar", seed=3, objective="nonautoregressive")
+    with server(folder) as url:
+        words = ("--prompt", "def ", "--seed", 3, "--max-tokens", 20, "--steps", 5)
+        for more in ((), ("--suffix", " return x\n", "--temperature", "1.1"), ("--no-stream",)):
+            local = generate(folder, *words, *more)
+            assert local[0] == 0
+            assert local[1].startswith("--- mask-predict\ndef ")
+            assert generate("--url", url, *words, *more) == local
 
 
 def test_a_stop_ends_both_in_the_same_place(

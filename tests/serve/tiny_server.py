@@ -29,8 +29,17 @@ from xtdist.serve.served import Served
 MAX_SEQ_LEN = 96
 
 
-def tiny_model(seed: int, *, dim: int = 32, num_tokens: int = 259) -> TransformerWrapper:
-    config = ModelConfig(dim=dim, depth=2, heads=2, num_tokens=num_tokens, max_seq_len=MAX_SEQ_LEN)
+def tiny_model(
+    seed: int, *, dim: int = 32, num_tokens: int = 259, causal: bool = True
+) -> TransformerWrapper:
+    config = ModelConfig(
+        dim=dim,
+        depth=2,
+        heads=2,
+        num_tokens=num_tokens,
+        max_seq_len=MAX_SEQ_LEN,
+        causal=causal,
+    )
     model = build_model(config, generator=torch.Generator().manual_seed(seed)).eval()
     with torch.no_grad():  # confident enough that decoders differ from each other
         for parameter in model.parameters():
@@ -90,7 +99,8 @@ def save_tiny(
 ) -> Path:
     """A weights folder with a random model."""
     tokenizer = tokenizer or byte_tokenizer()
-    model = tiny_model(seed, dim=dim, num_tokens=tokenizer.vocab_size)
+    causal = objective == "autoregressive"
+    model = tiny_model(seed, dim=dim, num_tokens=tokenizer.vocab_size, causal=causal)
     config = from_mapping(
         WeightsConfig,
         {"model": to_mapping(model.config), "objective": {"kind": objective}, "meta": {}},

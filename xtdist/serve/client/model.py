@@ -51,19 +51,27 @@ class RemoteModel:
     ) -> Iterator[str]:
         """The text, piece by piece as it is found if ``live``; beams are only known at the end."""
         if method == FILL:
-            yield from self._fill(prompt, settings, suffix=suffix)
+            fields = _filling(settings, suffix=suffix)
+        else:
+            params = continuation(method, settings)
+            fields, live = _changed(params), live and not params.uses_beams
+        if not live:
+            yield self._client.complete(prompt, model=self.name, **fields).text
             return
-        params = continuation(method, settings)
-        fields: dict[str, Any] = {"model": self.name, **_changed(params)}
-        if params.uses_beams or not live:
-            yield self._client.complete(prompt, **fields).text
-            return
-        with self._client.stream(prompt, **fields) as stream:
+        with self._client.stream(prompt, model=self.name, **fields) as stream:
             yield from (piece.text for piece in stream)
 
-    def _fill(self, prompt: str, settings: Settings, *, suffix: str) -> Iterator[str]:
-        raise ConfigError(f"--method: {FILL} is not offered by a server yet")
-        yield
+
+def _filling(settings: Settings, *, suffix: str) -> dict[str, Any]:
+    """What is asked of a model that fills masks between prompt and suffix."""
+    fields = {
+        "max_tokens": settings.max_tokens,
+        "temperature": settings.temperature,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "suffix": suffix or None,
+    }
+    return {k: v for k, v in fields.items() if v is not None}
 
 
 def _find(cards: list[dict[str, Any]], name: str | None) -> dict[str, Any]:

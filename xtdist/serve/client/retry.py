@@ -36,7 +36,7 @@ class Retry:
         seed: of the waits; None: from the operating system.
     """
 
-    attempts: PositiveInt = 10
+    attempts: PositiveInt = 30
     first_s: PositiveFloat = 0.2
     longest_s: PositiveFloat = 5.0
     deadline_s: PositiveFloat = 300.0
