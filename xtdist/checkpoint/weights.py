@@ -25,7 +25,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xtdist.checkpoint.layout import MANIFEST, hash_file, read_manifest, verify, write_manifest
+from xtdist.checkpoint.bounds import Shapes, check_room, read_config_tree, saved_shapes
+from xtdist.checkpoint.layout import (
+    MANIFEST,
+    hash_file,
+    read_manifest,
+    safe_join,
+    verify,
+    write_manifest,
+)
 from xtdist.checkpoint.naming import NAME
 from xtdist.checkpoint.storage import place_of
 from xtdist.checkpoint.store import CheckpointStore
@@ -121,6 +129,9 @@ def load_weights(
             "checked; use weights as they were saved"
         )
     verify(path, manifest)
+    own_files = [path / OWN_TENSORS] if OWN_TENSORS in manifest.files else []
+    shapes = saved_shapes([path / TENSORS, *own_files])
+    config = read_config(path, shapes)
     try:
         state = load_file(path / TENSORS, device=device)
         own = load_file(path / OWN_TENSORS) if own_files else {}
@@ -135,9 +146,6 @@ def load_weights(
 
     check_room(build, shapes, where=path)
     trained = build().to(device).eval()
-    own_files = [path / OWN_TENSORS] if OWN_TENSORS in manifest.files else []
-    shapes = saved_shapes([path / TENSORS, *own_files])
-    config = read_config(path, shapes)
     load_state(trained, {**{NET_PREFIX + n: t for n, t in state.items()}, **own}, where=path)
     model = trained.net
     if dtype is torch.int8:
@@ -157,20 +165,6 @@ def load_weights(
     )
 
 
-def find_weights(folder: str | Path) -> Path:
-    """The weights folder meant by ``folder``: itself, a checkpoint's, or a run's newest one. Of an
-    ``s3://`` URL (a checkpoint, or where a run's lie) the weights are fetched to this host. With
-    ``/weights-ema`` behind any of these, the averaged weights there.
-
-    Raises:
-        CheckpointError: there are none.
-        DataError: the store can't be read.
-    """
-    path, mark, options = str(folder).partition("?") if is_remote(folder) else (str(folder), "", "")
-    if Path(path).name != AVERAGED or (Path(path) / MANIFEST).is_file():
-        return _find(folder, WEIGHTS)
-    found = _find(path.removesuffix(AVERAGED).rstrip("/") + mark + options, AVERAGED)
-    if not (found / MANIFEST).is_file():
 def read_config(path: Path, shapes: Shapes | None = None) -> WeightsConfig:
     """The config of a weights folder, whose numbers its tensors can account for. ``shapes``: of all
     its tensors, if they are known already.
@@ -187,6 +181,20 @@ def read_config(path: Path, shapes: Shapes | None = None) -> WeightsConfig:
         raise CheckpointError(f"{path}: not weights that this version can read: {e}") from None
 
 
+def find_weights(folder: str | Path) -> Path:
+    """The weights folder meant by ``folder``: itself, a checkpoint's, or a run's newest one. Of an
+    ``s3://`` URL (a checkpoint, or where a run's lie) the weights are fetched to this host. With
+    ``/weights-ema`` behind any of these, the averaged weights there.
+
+    Raises:
+        CheckpointError: there are none.
+        DataError: the store can't be read.
+    """
+    path, mark, options = str(folder).partition("?") if is_remote(folder) else (str(folder), "", "")
+    if Path(path).name != AVERAGED or (Path(path) / MANIFEST).is_file():
+        return _find(folder, WEIGHTS)
+    found = _find(path.removesuffix(AVERAGED).rstrip("/") + mark + options, AVERAGED)
+    if not (found / MANIFEST).is_file():
         raise CheckpointError(
             f"{found}: no averaged weights there: the run was without optim.ema; leave out "
             f"/{AVERAGED}"
