@@ -135,13 +135,15 @@ def test_a_port_in_use_is_said_before_anything_starts(refused, save_model, monke
     )
 
 
-def test_serving_needs_one_model_and_a_causal_one(refused, save_model, tmp_path):
-    assert "give either a weights folder or --config FILE" in refused("serve")
+def test_serving_needs_one_model_and_no_amateur_for_one_that_fills_masks(
+    refused, save_model, tmp_path
+):
+    assert "give weights, or --model NAME=WEIGHTS, or --config FILE" in refused("serve")
     weights = save_model("weights")
     message = refused("serve", weights, "--config", tmp_path / "x.yaml")
-    assert "give either a weights folder or --config FILE" in message
+    assert "--config" in message
     encoder = save_model("nar", kind="nonautoregressive")
-    assert "needs an autoregressive one" in refused("serve", encoder, "--port", 18234)
+    assert "leave out the amateur" in refused("serve", encoder, "--amateur", weights)
 
 
 @pytest.mark.usefixtures("cluster_of_two")

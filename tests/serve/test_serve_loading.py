@@ -146,10 +146,12 @@ def test_an_amateur_with_another_tokenizer_is_refused(config, weights, tmp_path)
         start(AppConfig(models=(pair,)))
 
 
-def test_a_non_autoregressive_model_is_refused(config, tmp_path):
-    other = save_tiny(tmp_path / "nar", seed=2, objective="nonautoregressive")
-    with pytest.raises(CheckpointError, match="needs an autoregressive one"):
-        start(AppConfig(models=(ServedModel(name="nar", weights=str(other)),)))
+def test_an_amateur_of_a_model_that_fills_masks_is_refused(weights, tmp_path):
+    filler = str(save_tiny(tmp_path / "nar", seed=2, objective="nonautoregressive"))
+    for pair in ((filler, str(weights)), (str(weights), filler)):
+        spec = ServedModel(name="nar", weights=pair[0], amateur=pair[1])
+        with pytest.raises(CheckpointError, match="which fills masks"):
+            start(AppConfig(models=(spec,)))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
     objective.safetensors   the same of the objective's own, where it has some (a critic …)
     config.json         the model, the objective, and where they come from
     tokenizer.json      the tokenizer of the training data
+    chat_template.jinja     how conversations become text, where the run was given one
     manifest.json       sizes and digests, written last
 
 Every checkpoint of a run holds one under ``weights/`` (and, with ``optim.ema``, one of the averaged
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xtdist.checkpoint.bounds import Shapes, check_room, read_config_tree, saved_shapes
+from xtdist.checkpoint.chat_template import CHAT_TEMPLATE
 from xtdist.checkpoint.layout import (
     MANIFEST,
     hash_file,
@@ -91,17 +93,21 @@ def save_weights(
     *,
     tokenizer: Path,
     own: Mapping[str, Tensor] | None = None,
+    chat_template: Path | None = None,
 ) -> None:
     """Write a weights folder. ``state`` is the model's state_dict, whole, on any device; tensors
     that share memory (tied embeddings) are written once. ``own``: the same of what the objective
-    has beside the model (the rest of its state_dict)."""
+    has beside the model (the rest of its state_dict). ``chat_template``: a file."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_distinct(state), folder / TENSORS)
     if own:
         save_file(_distinct(own), folder / OWN_TENSORS)
     (folder / CONFIG).write_text(json.dumps(to_mapping(config), indent=1))
     shutil.copyfile(tokenizer, folder / TOKENIZER)
-    names = (TENSORS, CONFIG, TOKENIZER, *([OWN_TENSORS] if own else []))
+    names = [TENSORS, CONFIG, TOKENIZER, *([OWN_TENSORS] if own else [])]
+    if chat_template is not None:
+        shutil.copyfile(chat_template, folder / CHAT_TEMPLATE)
+        names.append(CHAT_TEMPLATE)
     files = {n: hash_file(folder / n) for n in names}
     write_manifest(folder, files, {"kind": "weights", **config.meta})
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from xtdist.checkpoint import CheckpointStore
+from xtdist.checkpoint.chat_template import ChatTemplate
 from xtdist.checkpoint.storage import place_of
 from xtdist.config import CheckpointError, ConfigError, ResourceError
 from xtdist.data import Tokenizer
@@ -127,6 +128,10 @@ def _with_paths(spec: RunSpec) -> RunSpec:
     if checkpoint.url is not None and not is_remote(checkpoint.url):
         url = str(local_path("checkpoint.url", checkpoint.url))
         checkpoint = dataclasses.replace(checkpoint, url=url)
+    if checkpoint.chat_template is not None:
+        template = str(local_path("checkpoint.chat_template", checkpoint.chat_template))
+        ChatTemplate.read(template, where="checkpoint.chat_template").close()
+        checkpoint = dataclasses.replace(checkpoint, chat_template=template)
     return dataclasses.replace(
         spec, data=with_absolute_paths(spec.data), output=output, checkpoint=checkpoint
     )

@@ -26,6 +26,8 @@ class ServedModel:
         weights: a weights folder, a checkpoint, or a run (its newest checkpoint), as a path or an
             ``s3://`` URL; or ``models:/name@alias`` and ``models:/name/version`` of the registry.
         amateur: the same for the amateur; it must have the same tokenizer.
+        chat_template: a jinja2 file for ``/v1/chat/completions``, instead of the one that may lie
+            with the weights (:mod:`xtdist.checkpoint.chat_template`).
         follow: look again every ``reload_every_s`` what these mean, and serve newer weights when
             there are some. Otherwise they are looked up once, at the start.
     """
@@ -33,6 +35,7 @@ class ServedModel:
     name: str
     weights: str
     amateur: str | None = None
+    chat_template: str | None = None
     follow: bool = False
 
 
@@ -71,6 +74,7 @@ class LimitsConfig:
         body_timeout_s: for the whole body to arrive.
         request_timeout_s: from admission to the last token, whatever the client's headers say.
         health_timeout_s: for the one-token generation behind ``/health``.
+        stall_timeout_s: for one step of an engine; a replica where one takes longer is replaced.
         send_timeout_s: for the client to take one piece of a stream.
         grammar_timeout_s: to compile structured_outputs.
         max_open_requests: of all callers, from the door to the end of the answer, per replica.
@@ -92,6 +96,7 @@ class LimitsConfig:
     body_timeout_s: PositiveFloat = 10.0
     request_timeout_s: PositiveFloat = 120.0
     health_timeout_s: PositiveFloat = 10.0
+    stall_timeout_s: PositiveFloat = 120.0
     send_timeout_s: PositiveFloat = 30.0
     grammar_timeout_s: PositiveFloat = 5.0
     max_open_requests: PositiveInt = 1024

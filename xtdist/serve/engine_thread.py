@@ -20,8 +20,8 @@ from typing import Protocol
 from xtdist.config import ConfigError
 from xtdist.decode.outputs import Output, QueueFull, RequestFailed
 from xtdist.decode.params import GenerationParams
-from xtdist.serve.errors import ApiError, deadline_exceeded, internal, overloaded
-from xtdist.serve.job import Event, Job, Piece
+from xtdist.serve.errors import ApiError, deadline_exceeded, internal, overloaded, unhealthy
+from xtdist.serve.job import Event, Job, Params, Piece
 from xtdist.serve.protocol import refused
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class EngineLike(Protocol):
     @property
     def has_work(self) -> bool: ...
     def add(
-        self, prompt_ids: Sequence[int], params: GenerationParams, *, request_id: str | None = None
+        self, prompt_ids: Sequence[int], params: Params, *, request_id: str | None = None
     ) -> str: ...
     def step(self) -> list[Output]: ...
     def abort(self, request_id: str) -> object: ...
@@ -56,6 +56,7 @@ class EngineThread:
         self.engine = engine
         self.name = name
         self.steps = 0
+        self._step_began: float | None = None
         self.broken = False
         self._clock = clock
         self._ids = itertools.count()
@@ -68,6 +69,12 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
     @property
+    def stalled_s(self) -> float:
+        """How long the step that is running has taken so far; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else self._clock() - began
+
+    @property
     def running(self) -> int:
         """Engine requests that have not finished."""
         return len(self._jobs)
@@ -76,7 +83,7 @@ class EngineThread:
         """Hand a job over; call it in the event loop that reads the job.
 
         Raises:
-            ApiError: 500 when the engine has failed.
+            ApiError: 503 when the engine has failed.
         """
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -105,7 +112,7 @@ class EngineThread:
     def _post(self, what: str, job: Job) -> None:
         with self._news:
             if self.broken and what == "add":
-                raise internal()
+                raise unhealthy()
             self._inbox.append((what, job))
             self._news.notify()
 
@@ -146,7 +153,9 @@ class EngineThread:
                 self._drop(job)
                 events.append((job, ending or deadline_exceeded(job.timeout_s)))
         if self.engine.has_work:
+            self._step_began = self._clock()
             events += self._collect(self._step())
+            self._step_began = None
             self.steps += 1
         events += self._end_lost()
         self._wake_loop(events)
@@ -164,9 +173,9 @@ class EngineThread:
         try:
             for index, prompt in enumerate(job.prompts):
                 request_id = f"{self.name}-{next(self._ids)}"
-                self.engine.add(prompt, job.params, request_id=request_id)
+                self.engine.add(prompt, job.params_of(index), request_id=request_id)
                 self._jobs[request_id] = (job, index)
-                job.live[request_id] = job.params.n
+                job.live[request_id] = job.choices_of(index)
         except QueueFull:
             refusal = overloaded()
         except ConfigError as e:
@@ -220,12 +229,15 @@ class EngineThread:
             self._stopping = True
 
     def _fail_everything(self) -> None:
+        """Jobs that nothing was done for yet may go to another replica."""
         with self._news:
             waiting = [job for what, job in self._inbox if what == "add"]
             self._inbox.clear()
-        jobs = {id(job): job for job in [*waiting, *(j for j, _ in self._jobs.values())]}
+        running = {id(job): job for job, _ in self._jobs.values()}.values()
         self._jobs.clear()
-        self._wake_loop([(job, internal()) for job in jobs.values()])
+        self._wake_loop(
+            [(job, unhealthy()) for job in waiting] + [(job, internal()) for job in running]
+        )
 
 
 def _deliver(events: list[tuple[Job, Event]]) -> None:

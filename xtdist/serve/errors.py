@@ -81,6 +81,11 @@ def deadline_exceeded(timeout_s: float) -> ApiError:
     )
 
 
+def unhealthy() -> ApiError:
+    """503: this replica does not generate and will be replaced; another one may."""
+    return ApiError(503, "not generating", code="unhealthy", headers={"Retry-After": "5"})
+
+
 def internal() -> ApiError:
     """500: our fault. The cause is in the server's log."""
     return ApiError(500, "the server failed on this request", code="internal_error")

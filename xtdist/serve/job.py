@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.outputs import Output
 from xtdist.decode.params import GenerationParams
-from xtdist.serve.errors import ApiError
+from xtdist.serve.errors import ApiError, unhealthy
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Piece:
 
 
 Event = list[Piece] | ApiError
+_LATE_S = 10.0
+Params = GenerationParams | MaskPredictParams
 
 
 @dataclass(eq=False)
@@ -28,11 +31,12 @@ class Job:
 
     Args:
         prompts: token ids, at least one each.
+        params: of all of them, or of each.
         timeout_s: from submission to the last token.
     """
 
     prompts: list[list[int]]
-    params: GenerationParams
+    params: Params | tuple[Params, ...]
     timeout_s: float
     deadline: float = 0.0
     live: dict[str, int] = field(default_factory=dict)  # engine request id -> open choices
@@ -41,7 +45,16 @@ class Job:
     _open: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._open = len(self.prompts) * self.params.n
+        self._open = sum(self.choices_of(i) for i in range(len(self.prompts)))
+
+    def params_of(self, index: int) -> Params:
+        """Of the prompt with this number."""
+        return self.params[index] if isinstance(self.params, tuple) else self.params
+
+    def choices_of(self, index: int) -> int:
+        """How many ends the prompt with this number comes to."""
+        params = self.params_of(index)
+        return params.n if isinstance(params, GenerationParams) else 1
 
     def deliver(self, event: Event) -> None:
         """Called in the event loop."""
@@ -53,10 +66,15 @@ class Job:
         """All pieces since the last call, until every choice has finished.
 
         Raises:
-            ApiError: refused at admission, past the deadline, or the engine failed.
+            ApiError: refused at admission, past the deadline, or the engine failed or hangs: it
+                keeps the deadline itself while it can.
         """
         while self._open:
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(self.timeout_s + _LATE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                raise unhealthy() from None
             self._wake.clear()
             events, self._events = self._events, []
             for event in events:

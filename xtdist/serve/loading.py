@@ -11,10 +11,11 @@ import torch
 from xtdist.checkpoint.weights import load_weights
 from xtdist.config import CheckpointError
 from xtdist.decode.engine import Engine
+from xtdist.objective import NonAutoregressiveWrapper
 from xtdist.serve.auth import load_keys
 from xtdist.serve.config import AppConfig, ServedModel
 from xtdist.serve.engine_thread import EngineThread
-from xtdist.serve.places import absolute, at, check_served, places_of
+from xtdist.serve.places import absolute, at, chat_template, check_served, places_of
 from xtdist.serve.served import Served
 
 C = TypeVar("C", bound=AppConfig)
@@ -42,8 +43,9 @@ def load_served(spec: ServedModel, config: AppConfig) -> Served:
     """Load weights and build the engine.
 
     Raises:
-        CheckpointError: missing or damaged weights, a non-autoregressive model, an amateur with
-            another tokenizer.
+        CheckpointError: missing or damaged weights, an amateur with another tokenizer or of a model
+            that fills masks.
+        ConfigError: a chat template that is none.
     """
     found = check_served(spec, registry=config.registry)
     device = "cuda" if config.gpus else "cpu"
@@ -56,8 +58,10 @@ def load_served(spec: ServedModel, config: AppConfig) -> Served:
         if model is not None and not all(torch.isfinite(p).all() for p in model.parameters()):
             raise CheckpointError(f"{of.folder}: holds NaN or infinity: its training failed")
     tokenizer = expert.tokenizer
+    trained = expert.trained
+    filler = trained if isinstance(trained, NonAutoregressiveWrapper) else None
     engine = Engine(
-        expert.model,
+        filler or expert.model,
         amateur=amateur,
         tokenizer=tokenizer,
         eos_ids=(tokenizer.eot_id,),
@@ -72,10 +76,14 @@ def load_served(spec: ServedModel, config: AppConfig) -> Served:
         step=found[0].step,
         max_seq_len=engine.longest,
         contrastive=amateur is not None,
+        filling=filler.filling if filler is not None else None,
+        chat_template=chat_template(spec, found[0].folder),
     )
 
 
 def _resolved(spec: ServedModel, registry: str | None) -> ServedModel:
     found = check_served(spec, registry=registry)
     places = [absolute(p) for p in places_of(spec)] if spec.follow else [f.place for f in found]
+    if spec.chat_template is not None:
+        spec = dataclasses.replace(spec, chat_template=str(Path(spec.chat_template).resolve()))
     return at(spec, places)

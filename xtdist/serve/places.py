@@ -7,10 +7,10 @@ on to newer weights; what :func:`locate` makes of them does not.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from xtdist.checkpoint.chat_template import CHAT_TEMPLATE, ChatTemplate
 from xtdist.checkpoint.layout import read_manifest, verify
 from xtdist.checkpoint.weights import (
     CONFIG,
@@ -19,8 +19,9 @@ from xtdist.checkpoint.weights import (
     WeightsConfig,
     find_weights,
     locate_weights,
+    read_config,
 )
-from xtdist.config import CheckpointError, ConfigError, digest, from_mapping
+from xtdist.config import CheckpointError, digest
 from xtdist.data.storage.location import is_remote
 from xtdist.data.tokenizer import load_tokenizer
 from xtdist.serve.config import ServedModel
@@ -94,13 +95,38 @@ def check_served(spec: ServedModel, *, registry: str | None = None) -> list[Foun
     """
     where = f"models.{spec.name}"
     places = places_of(locate(spec, registry=registry))
-    found = [_check_folder(_fetch(p, registry), place=p, where=where) for p in places]
+    found = [_check_folder(_fetch(p, registry), place=p) for p in places]
+    chat_template(spec, found[0].folder)
+    filling = [f for f in found if f.config.objective.kind != "autoregressive"]
+    if filling and len(found) > 1:
+        raise CheckpointError(
+            f"{where}: {filling[0].folder} holds a {filling[0].config.objective.kind} model, which "
+            "fills masks; contrast needs two that are autoregressive: leave out the amateur"
+        )
     if len({f.tokenizer for f in found}) > 1:
         raise CheckpointError(
             f"{where}: the amateur {spec.amateur} has another tokenizer than {spec.weights}; "
             "contrast needs the same vocabulary"
         )
     return found
+
+
+def chat_template(spec: ServedModel, folder: Path) -> ChatTemplate | None:
+    """What makes prompts of conversations for a model with the weights in ``folder``, if anything
+    does. One that does not belong to the folder's manifest does not count.
+
+    Raises:
+        ConfigError: it can't be read or compiled.
+        CheckpointError: it was changed since it was saved.
+    """
+    where = f"models.{spec.name}.chat_template"
+    if spec.chat_template is not None:
+        return ChatTemplate.read(spec.chat_template, where=where)
+    manifest = read_manifest(folder)
+    if CHAT_TEMPLATE not in manifest.files:
+        return None
+    verify(folder, manifest, names=(CHAT_TEMPLATE,))
+    return ChatTemplate.read(folder / CHAT_TEMPLATE, where=where)
 
 
 def _fetch(place: str, registry: str | None) -> Path:
@@ -121,7 +147,7 @@ def _fetch(place: str, registry: str | None) -> Path:
     return folder
 
 
-def _check_folder(folder: Path, *, place: str, where: str) -> Found:
+def _check_folder(folder: Path, *, place: str) -> Found:
     """A weights folder whose small files are in order."""
     manifest = read_manifest(folder)
     missing = sorted({CONFIG, TOKENIZER, TENSORS} - manifest.files.keys())
@@ -131,19 +157,10 @@ def _check_folder(folder: Path, *, place: str, where: str) -> Found:
             "is loaded: export the weights again"
         )
     verify(folder, manifest, names=(CONFIG, TOKENIZER))
-    try:
-        config = from_mapping(WeightsConfig, json.loads((folder / CONFIG).read_text()))
-    except (ConfigError, OSError, ValueError) as e:
-        raise CheckpointError(f"{folder / CONFIG}: not of this version: {e}") from None
-    if config.objective.kind != "autoregressive":
-        raise CheckpointError(
-            f"{where}: {folder} holds a {config.objective.kind} model; /v1/completions needs an "
-            "autoregressive one"
-        )
     return Found(
         place=place,
         folder=folder,
         digest=digest(manifest),
-        config=config,
+        config=read_config(folder),
         tokenizer=str(load_tokenizer(folder / TOKENIZER).sha256),
     )

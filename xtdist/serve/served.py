@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from xtdist.checkpoint.chat_template import ChatTemplate
 from xtdist.config import ConfigError
+from xtdist.decode.maskpredict import MaskPredictParams
 from xtdist.decode.params import GenerationParams
 from xtdist.serve.engine_thread import EngineThread
 from xtdist.serve.errors import ApiError, invalid, overloaded
@@ -24,6 +26,7 @@ class TokenizerLike(Protocol):
 
     vocab_size: int
     eot_id: int
+    mask_id: int
 
     def encode(self, text: str, /) -> Iterable[int]: ...
     def decode(self, ids: Iterable[int], /) -> str: ...
@@ -38,6 +41,8 @@ class Served:
         digest: of the weights; every answer names it.
         max_seq_len: tokens that a sequence may have here, prompt included.
         step: of the training run that the weights are from.
+        filling: how a model that fills masks wants to be asked; None: it continues prompts.
+        chat_template: what makes a prompt of a conversation.
     """
 
     name: str
@@ -47,10 +52,17 @@ class Served:
     max_seq_len: int
     contrastive: bool
     step: int | None = None
+    filling: MaskPredictParams | None = None
+    chat_template: ChatTemplate | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     _probed: tuple[float, bool] = (float("-inf"), True)
     _probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _compiling: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+
+    @property
+    def fills(self) -> bool:
+        """Whether it fills masks, from both sides, and does not continue a prompt."""
+        return self.filling is not None
 
     def card(self) -> ModelCard:
         return ModelCard(
@@ -58,6 +70,8 @@ class Served:
             created=self.created,
             max_model_len=self.max_seq_len,
             contrastive=self.contrastive,
+            fills=self.fills,
+            chat=self.chat_template is not None and not self.fills,
             digest=self.digest,
             step=self.step,
         )
@@ -110,8 +124,8 @@ class Served:
             work.exception()  # somebody has looked at it, whether or not anybody still waits
 
     async def healthy(self, timeout_s: float) -> bool:
-        """Whether the engine generates: one token, or progress on others' work. The answer is kept
-        for a second, so that asking often costs nothing."""
+        """Whether the engine works: one token, one mask, or progress on others' work. The answer is
+        kept for a second, so that asking often costs nothing."""
         async with self._probing:
             asked, answer = self._probed
             if time.monotonic() - asked > _PROBE_EVERY_S:
@@ -123,8 +137,7 @@ class Served:
         if self.thread.broken:
             return False
         steps = self.thread.steps
-        params = GenerationParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-        job = Job([[self.tokenizer.eot_id]], params, timeout_s)
+        job = self._shortest(timeout_s)
         try:
             self.thread.submit(job)
             async with asyncio.timeout(timeout_s):
@@ -135,6 +148,13 @@ class Served:
         finally:
             self.thread.cancel(job)
         return True
+
+    def _shortest(self, timeout_s: float) -> Job:
+        """The least that the engine can be asked for: one token, or one mask."""
+        if self.fills:
+            return Job([[self.tokenizer.mask_id]], MaskPredictParams(steps=1), timeout_s)
+        params = GenerationParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        return Job([[self.tokenizer.eot_id]], params, timeout_s)
 
 
 def word_ids(words: Iterable[str], tokenizer: TokenizerLike) -> tuple[tuple[int, ...], ...]:

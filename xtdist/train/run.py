@@ -178,6 +178,7 @@ def _build(job: WorkerJob) -> Run:
         precision=spec.engine.precision,
         mlflow_run_id=job.mlflow.run_id if job.mlflow else None,
     )
+    state.keep_chat_template(spec.checkpoint.chat_template, folder)
     store = CheckpointStore(spec.checkpoint.place(folder))
     commit = state.find_commit(store, record.identity)
     with phases("restore"):

@@ -13,6 +13,8 @@ class ModelCard(Wire):
     Attributes:
         max_model_len: tokens that prompt and answer may have together.
         contrastive: whether it has an amateur to be contrasted with.
+        fills: whether it fills masks (``/v1/infill``) and does not continue a prompt.
+        chat: whether it has a template for ``/v1/chat/completions``.
         digest: of the weights.
         step: of the training run that they are from.
     """
@@ -23,6 +25,8 @@ class ModelCard(Wire):
     owned_by: str = "xtdist"
     max_model_len: int
     contrastive: bool
+    fills: bool = False
+    chat: bool = False
     digest: str = ""
     step: int | None = None
 

@@ -30,6 +30,8 @@ class CheckpointSpec:
         lower_is_better: of ``metric``; null: known of losses, perplexities, bits and accuracies.
         max_misses: a save that fails (disk full, store not reachable) is tried again a few steps
             later; that many failures in a row end the run.
+        chat_template: a jinja2 file that goes into every weights folder, so that the model can be
+            served for conversations (:mod:`xtdist.checkpoint.chat_template`).
     """
 
     url: str | None = None
@@ -41,6 +43,7 @@ class CheckpointSpec:
     metric: str = "eval/valid/loss"
     lower_is_better: bool | None = None
     max_misses: PositiveInt = 5
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.url is not None:

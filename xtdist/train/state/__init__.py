@@ -16,6 +16,7 @@ from xtdist.train.state.snapshot import (
     check_disk,
     checkpoint_bytes,
     describe,
+    keep_chat_template,
     objective_state,
     snapshot,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "flats",
     "gather",
     "identity",
+    "keep_chat_template",
     "load_extra",
     "objective_state",
     "restore",

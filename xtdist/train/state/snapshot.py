@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xtdist.checkpoint import WeightsConfig
+from xtdist.checkpoint.chat_template import CHAT_TEMPLATE
 from xtdist.checkpoint.weights import AVERAGED, NET_PREFIX, save_weights
 from xtdist.config import ResourceError
 from xtdist.data import TOKENIZER_FILE
@@ -64,8 +65,21 @@ def _weights(run: Run, name: str) -> dict[str, Writer]:
     tokenizer = run.folder / TOKENIZER_FILE
     run.record.data.tokenizer.save(tokenizer)
     config = run.record.weights(step=run.position.step)
-    write = partial(_write_weights, state=_copies(state), config=config, tokenizer=tokenizer)
+    write = partial(
+        _write_weights,
+        state=_copies(state),
+        config=config,
+        tokenizer=tokenizer,
+        chat_template=run.folder / CHAT_TEMPLATE if run.spec.checkpoint.chat_template else None,
+    )
     return {name: write}
+
+
+def keep_chat_template(given: str | None, folder: Path) -> None:
+    """Copy the chat template into the run's folder, once at the start: what happens to the file
+    later does not end the run. Only on rank 0."""
+    if given is not None and dist.get_rank() == 0:
+        shutil.copyfile(given, folder / CHAT_TEMPLATE)
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -142,11 +156,16 @@ def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_weights(
-    folder: Path, *, state: dict[str, Tensor], config: WeightsConfig, tokenizer: Path
+    folder: Path,
+    *,
+    state: dict[str, Tensor],
+    config: WeightsConfig,
+    tokenizer: Path,
+    chat_template: Path | None,
 ) -> None:
     net = {n.removeprefix(NET_PREFIX): t for n, t in state.items() if n.startswith(NET_PREFIX)}
     own = {n: t for n, t in state.items() if not n.startswith(NET_PREFIX)}
-    save_weights(folder, net, config, tokenizer=tokenizer, own=own)
+    save_weights(folder, net, config, tokenizer=tokenizer, own=own, chat_template=chat_template)
 
 
 def _numel(parameter: Tensor) -> int:
