@@ -305,6 +305,7 @@ def error(status: int, code: str | None = None, **headers: str) -> httpx.Respons
         (httpx.ConnectError("refused"), 4),
         (httpx.ReadError("reset"), 4),
         (httpx.RemoteProtocolError("cut"), 4),
+        (error(408, "body_timeout"), 4),
         (error(429), 4),
         (error(503, "queue_full"), 4),
         (httpx.Response(500, text="Internal Server Error"), 4),

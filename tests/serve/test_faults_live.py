@@ -188,6 +188,7 @@ def test_replicas_that_are_killed_cost_no_answer_and_end_no_stream_silently(
 
     most, kills = asyncio.run(main())
     print(f"{kills} kills at {LOAD:.0%} of {most:.1f} requests/s: {dict(traffic.ends)}")
+    print(*traffic.problems, sep="\n")
     assert kills >= HARM_S / KILL_EVERY_S / 2
     assert not traffic.problems
     assert traffic.ends["whole"] > 50

@@ -92,10 +92,14 @@ class Replica:
         return left
 
     def check_health(self) -> None:
-        """Ray Serve replaces a replica whose engine has failed."""
-        broken = [m.name for m in self.backend.models if m.thread.broken]
+        """Ray Serve replaces a replica whose engine has failed, or hangs."""
+        limit_s, threads = self._config.limits.stall_timeout_s, self.backend.threads
+        broken = [t.name for t in threads if t.broken]
         if broken:
             raise RuntimeError(f"the engine of {', '.join(broken)} has failed")
+        stalled = [t.name for t in threads if t.stalled_s > limit_s]
+        if stalled:
+            raise RuntimeError(f"a step of {', '.join(stalled)} takes more than {limit_s:g} s")
         if not self.backend.models:
             raise RuntimeError("no models: user_config was null; leave it out")
 

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from xtdist.serve.backend import Backend, shutting_down
 from xtdist.serve.completions import add_completions
-from xtdist.serve.errors import ApiError
+from xtdist.serve.errors import ApiError, unhealthy
 from xtdist.serve.gate import Door, refusal
 from xtdist.serve.infill import add_infill
 from xtdist.serve.models import add_models
@@ -59,7 +59,7 @@ def _add_health(app: FastAPI, backend: Backend) -> None:
         timeout_s = backend.limits.health_timeout_s
         sick = [m.name for m in backend.models if not await m.healthy(timeout_s)]
         if sick:
-            raise ApiError(503, "not generating", code="unhealthy", headers={"Retry-After": "5"})
+            raise unhealthy()
         return JSONResponse(Health().model_dump())
 
 

@@ -103,4 +103,6 @@ def repeatable(failure: ClientError) -> bool:
         return False
     if failure.repeatable is not None:
         return failure.repeatable
-    return failure.status == 429 or (failure.status >= 500 and failure.status not in (501, 504))
+    if failure.status >= 500:
+        return failure.status not in (501, 504)
+    return failure.status in (408, 429)  # 408: the server did not read all of the request in time
