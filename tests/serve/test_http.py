@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 
 import pytest
@@ -151,27 +150,3 @@ def test_a_failed_engine_is_an_error_without_details_and_turns_health_red(
     assert reply.status_code == 500
     assert "canary" not in reply.text + json.dumps(last)
     assert http.request("GET", "/health").status_code == 503
-
-
-def test_mutated_requests_never_get_a_server_error(http):
-    """Bytes of a good request, changed at random: refused or served, nothing else, quickly."""
-    rng = random.Random(5)
-    full = {"model": "tiny", "prompt": ["ab", "é"], "max_tokens": 2, "temperature": 0.5, "n": 1}
-    full |= {"stop": ["x"], "logit_bias": {"5": -1.5}, "seed": 3, "contrastive": {"beta": 0.1}}
-    good = json.dumps(full).encode()
-    tokens = [b"NaN", b"1e999", b'"', b"\\ud800", b"-", b"9" * 50, b"null", b"[", b"}", b"\x00"]
-    seen = set()
-    for _ in range(400):
-        raw = bytearray(good)
-        digits = [i for i, b in enumerate(raw) if chr(b).isdecimal()]
-        raw[rng.choice(digits)] = ord(rng.choice("0123456789"))
-        for _ in range(rng.randint(0, 3)):
-            at = rng.randrange(len(raw))
-            insert = rng.choice(tokens) if rng.random() < 0.5 else bytes([rng.randrange(256)])
-            raw[at : at + rng.randint(0, 3)] = insert
-        reply = http.raw(bytes(raw))
-        seen.add(reply.status_code)
-        if reply.status_code != 200:
-            assert reply.json()["error"]["message"]
-    assert seen <= {200, 400, 404}
-    assert seen >= {200, 400}
