@@ -2,9 +2,10 @@
 for non-autoregressive models."""
 
 from xtdist.decode.denoiser import Denoiser, PlainDenoiser
-from xtdist.decode.engine import Engine, generate, stream
+from xtdist.decode.engine import Engine
 from xtdist.decode.fill import mask_predict
 from xtdist.decode.maskpredict import MaskPredictParams
+from xtdist.decode.once import generate, stream
 from xtdist.decode.outputs import (
     Choice,
     Completion,
@@ -14,6 +15,7 @@ from xtdist.decode.outputs import (
     TokenLogprob,
 )
 from xtdist.decode.params import ContrastiveParams, EngineConfig, GenerationParams, GrammarParams
+from xtdist.decode.stats import EngineStats
 from xtdist.decode.stopping import Tokenizer
 from xtdist.decode.stream import OutputStream
 
@@ -24,6 +26,7 @@ __all__ = [
     "Denoiser",
     "Engine",
     "EngineConfig",
+    "EngineStats",
     "GenerationParams",
     "GrammarParams",
     "MaskPredictParams",

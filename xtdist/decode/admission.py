@@ -147,6 +147,7 @@ class Admission:
         self.check_ids("prompt", prompt)
         self.check_ids("stop_token_ids", params.stop_token_ids)
         self.check_ids("logit_bias", tuple(params.logit_bias))
+        self.check_ids("allowed_token_ids", params.allowed_token_ids or ())
         self.check_ids("bad_words", tuple(i for word in params.bad_words for i in word))
         self._check_amateurs(params)
         if params.stop and self.tokenizer is None:

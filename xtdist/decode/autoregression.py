@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,14 @@ from xtdist.decode.compiled import check_compiles
 from xtdist.decode.continuation import Continuation
 from xtdist.decode.contrastive_search import Search
 from xtdist.decode.dola import exit_layers
+from xtdist.decode.given import as_made
 from xtdist.decode.grammar import Grammars
 from xtdist.decode.lockstep import Lockstep, Ready
 from xtdist.decode.outputs import Output
 from xtdist.decode.params import EngineConfig, GenerationParams
-from xtdist.decode.processors import LogitsProcessor
-from xtdist.decode.request import Request
+from xtdist.decode.processors import Allowed, LogitsProcessor
+from xtdist.decode.prompt_scores import PromptScores
+from xtdist.decode.request import Extras, Request
 from xtdist.decode.request import Sequence as Continuing
 from xtdist.decode.runner import make_runner
 from xtdist.decode.scheduler import Work
@@ -42,8 +44,7 @@ class Autoregression:
 
     def __init__(
         self,
-        model: nn.Module,
-        amateurs: Sequence[nn.Module],
+        models: Sequence[nn.Module],
         *,
         tokenizer: Tokenizer | None,
         eos_ids: tuple[int, ...],
@@ -51,6 +52,7 @@ class Autoregression:
         config: EngineConfig,
     ) -> None:
         """Raises ConfigError for models that can't be served, alone or together."""
+        model, *amateurs = models
         self.model, self.tokenizer, self.eos_ids = model, tokenizer, eos_ids
         self.admission = Admission.check_models(model, amateurs, tokenizer=tokenizer, config=config)
         banned_ids = tuple(banned_ids)
@@ -78,7 +80,7 @@ class Autoregression:
         self.drafts = DraftCount()
         expert, *weaker = (
             make_runner(m, limit, store, compile_sequences=config.compile_sequences)
-            for m, limit, store in zip((model, *amateurs), limits, self.pool.stores, strict=True)
+            for m, limit, store in zip(models, limits, self.pool.stores, strict=True)
         )
         drafter = Drafter(weaker[0], ids, self.drafts) if weaker else None
         self._models = Lockstep(self.pool, expert, tuple(weaker), drafter)
@@ -90,43 +92,53 @@ class Autoregression:
         self,
         name: str,
         prompt: tuple[int, ...],
-        params: GenerationParams,
+        params: object,
         *,
         seed: int,
-        context: Any,
-        processor: LogitsProcessor | None = None,
+        extras: Extras,
     ) -> Request:
         """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
+        params = as_made(params, GenerationParams, name="params", why="the model is causal")
+        context = extras.context
         prompt, taken = resume.split(prompt, params)
         self.admission.check_ids("prompt", taken)
         self.admission.check(prompt, params, context=context, pool=self.pool)
         eos = () if params.ignore_eos else self.eos_ids
         ends = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
-        stream = TextStream(self.tokenizer, params.stop, params.min_tokens)
+        stream = TextStream.of(params, self.tokenizer)
         request = Request(name, prompt, params, seed, ends)
         request.sequences = [Continuing(tokens=[*prompt, *taken], stream=stream)]
         request.resumed = resume.push(taken, stream, ends)
-        if params.grammar is not None:
-            request.processors += (self._grammar().processor(params, ends=ends),)
-        if processor is not None:
-            request.processors += (processor,)
+        request.processors = tuple(self._processors(params, ends, extras))
         if params.uses_beams:
             request.beams = _beams(params, seed=seed, ends=ends)
         if params.penalty_alpha > 0:
             request.search = Search(params.penalty_alpha)
         if params.dola is not None:
             request.exits = exit_layers(params.dola, self.model)
+        if params.prompt_logprobs is not None:
+            request.scores = PromptScores(name, prompt, params.prompt_logprobs)
         if context is not None:
             request.context = Context(context.detach().to(self._reference))
         return request
 
-    def compile(self, params: GenerationParams) -> None:
+    def _processors(
+        self, params: GenerationParams, ends: tuple[int, ...], extras: Extras
+    ) -> Iterator[LogitsProcessor]:
+        if params.allowed_token_ids is not None:
+            yield Allowed(params.allowed_token_ids, self._reference.device)
+        if params.grammar is not None:
+            yield self._grammar().processor(params, ends=ends)
+        if extras.processor is not None:
+            yield extras.processor
+
+    def compile(self, params: object) -> None:
         """Compile its grammar, if it has one, before the request comes; in any thread.
 
         Raises:
             ConfigError: a grammar that can't be used.
         """
-        if params.grammar is not None:
+        if isinstance(params, GenerationParams) and params.grammar is not None:
             self._grammar().compile(params.grammar)
 
     def _grammar(self) -> Grammars:
@@ -137,12 +149,16 @@ class Autoregression:
     def advance(self, work: list[Work]) -> list[Output]:
         """Run the work through the models and take every sequence further that can go on."""
         ready, logits = self._models.run(work)
+        scored = {w.request.id: w.request for w in work if w.request.scores is not None}
         groups: dict[int, list[Ready]] = {}
         drawn: list[Ready] = []
+        outputs: list[Output] = []
         for r in ready:
+            if not r.request.params.max_tokens:
+                outputs += self._only_scores(r.request)
+                continue
             grouped = r.request.beams is not None or r.request.search is not None
             (groups.setdefault(id(r.request), []) if grouped else drawn).append(r)
-        outputs: list[Output] = []
         for group in groups.values():
             way = self._search if group[0].request.beams is None else self._beams
             outputs += way.advance(group, logits)
@@ -151,7 +167,23 @@ class Autoregression:
         for w in work:
             if w.drafted:
                 self.pool.trim(w.sequence.table)
-        return outputs
+        return [_with_scores(o, scored) for o in outputs] if scored else outputs
+
+    def _only_scores(self, request: Request) -> list[Output]:
+        """The end of a request that generates nothing."""
+        for sequence in request.sequences:
+            self.pool.release(sequence.table)
+        request.sequences = []
+        return [Output(request.id, i, finish_reason="length") for i in range(request.params.n)]
+
+
+def _with_scores(output: Output, scored: dict[str, Request]) -> Output:
+    """The first output of a request has what its prompt scored."""
+    request = scored.get(output.request_id)
+    if request is None or request.scores is None:
+        return output
+    found, request.scores = tuple(request.scores.found), None
+    return replace(output, prompt_logprobs=found)
 
 
 def _beams(

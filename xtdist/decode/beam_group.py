@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xtdist.decode.beam import Candidate, Finished
+from xtdist.decode.continuation import stop_reason
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.lockstep import Ready, StepLogits
 from xtdist.decode.outputs import Output, RequestFailed
@@ -41,7 +42,7 @@ class BeamGroup:
         def ends(c: Candidate) -> bool:
             if c.token in request.ends:
                 return True
-            return bool(request.params.stop) and self._spell(request, tokens_of(c))[1]
+            return bool(request.params.stop) and self._spell(request, tokens_of(c))[1].stopped
 
         scores = self._scores(group, logits)
         if bool(scores.amax(-1).isnan().any()):
@@ -91,23 +92,23 @@ class BeamGroup:
                 self.pool.release(parent.table)
         return children
 
-    def _spell(self, request: Request, tokens: Seq[int]) -> tuple[Release, bool]:
-        """Tokens and text of a hypothesis, cut before a stop string, and whether there was one."""
-        params = request.params
-        stream = TextStream(self.tokenizer, params.stop, params.min_tokens)
+    def _spell(self, request: Request, tokens: Seq[int]) -> tuple[Release, TextStream]:
+        """Tokens and text of a hypothesis, cut at a stop string, and what has shown them."""
+        stream = TextStream.of(request.params, self.tokenizer)
         release = Release()
         try:
             for token in tokens:
                 release = release + stream.push(token, visible=token not in request.ends)
                 if stream.stopped:
-                    return release, True
+                    return release, stream
             release = release + stream.finish()
         except Exception as e:  # the tokenizer's
             raise RequestFailed(request.id) from e
-        return release, stream.stopped
+        return release, stream
 
     def _output(self, request: Request, index: int, finished: Finished) -> Output:
-        release, _ = self._spell(request, finished.tokens)
+        release, stream = self._spell(request, finished.tokens)
+        last = finished.tokens[-1]
         return Output(
             request_id=request.id,
             index=index,
@@ -115,4 +116,5 @@ class BeamGroup:
             text=release.text,
             finish_reason="stop" if finished.ended else "length",
             score=finished.score,
+            stop_reason=stop_reason(request, last, stream) if finished.ended else None,
         )

@@ -18,6 +18,8 @@ def check_conflicts(p: GenerationParams) -> None:
     """Raises ConfigError for what can't be honoured together, naming the field to change."""
     if p.best_of is not None and p.best_of < p.n:
         raise ConfigError(f"best_of: got {p.best_of}, fewer than n {p.n}; raise best_of or lower n")
+    if not p.max_tokens:
+        _check_scores_only(p)
     if p.grammar is not None and p.ignore_eos:
         raise ConfigError("ignore_eos: got true with a grammar, which must be able to end")
     if p.dola is not None and p.contrastive is not None:
@@ -30,6 +32,19 @@ def check_conflicts(p: GenerationParams) -> None:
         _check_search(p)
     if p.resume_tokens:
         _check_resumed(p)
+
+
+def _check_scores_only(p: GenerationParams) -> None:
+    """Nothing is generated."""
+    if p.prompt_logprobs is None:
+        raise ConfigError(
+            "max_tokens: got 0, which only prompt_logprobs can do with; give at least 1"
+        )
+    _only_default(
+        p,
+        ("best_of", "num_beams", "penalty_alpha"),
+        "with max_tokens 0: leave it out, or generate something",
+    )
 
 
 def _check_beams(p: GenerationParams) -> None:
@@ -81,7 +96,7 @@ def _check_resumed(p: GenerationParams) -> None:
         )
     _only_default(
         p,
-        ("n", "best_of", "num_beams", "penalty_alpha", "logprobs"),
+        ("n", "best_of", "num_beams", "penalty_alpha", "logprobs", "prompt_logprobs"),
         "with resume_tokens: leave it out, or ask from the start",
     )
 

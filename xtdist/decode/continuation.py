@@ -69,7 +69,7 @@ class Continuation:
                     tokens=list(r.sequence.tokens),
                     index=index,
                     table=self.pool.fork(r.sequence.table),
-                    stream=TextStream(self.tokenizer, params.stop, params.min_tokens),
+                    stream=TextStream.of(params, self.tokenizer),
                 )
                 r.request.sequences.append(sequence)
                 branches.append(dataclasses.replace(r, sequence=sequence))
@@ -130,7 +130,15 @@ def announce(
         text=release.text,
         logprobs=tuple(x for x in release.extras if x is not None),
         finish_reason=reason,
+        stop_reason=stop_reason(request, token, sequence.stream) if reason == "stop" else None,
     )
+
+
+def stop_reason(request: Request, last: int, stream: TextStream) -> str | int | None:
+    """Which stop string or id of ``stop_token_ids`` has ended a text; None: another end."""
+    if stream.stopped:
+        return stream.stopped_by
+    return last if last in request.params.stop_token_ids else None
 
 
 def _ranked(ready: Seq[Ready], outputs: Seq[Output]) -> list[Output]:

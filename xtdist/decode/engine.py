@@ -8,38 +8,46 @@ Example:
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from xtdist.config import ConfigError, derive_seed
 from xtdist.decode.autoregression import Autoregression
-from xtdist.decode.denoiser import Denoiser, as_denoiser
-from xtdist.decode.denoising import Denoising
-from xtdist.decode.fill_request import FillAdmission, FillRequest, NoPages
-from xtdist.decode.given import (
-    as_ids,
-    as_made,
-    as_net,
-    as_prompts,
-    check_tokenizer,
-    of_prompt,
-)
+from xtdist.decode.complete import complete
+from xtdist.decode.denoiser import as_denoiser
+from xtdist.decode.given import as_ids, as_made, as_nets, check_tokenizer, fresh_seed
+from xtdist.decode.infilling import Infilling
+from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.maskpredict import MaskPredictParams
-from xtdist.decode.outputs import Completion, Output, QueueFull, RequestFailed, collect
+from xtdist.decode.outputs import Completion, Output, QueueFull, RequestFailed
 from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.processors import LogitsProcessor
-from xtdist.decode.request import Request
+from xtdist.decode.request import Extras, Request
 from xtdist.decode.scheduler import Scheduler, Work
 from xtdist.decode.speculative import DraftCount
+from xtdist.decode.stats import EngineStats
 from xtdist.decode.stopping import Tokenizer
 from xtdist.decode.stream import Mail, OutputStream
 from xtdist.decode.undo import Undo
+
+
+class Way(Protocol):
+    """How requests of one kind are run. ``recomputes``: as the engine's."""
+
+    recomputes: str
+    pool: KVPool
+    longest: int
+    drafts: DraftCount
+
+    def request(
+        self, name: str, prompt: tuple[int, ...], params: object, *, seed: int, extras: Extras
+    ) -> Request: ...
+    def compile(self, params: object) -> None: ...
+    def advance(self, work: list[Work]) -> list[Output]: ...
 
 
 class Engine:
@@ -82,48 +90,52 @@ class Engine:
         banned_ids = as_ids(banned_ids, name="banned_ids")
         self._requests: dict[str, Request] = {}
         self._mail = Mail()
-        self._added = 0
+        self._added = self._steps = self._given_out = 0
         self._numbers = itertools.count()
-        self._seed = self.config.seed if self.config.seed is not None else _fresh_seed()
+        self._seed = self.config.seed if self.config.seed is not None else fresh_seed()
+        self._way = self._way_for(model, amateur, banned_ids)
+        self.recomputes, self.pool = self._way.recomputes, self._way.pool
+        self.scheduler = Scheduler(self.pool, self.config)
+
+    def _way_for(
+        self,
+        model: nn.Module,
+        amateur: nn.Module | Sequence[nn.Module] | None,
+        banned_ids: tuple[int, ...],
+    ) -> Way:
         denoiser = as_denoiser(model)
-        self._denoising: Denoising | None = None
-        if denoiser is not None:
-            self._denoise(denoiser, amateur, banned_ids)
-            return
-        self._text = Autoregression(
-            as_net(model),
-            _amateurs(amateur),
-            tokenizer=tokenizer,
+        if denoiser is None:
+            return Autoregression(
+                as_nets(model, amateur),
+                tokenizer=self.tokenizer,
+                eos_ids=self.eos_ids,
+                banned_ids=banned_ids,
+                config=self.config,
+            )
+        if amateur is not None:
+            raise ConfigError("amateur: a model that fills masks has no use for one; leave it out")
+        return Infilling(
+            denoiser,
+            tokenizer=self.tokenizer,
             eos_ids=self.eos_ids,
             banned_ids=banned_ids,
             config=self.config,
         )
-        self.recomputes, self.pool = self._text.recomputes, self._text.pool
-        self.scheduler = Scheduler(self.pool, self.config)
-
-    def _denoise(self, denoiser: Denoiser, amateur: object, banned_ids: Iterable[int]) -> None:
-        """Set up for a model that fills masks."""
-        if amateur is not None:
-            raise ConfigError("amateur: a model that fills masks has no use for one; leave it out")
-        self._fill_admission = FillAdmission(
-            denoiser, tokenizer=self.tokenizer, banned_ids=banned_ids, config=self.config
-        )
-        self._denoising = Denoising(
-            denoiser, eos_ids=self.eos_ids, banned_ids=self._fill_admission.banned
-        )
-        self.recomputes = ""
-        self.pool = NoPages()
-        self.scheduler = Scheduler(self.pool, self.config)
 
     @property
     def drafts(self) -> DraftCount:
         """How many tokens were drafted so far, and how many of them the expert took."""
-        return DraftCount() if self._denoising is not None else self._text.drafts
+        return self._way.drafts
 
     @property
     def longest(self) -> int:
         """Tokens that a sequence may have, prompt included."""
-        return self._fill_admission.longest if self._denoising is not None else self._text.longest
+        return self._way.longest
+
+    @property
+    def full(self) -> bool:
+        """Whether ``max_waiting`` requests wait."""
+        return len(self.scheduler.waiting) >= self.config.max_waiting
 
     @property
     def has_work(self) -> bool:
@@ -138,9 +150,11 @@ class Engine:
         request_id: str | None = None,
         context: Float[Tensor, "j d"] | None = None,
         processor: LogitsProcessor | None = None,
+        salt: str = "",
     ) -> str:
         """Queue a request; returns its id. ``context``: what cross attention reads; ``processor``
-        changes the scores before a token is chosen.
+        changes the scores before a token is chosen. Requests with different ``salt`` never share
+        what was computed for the other.
         To fill masks, ``prompt_ids`` are the sequence with the mask where a token is wanted.
 
         Raises:
@@ -148,7 +162,7 @@ class Engine:
             QueueFull: ``max_waiting`` requests wait already.
         """
         prompt = as_ids(prompt_ids, name="prompt")
-        if len(self.scheduler.waiting) >= self.config.max_waiting:
+        if self.full:
             raise QueueFull(
                 f"the engine's queue is full: {self.config.max_waiting} requests wait already; "
                 "ask again later or raise max_waiting"
@@ -159,7 +173,10 @@ class Engine:
             name = next(name for name in free if name not in self._requests)
         if name in self._requests:
             raise ConfigError(f"request_id: {name!r} is in use; give every request its own")
-        request = self._request(name, prompt, params, context=context, processor=processor)
+        own = getattr(params, "seed", None)
+        seed = derive_seed(self._seed, self._added) if own is None else own
+        extras = Extras(context=context, processor=processor, salt=salt)
+        request = self._way.request(name, prompt, params, seed=seed, extras=extras)
         self._added += 1
         self._requests[name] = request
         self.scheduler.waiting.append(request)
@@ -189,7 +206,7 @@ class Engine:
         requests = {id(w.request): w.request for w in work}.values()
         undo = Undo(requests)
         try:
-            outputs = self._advance(work)
+            outputs = self._way.advance(work)
         except BaseException as e:
             undo.restore(self.pool, self._requests.values())
             if not isinstance(e, RequestFailed):
@@ -197,6 +214,8 @@ class Engine:
             self._forget(self._requests[e.request_id])
             self._mail.failures[e.request_id] = e
             return
+        self._steps += 1
+        self._given_out += sum(len(o.filled or o.token_ids) for o in outputs)
         self._mail.sort(outputs)
         for request in requests:
             if not request.sequences:
@@ -212,12 +231,6 @@ class Engine:
             raise RuntimeError(f"the engine has no work for {sorted(self._requests)}; report this")
         return work
 
-    def _advance(self, work: list[Work]) -> list[Output]:
-        if self._denoising is None:
-            return self._text.advance(work)
-        filling = [w.request for w in work if isinstance(w.request, FillRequest)]
-        return self._denoising.advance(filling)
-
     def stream(
         self,
         prompt_ids: Sequence[int],
@@ -225,6 +238,7 @@ class Engine:
         *,
         context: Float[Tensor, "j d"] | None = None,
         processor: LogitsProcessor | None = None,
+        salt: str = "",
     ) -> OutputStream:
         """The outputs of a new request as they come; leaving the loop aborts it. Raises as ``add``.
 
@@ -232,7 +246,7 @@ class Engine:
             >>> for output in engine.stream(prompt, GenerationParams(max_tokens=64)):
             ...     print(output.text, end="")
         """
-        name = self.add(prompt_ids, params, context=context, processor=processor)
+        name = self.add(prompt_ids, params, context=context, processor=processor, salt=salt)
         return OutputStream(self, name, self._mail)
 
     def abort(self, request_id: str) -> bool:
@@ -250,12 +264,16 @@ class Engine:
         Raises:
             ConfigError: a grammar that can't be used.
         """
-        if isinstance(params, GenerationParams) and self._denoising is None:
-            self._text.compile(params)
+        self._way.compile(params)
 
     def knows(self, request_id: str) -> bool:
         """Whether a request is waiting or running here."""
         return request_id in self._requests
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """The requests that wait for room."""
+        return frozenset(r.id for r in self.scheduler.waiting)
 
     def generate(
         self,
@@ -268,101 +286,28 @@ class Engine:
         """Run all prompts to their end, many at a time; completions in the order of the prompts.
         ``contexts``: one for each prompt; ``processor``: one for all, and what it raises ends the
         call."""
-        prompts = as_prompts(prompts)
-        if contexts is not None and len(contexts) != len(prompts):
-            raise ConfigError(
-                f"contexts: got {len(contexts)} for {len(prompts)} prompts; give one for each"
-            )
-        outputs: dict[str, deque[Output]] = {}
-        read = [None] * len(prompts) if contexts is None else contexts
-        left = list(reversed(list(zip(prompts, read, strict=True))))
-        try:
-            while left or any(name in self._requests for name in outputs):
-                while left and len(self.scheduler.waiting) < self.config.max_waiting:
-                    prompt, context = left[-1]
-                    with of_prompt(len(outputs), count=len(prompts)):
-                        name = self.add(prompt, params, context=context, processor=processor)
-                    outputs[name] = self._mail.open(name)
-                    left.pop()
-                self.pump()
-                self._mail.check(outputs)
-        finally:
-            for name in outputs:
-                self._mail.close(name)
-                self.abort(name)
-        return [collect(list(parts)) for parts in outputs.values()]
+        return complete(self, self._mail, prompts, params, contexts=contexts, processor=processor)
 
-    def _request(
-        self,
-        name: str,
-        prompt: tuple[int, ...],
-        params: GenerationParams | MaskPredictParams,
-        *,
-        context: Any,
-        processor: LogitsProcessor | None,
-    ) -> Request:
-        """What the engine keeps of a request. Raises ConfigError for what it can't honour."""
-        if self._denoising is None:
-            why = "the model is causal"
-            params = as_made(params, GenerationParams, name="params", why=why)
-            return self._text.request(
-                name,
-                prompt,
-                params,
-                seed=self._seed_for(params.seed),
-                context=context,
-                processor=processor,
-            )
-        params = as_made(params, MaskPredictParams, name="params", why="the model fills masks")
-        if processor is not None:
-            raise ConfigError("processor: a model that fills masks has none; leave it out")
-        if context is not None:
-            raise ConfigError("context: the model has no cross attention to read it; leave it out")
-        return self._fill_admission.request(name, prompt, params, seed=self._seed_for(params.seed))
-
-    def _seed_for(self, asked: int | None) -> int:
-        """The root of the draws of the request that is being added."""
-        return derive_seed(self._seed, self._added) if asked is None else asked
+    def stats(self) -> EngineStats:
+        """What it has done and does; between steps."""
+        running, drafts = self.scheduler.running, self.drafts
+        free, cached = self.pool.free, self.pool.cached
+        return EngineStats(
+            running=len(running),
+            waiting=len(self.scheduler.waiting),
+            sequences=sum(len(r.sequences) for r in running),
+            pages_used=self.pool.num_pages - free,
+            pages_cached=cached,
+            pages_total=self.pool.num_pages,
+            prompt_tokens=self.scheduler.prompt_tokens,
+            prefix_hit_tokens=self.scheduler.hit_tokens,
+            generated_tokens=self._given_out,
+            preemptions=self.scheduler.preemptions,
+            drafted=drafts.drafted,
+            accepted=drafts.accepted,
+            steps=self._steps,
+        )
 
     def _forget(self, request: Request) -> None:
         self.scheduler.remove(request)
         del self._requests[request.id]
-
-
-def generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    params: GenerationParams | MaskPredictParams,
-    **options: Any,
-) -> list[Completion]:
-    """Continue ``prompts``, or fill their masks, with an engine made for this call; ``options`` are
-    ``Engine``'s. Raises as ``Engine`` and ``Engine.add``."""
-    each = params.width if isinstance(params, GenerationParams) else 1
-    width = min(each * max(1, len(as_prompts(prompts))), max(each, 8))
-    options.setdefault("config", EngineConfig(max_sequences=width))
-    return Engine(model, **options).generate(prompts, params)
-
-
-def stream(
-    model: Any,
-    prompt_ids: Sequence[int],
-    params: GenerationParams | MaskPredictParams,
-    **options: Any,
-) -> OutputStream:
-    """The outputs of one request as they come, of an engine made for this call; ``options`` are
-    ``Engine``'s. Raises as ``Engine`` and ``Engine.add``."""
-    return Engine(model, **options).stream(prompt_ids, params)
-
-
-def _amateurs(given: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
-    if given is None:
-        return ()
-    several = tuple(given) if isinstance(given, Sequence | nn.ModuleList) else (given,)
-    names = [f"amateur {i}" if len(several) > 1 else "amateur" for i in range(len(several))]
-    return tuple(as_net(a, name=name) for a, name in zip(several, names, strict=True))
-
-
-def _fresh_seed() -> int:
-    """62 bits from the operating system."""
-    low, high = np.random.SeedSequence().generate_state(2)
-    return (int(high) << 30) ^ int(low)

@@ -72,6 +72,11 @@ StopStrings = Annotated[
     Field(max_length=16),
     wanted("a text, or a list of up to 16 texts", lone=str),
 ]
+SomeTokenIds = Annotated[
+    tuple[NonNegativeInt, ...],
+    Field(min_length=1),
+    wanted("a list of at least one token id, like [3, 4]"),
+]
 BadWord = Annotated[
     tuple[NonNegativeInt, ...],
     Field(min_length=1, max_length=256),

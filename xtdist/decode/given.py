@@ -7,7 +7,8 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 
 from xtdist.config import ConfigError
 from xtdist.decode.stopping import Tokenizer
@@ -114,6 +115,22 @@ def of_prompt(number: int, *, count: int) -> Iterator[None]:
         if count == 1 or not str(e).startswith(PER_ROW):
             raise
         raise ConfigError(f"prompts[{number}]: {e}") from None
+
+
+def as_nets(model: nn.Module, amateur: nn.Module | Sequence[nn.Module] | None) -> tuple[Any, ...]:
+    """The networks of a model and of any amateurs. Raises ConfigError for what is none."""
+    if amateur is None:
+        return (as_net(model),)
+    several = tuple(amateur) if isinstance(amateur, Sequence | nn.ModuleList) else (amateur,)
+    names = [f"amateur {i}" if len(several) > 1 else "amateur" for i in range(len(several))]
+    weaker = (as_net(a, name=name) for a, name in zip(several, names, strict=True))
+    return (as_net(model), *weaker)
+
+
+def fresh_seed() -> int:
+    """62 bits from the operating system."""
+    low, high = np.random.SeedSequence().generate_state(2)
+    return (int(high) << 30) ^ int(low)
 
 
 def _is_id(value: Any) -> bool:

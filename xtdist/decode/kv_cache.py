@@ -143,6 +143,16 @@ class KVPool:
         self.references = [0] * num_pages
         self.free_pages = list(range(num_pages - 1, -1, -1))
 
+    @property
+    def free(self) -> int:
+        """Pages that no table has."""
+        return len(self.free_pages)
+
+    @property
+    def cached(self) -> int:
+        """Free pages that hold something of use."""
+        return 0
+
     def most_pages(self, tokens: int) -> int:
         """Pages that a sequence holds at most at once until ``tokens`` of it are cached."""
         whole = self._slots_for(tokens)

@@ -14,7 +14,7 @@ from xtdist.decode.contrastive import contrast, tempered
 from xtdist.decode.dola import against_exits
 from xtdist.decode.kv_cache import KVPool
 from xtdist.decode.request import Request, Sequence
-from xtdist.decode.runner import Rows, Runner
+from xtdist.decode.runner import Hidden, Rows, Runner
 from xtdist.decode.sampling import Row
 from xtdist.decode.scheduler import Work
 from xtdist.decode.speculative import Drafter, guessed
@@ -112,7 +112,7 @@ class Lockstep:
             weaker.append(logits)
         expert = self.expert.run(
             [guessed(w, tokens) for w, tokens in zip(work, drafts, strict=True)],
-            hidden=any(w.request.search is not None for w in work),
+            hidden=any(w.request.reads_states for w in work),
             exits=tuple(sorted({n for w in work for n in w.request.exits})),
         )
         ready = self._ready(work, drafts, expert)
@@ -125,8 +125,8 @@ class Lockstep:
         behind = [0] * len(self.amateurs)
         for i, (w, tokens) in enumerate(zip(work, drafts, strict=True)):
             states = expert.hidden[i] if expert.hidden else None
-            if states is not None and w.request.search is not None:
-                w.request.search.see(*states)
+            if states is not None:
+                self._show(w.request, states)
             if not w.completes:
                 continue
             read = w.request.params.amateurs
@@ -141,6 +141,13 @@ class Lockstep:
             for number in range(read):
                 behind[number] += 1 + len(tokens)
         return ready
+
+    def _show(self, request: Request, states: Hidden) -> None:
+        """Hidden states to those who want them."""
+        if request.search is not None:
+            request.search.see(*states)
+        if request.scores is not None:
+            request.scores.see(*states, self.expert.to_logits)
 
 
 def _places(first: Ready, drafts: tuple[int, ...]) -> list[Ready]:

@@ -44,6 +44,9 @@ class Output:
     ``filled``: what a request to fill masks has changed in this step, as (position, token); a token
     that was masked again is the mask. Its ``token_ids`` are the whole sequence, what was given
     included, and come in order, as soon as there is no mask before them any more.
+    ``stop_reason``: the stop string that ended the choice, or the one of ``stop_token_ids``.
+    ``prompt_logprobs``: in the first output of a request that asked for them, one for each token of
+    the prompt; None for the first one, which nothing comes before.
     """
 
     request_id: str
@@ -54,25 +57,31 @@ class Output:
     finish_reason: FinishReason | None = None
     score: float | None = None
     filled: tuple[tuple[int, int], ...] = ()
+    stop_reason: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
     """One finished continuation. ``token_ids`` ends with the EOS or stop token where one ended it;
-    ``text`` never shows it. ``score``: beam search's length-penalised sum of log-probabilities."""
+    ``text`` never shows it. ``score``: beam search's length-penalised sum of log-probabilities.
+    ``stop_reason``: as in ``Output``."""
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
     score: float | None = None
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """All choices for one prompt; with beam search, best first."""
+    """All choices for one prompt; with beam search, best first. ``prompt_logprobs``: as in
+    ``Output``."""
 
     choices: tuple[Choice, ...]
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 def collect(outputs: list[Output]) -> Completion:
@@ -80,7 +89,8 @@ def collect(outputs: list[Output]) -> Completion:
     by_index: dict[int, list[Output]] = {}
     for output in outputs:
         by_index.setdefault(output.index, []).append(output)
-    return Completion(choices=tuple(_join(by_index[i]) for i in sorted(by_index)))
+    scored = (o.prompt_logprobs for o in outputs if o.prompt_logprobs is not None)
+    return Completion(tuple(_join(by_index[i]) for i in sorted(by_index)), next(scored, None))
 
 
 def _join(parts: list[Output]) -> Choice:
@@ -92,6 +102,7 @@ def _join(parts: list[Output]) -> Choice:
         finish_reason=last.finish_reason,
         logprobs=tuple(x for p in parts for x in p.logprobs),
         score=last.score,
+        stop_reason=last.stop_reason,
     )
 
 
@@ -108,6 +119,7 @@ def best_of(outputs: list[Output], n: int, *, logprobs: bool) -> list[Output]:
             text=c.text,
             logprobs=c.logprobs if logprobs else (),
             finish_reason=c.finish_reason,
+            stop_reason=c.stop_reason,
         )
         for index, c in enumerate(ranked[:n])
     ]

@@ -23,6 +23,7 @@ from xtdist.decode.fields import (
     EarlyStopping,
     Layers,
     Logprobs,
+    SomeTokenIds,
     StopStrings,
     TokenIds,
     part,
@@ -92,15 +93,18 @@ class GenerationParams:
 
     ``top_a``: p >= top_a * max p ** 2. ``typical_p``: the tokens whose surprise is nearest to the
     entropy, until they hold that mass (https://arxiv.org/abs/2202.00666). ``bad_words``: sequences
-    of ids that never come, also where the prompt began one. ``min_tokens`` holds back ends and stop
-    strings. ``best_of`` draws that many and gives the ``n`` of the highest mean log-probability.
-    ``draft_tokens``: speculative decoding, tokens that the first amateur drafts for each step.
-    ``penalty_alpha`` > 0 with ``top_k`` > 1 is contrastive search
+    of ids that never come, also where the prompt began one. ``allowed_token_ids``: no others come,
+    ends included. ``min_tokens`` holds back ends and stop strings; ``include_stop_str`` leaves the
+    one that ended the text in it. ``best_of`` draws that many and gives the ``n`` of the highest
+    mean log-probability. ``draft_tokens``: speculative decoding, tokens that the first amateur
+    drafts for each step. ``penalty_alpha`` > 0 with ``top_k`` > 1 is contrastive search
     (https://arxiv.org/abs/2202.06417). ``dola`` contrasts early layers
     (https://arxiv.org/abs/2309.03883): the lower or the upper half of them, or their numbers.
-    ``resume_tokens``: the last ids of the prompt are not its own but the first that this very
-    request generated before (in an engine that is gone). They are given out again, without
-    log-probabilities, and count as generated everywhere; what follows is what would have followed.
+    ``prompt_logprobs`` asks for the log-probability of each token of the prompt, and so many of the
+    best others; ``max_tokens`` 0 for nothing else. ``resume_tokens``: the last ids of the prompt
+    are not its own but the first that this very request generated before (in an engine that is
+    gone). They are given out again, without log-probabilities, and count as generated everywhere;
+    what follows is what would have followed.
 
     ``num_beams`` > 1 is beam search with the semantics of transformers: ``n`` best of ``num_beams``
     beams by sum of log-probabilities / length ** ``length_penalty``. It draws nothing, so
@@ -112,7 +116,7 @@ class GenerationParams:
     The ranges keep every stage finite: no value may turn a banned id into a candidate.
     """
 
-    max_tokens: PositiveInt = 16
+    max_tokens: NonNegativeInt = 16
     min_tokens: NonNegativeInt = 0
     temperature: Temperature = 1.0
     top_k: TopCount = 0
@@ -126,14 +130,17 @@ class GenerationParams:
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[NonNegativeInt, Bias] = dataclasses.field(default_factory=dict)
     bad_words: BadWords = ()
+    allowed_token_ids: SomeTokenIds | None = None
     grammar: Grammar = None
     seed: Seed | None = None
     n: Width = 1
     best_of: Width | None = None
     stop: StopStrings = ()
+    include_stop_str: bool = False
     stop_token_ids: TokenIds = ()
     ignore_eos: bool = False
     logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
     num_beams: Width = 1
     stochastic_beams: bool = False
     length_penalty: LengthPenalty = 1.0

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,6 +24,18 @@ class LogitsProcessor(Protocol):
         """The scores to go on with; -inf forbids a token. ``scores`` may be overwritten. Where
         everything is forbidden, the continuation ends."""
         ...
+
+
+class Allowed:
+    """Forbids all but some ids."""
+
+    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
+        self._ids = torch.tensor(sorted(set(ids)), device=device)
+
+    def __call__(
+        self, tokens: Sequence[int], scores: Float[Tensor, " v"], /
+    ) -> Float[Tensor, " v"]:
+        return torch.full_like(scores, -math.inf).index_copy(0, self._ids, scores[self._ids])
 
 
 def processed(

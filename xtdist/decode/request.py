@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from xtdist.config import derive_seed
 from xtdist.decode.beam import BeamSearch
@@ -12,10 +13,20 @@ from xtdist.decode.kv_cache import PageTable
 from xtdist.decode.outputs import Output
 from xtdist.decode.params import GenerationParams
 from xtdist.decode.processors import LogitsProcessor
+from xtdist.decode.prompt_scores import PromptScores
 from xtdist.decode.sampling import Row
 from xtdist.decode.step_cache import Context
 from xtdist.decode.stochastic_beam import StochasticBeams
 from xtdist.decode.stopping import Release, TextStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What a caller gives with a prompt and parameters; see ``Engine.add``."""
+
+    context: Any = None
+    processor: LogitsProcessor | None = None
+    salt: str = ""
 
 
 @dataclass(eq=False)
@@ -40,7 +51,7 @@ class Request:
     It starts as one sequence; after the prompt it becomes ``n`` of them, the beams, or the
     candidates of contrastive search. ``exits``: the layers that DoLa leaves after. ``held``: what
     is only given out once all sequences have ended and the best of them are known. ``resumed``:
-    what the tokens show that it begins with.
+    what the tokens show that it begins with. ``scores``: of its prompt, until they are given out.
     """
 
     id: str
@@ -55,7 +66,9 @@ class Request:
     processors: tuple[LogitsProcessor, ...] = ()
     held: list[Output] = field(default_factory=list)
     branched: bool = False
+    admitted: bool = False
     resumed: Release = field(default_factory=Release)
+    scores: PromptScores | None = None
     _seeds: dict[int, int] = field(default_factory=dict)
     context: Context | None = None
 
@@ -70,6 +83,11 @@ class Request:
     def backlog(self) -> int:
         """Tokens it wants to compute."""
         return sum(s.missing for s in self.sequences)
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the hidden states of all its tokens are wanted, not only logits of the last."""
+        return self.search is not None or self.scores is not None
 
     @property
     def atomic(self) -> bool:

@@ -46,6 +46,11 @@ class Runner(Protocol):
 
         Tables must have room. Their ``length`` stays: the caller moves it once all models have run.
         """
+        ...
+
+    def to_logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        """Of hidden states that ``run`` gave."""
+        ...
 
 
 class CachedRunner:
@@ -90,6 +95,9 @@ class CachedRunner:
             found, states = _with_states(self.model, ids, rows, exits=exits, inputs=inputs)
         parts = [Hidden(s.table.length, states[s.rows]) for s in segments]
         return Rows(found.logits, found.exits, parts)
+
+    def to_logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        return to_logits(self.model, hidden)
 
 
 class RecomputingRunner:
@@ -140,6 +148,9 @@ class RecomputingRunner:
         found, states = _with_states(self.model, ids, rows, exits=exits, inputs=inputs)
         return Rows(found.logits, found.exits, [Hidden(0, states)])
 
+    def to_logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        return to_logits(self.model, hidden)
+
 
 def make_runner(
     model: nn.Module, limits: Limits, store: KVStore, *, compile_sequences: int = 0
@@ -156,6 +167,13 @@ def make_runner(
         reads_context=limits.context_dim is not None,
         prefix=limits.prefix,
     )
+
+
+def to_logits(model: Any, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+    """What the head makes of hidden states."""
+    with evaluating(model):
+        logits: Tensor = model.to_logits(hidden)
+        return logits
 
 
 def _with_states(

@@ -35,13 +35,17 @@ class Scheduler:
     """Requests in order of arrival: waiting ones, and running ones that hold pages.
 
     When pages run out, the newest request that is not in this step gives up its pages and computes
-    them again later.
+    them again later. It counts tokens of prompts that it admitted, those of them that pages held
+    already, and how often a request gave up its pages.
     """
 
     pool: KVPool
     config: EngineConfig
     waiting: deque[Request] = field(default_factory=deque)
     running: list[Request] = field(default_factory=list)
+    prompt_tokens: int = 0
+    hit_tokens: int = 0
+    preemptions: int = 0
 
     @property
     def chunk_tokens(self) -> int:
@@ -105,6 +109,9 @@ class Scheduler:
             if width > self.config.max_sequences or free < 0:
                 return
             self.running.append(self.waiting.popleft())
+            if not request.admitted:
+                request.admitted = True
+                self.prompt_tokens += len(request.prompt)
 
     def _grant(self, request: Request, budget: int) -> list[Work]:
         """As much of what ``request`` wants as the budget allows."""
@@ -135,6 +142,7 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        self.preemptions += 1
         for sequence in request.sequences:
             self.pool.release(sequence.table)
         request.rewind()

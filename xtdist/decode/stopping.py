@@ -2,7 +2,8 @@
 
 Text is decoded byte by byte, so no broken code point is ever emitted. With stop strings, the
 longest suffix that could still become one is held back; when one is found, text, token ids and
-log-probabilities end together before it. No stop string begins in the first ``min_tokens`` tokens.
+log-probabilities end together before it, or with it where it shall be shown. No stop string begins
+in the first ``min_tokens`` tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from xtdist.decode.params import GenerationParams
 
 
 class Tokenizer(Protocol):
@@ -58,7 +62,14 @@ class TextStream:
     text: str = ""
     shown: int = 0
     stopped: bool = False
+    stopped_by: str | None = None
+    include_stop: bool = False
     waiting: list[_Piece] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, params: GenerationParams, tokenizer: Tokenizer | None) -> TextStream:
+        """Of one choice of a request."""
+        return cls(tokenizer, params.stop, params.min_tokens, include_stop=params.include_stop_str)
 
     def __post_init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -104,11 +115,14 @@ class TextStream:
     def _after_growth(self, start: int) -> Release:
         found = earliest_stop(self.text, self.stop, grown_from=start, free_from=self._free)
         if found is None:
-            return self._show(len(self.text) - held_back(self.text[self._free :], self.stop))
+            held = 0 if self.include_stop else held_back(self.text[self._free :], self.stop)
+            return self._show(len(self.text) - held)
+        place, self.stopped_by = found
         self.stopped = True
-        self.text = self.text[:found]
-        self.waiting = [p for p in self.waiting if p.start < found]
-        return self._show(found, final=True)
+        end = place + len(self.stopped_by) * self.include_stop
+        self.text = self.text[:end]
+        self.waiting = [p for p in self.waiting if p.start < end]
+        return self._show(end, final=True)
 
     def _show(self, upto: int, *, final: bool = False) -> Release:
         ready = self.waiting if final else [p for p in self.waiting if p.stop <= upto]
@@ -119,11 +133,12 @@ class TextStream:
 
 def earliest_stop(
     text: str, stops: Sequence[str], *, grown_from: int, free_from: int = 0
-) -> int | None:
+) -> tuple[int, str] | None:
     """Where the first stop string begins, at ``free_from`` or later, among those that end after
-    ``grown_from``."""
-    places = [text.find(s, max(free_from, grown_from - len(s) + 1)) for s in stops]
-    return min((p for p in places if p >= 0), default=None)
+    ``grown_from``, and which; of several the shortest."""
+    places = [(text.find(s, max(free_from, grown_from - len(s) + 1)), s) for s in stops]
+    found = [(place, s) for place, s in places if place >= 0]
+    return min(found, key=lambda f: (f[0], len(f[1])), default=None)
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
