@@ -98,16 +98,26 @@ class ChatTemplate:
         with self._lock:
             self._start(where)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, go_on: bool = True) -> Rendered:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        go_on: bool = True,
+        unfinished: bool = False,
+    ) -> Rendered:
         """The text of a conversation.
 
         Args:
             go_on: with what comes before an answer (``add_generation_prompt``).
+            unfinished: only up to the end of the last message's content.
 
         Raises:
             TemplateError: the template refuses it, fails on it, or takes too long.
         """
-        end = f"\x00{secrets.token_hex(16)}\x00"
+        end, cut = (f"\x00{secrets.token_hex(16)}\x00" for _ in range(2))
+        if unfinished:
+            last = {**messages[-1], "content": messages[-1]["content"] + cut}
+            messages = [*messages[:-1], last]
         variables = {
             "messages": messages,
             "add_generation_prompt": go_on,
@@ -122,7 +132,10 @@ class ChatTemplate:
         if "failed" in answer:
             raise TemplateError(f"the template has no text for them ({answer['failed']})")
         stop = tuple(s for s in answer["stop"] if end not in s)
-        return Rendered(tuple(answer["text"].split(end)), stop)
+        text, found, _ = answer["text"].partition(cut)
+        if unfinished and not found:
+            raise TemplateError("the template leaves out the end of the last one")
+        return Rendered(tuple(text.split(end)), stop)
 
     def close(self) -> None:
         """End the process; the next use starts another."""
@@ -147,7 +160,7 @@ class ChatTemplate:
                 raise
             if answer is None:
                 self.close()
-                raise TemplateError("the template takes too long for them")
+                raise TemplateError("the template takes too long, or too much, for them")
             return answer
 
     def _start(self, where: str) -> subprocess.Popen[bytes]:

@@ -73,6 +73,7 @@ def check_request(request: CompletionRequest, limits: LimitsConfig) -> None:
     prompts = request.prompt
     check_text("prompt", [p for p in prompts if isinstance(p, str)], limits)
     _check("prompt", len(prompts), limits.max_prompts, "prompts")
+    _check("prompt_logprobs", request.prompt_logprobs or 0, limits.max_logprobs, "per token")
     check_decoding(
         request,
         limits,
@@ -141,11 +142,13 @@ def _check(key: str, given: int, allowed: int, unit: str) -> None:
         raise invalid(f"{key}: at most {allowed} {unit} here", param=key, code="over_limit")
 
 
-def check_ids(request: CompletionRequest, vocab_size: int) -> None:
+def check_ids(request: DecodingRequest, vocab_size: int) -> None:
     """Refuse token ids outside the vocabulary."""
+    prompts = request.prompt if isinstance(request, CompletionRequest) else []
     ids = {
-        "prompt": [t for p in request.prompt if not isinstance(p, str) for t in p],
+        "prompt": [t for p in prompts if not isinstance(p, str) for t in p],
         "stop_token_ids": request.stop_token_ids,
+        "allowed_token_ids": request.allowed_token_ids or [],
         "logit_bias": [int(k) if len(k) < 20 else -1 for k in request.logit_bias],
     }
     for key, values in ids.items():
