@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import urllib.parse
 import urllib.request
 
 import openai
@@ -151,15 +152,45 @@ def test_a_stream_that_is_left_does_not_hold_its_place(client):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"replicas": 999}, "need 999"), ({}, "running on this cluster already")],
+    [
+        ({"replicas": 999}, "need 999"),
+        ({}, "Ray Serve is running on this cluster already"),
+        ({"port": "the same"}, "'xtdist' is running on this cluster already"),
+    ],
 )
 def test_what_the_cluster_can_not_take_is_said_and_the_running_server_stays(
-    weights, client, change, message
+    weights, server, client, change, message
 ):
     models = (ServedModel(name="second", weights=str(weights[0])),)
+    at = {"port": free_port()} | change
+    if at["port"] == "the same":
+        at["port"] = urllib.parse.urlsplit(server[0]).port
     with pytest.raises(ResourceError, match=message):
-        run(ServeConfig(models=models, port=free_port(), **change), block=False)
+        run(ServeConfig(models=models, **at), block=False)
     assert [m.id for m in client.models.list()] == ["tiny"]
+
+
+@pytest.mark.long
+def test_a_second_application_goes_beside_the_first_and_away_again(server, weights, client):
+    at = urllib.parse.urlsplit(server[0])
+    beside = {
+        "models": (ServedModel(name="second", weights=str(weights[0])),),
+        "host": at.hostname,
+        "port": at.port,
+    }
+    with run(ServeConfig(**beside, app="more", route_prefix="/more"), block=False) as second:
+        assert second.url == f"{server[0]}/more"
+        other = OpenAI(base_url=f"{second.url}/v1", api_key="none", max_retries=0, timeout=60)
+        assert [m.id for m in other.models.list()] == ["second"]
+        arguments = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0}
+        first = client.completions.create(model="tiny", **arguments)
+        reply = other.completions.create(model="second", **arguments)
+        assert reply.choices[0].text == first.choices[0].text
+        stream = other.completions.create(model="second", stream=True, **arguments)
+        assert "".join(c.choices[0].text for c in stream) == reply.choices[0].text
+    assert client.models.list().data
+    with pytest.raises(openai.AuthenticationError):  # only the first one is left to answer there
+        other.models.list()
 
 
 def test_our_own_client_gets_the_same_answers(server, client):

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -83,7 +84,7 @@ def run(config: ServeConfig, *, address: str | None = None, block: bool = True) 
             replicas do not come up.
     """
     config = check(config)
-    if address is None and ADDRESS not in os.environ:
+    if not (address or os.environ.get(ADDRESS) or _connected()):
         check_port(config.host, config.port)  # nothing of ours can listen there yet
         check_memory([plan_of(spec, config) for spec in config.models], config)
     _prepare_proxy(config)
@@ -97,6 +98,12 @@ def run(config: ServeConfig, *, address: str | None = None, block: bool = True) 
         with server:
             server.wait()
     return server
+
+
+def _connected() -> bool:
+    """Whether this process has a cluster already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def check_cluster(config: ServeConfig) -> None:
