@@ -22,9 +22,12 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def live(app: Any, **options: Any) -> AsyncIterator[str]:
-    """``app`` behind uvicorn in the running event loop; gives its URL."""
+async def live(app: Any, *, send_bytes: int | None = None, **options: Any) -> AsyncIterator[str]:
+    """``app`` behind uvicorn in the running event loop; gives its URL. ``send_bytes``: what the
+    kernel keeps of an answer that is not read."""
     with socket.socket() as listener:
+        if send_bytes is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_config=None, lifespan="off", **options)
         server = _Server(config)
