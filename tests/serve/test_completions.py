@@ -12,6 +12,7 @@ from tiny_server import MAX_SEQ_LEN, events
 
 from xtdist.data.tokenizer import byte_tokenizer
 from xtdist.decode import ContrastiveParams, GenerationParams
+from xtdist.decode.params import GrammarParams
 
 CASES = {
     "greedy": ({"temperature": 0}, GenerationParams(temperature=0.0)),
@@ -25,7 +26,35 @@ CASES = {
         {"temperature": 0, "contrastive": {"beta": 0.7}},
         GenerationParams(temperature=0.0, contrastive=ContrastiveParams(beta=0.7)),
     ),
+    "best of": ({"n": 2, "best_of": 4, "seed": 3}, GenerationParams(n=2, best_of=4, seed=3)),
+    "drawn beams": (
+        {"num_beams": 3, "n": 2, "stochastic_beams": True, "seed": 3},
+        GenerationParams(num_beams=3, n=2, stochastic_beams=True, seed=3),
+    ),
+    "contrastive search": (
+        {"penalty_alpha": 0.6, "top_k": 3},
+        GenerationParams(penalty_alpha=0.6, top_k=3),
+    ),
+    "dola": ({"dola": "high", "temperature": 0}, GenerationParams(dola="high", temperature=0.0)),
+    "drafts": ({"draft_tokens": 3, "seed": 3}, GenerationParams(draft_tokens=3, seed=3)),
+    "grammar": (
+        {"structured_outputs": {"regex": "[a-z]{3}[0-9]{2}"}, "seed": 2},
+        GenerationParams(grammar=GrammarParams(kind="regex", value="[a-z]{3}[0-9]{2}"), seed=2),
+    ),
+    "bans": (
+        {"bad_words": ["i", "^h"], "logit_bias": {"65": 2}, "temperature": 0},
+        GenerationParams(
+            bad_words=((105,), (32, 105), (94, 104), (32, 94, 104)),
+            logit_bias={65: 2.0},
+            temperature=0.0,
+        ),
+    ),
+    "allowed": (
+        {"allowed_token_ids": [*range(97, 123)], "seed": 1, "stop": ["x", "y"]},
+        GenerationParams(allowed_token_ids=tuple(range(97, 123)), seed=1, stop=("x", "y")),
+    ),
 }
+STREAMED = [name for name in CASES if name not in ("beams", "drawn beams", "best of")]
 PROMPT = "def f(x):"
 
 
@@ -46,11 +75,11 @@ def test_a_completion_is_what_the_engine_generates_directly(http, make_engine, c
 
 def test_the_decoders_disagree_so_that_the_test_above_means_something(http):
     replies = [http.complete(prompt=PROMPT, **body).json() for body, _ in CASES.values()]
-    assert len({r["choices"][0]["text"] for r in replies}) >= 4
+    assert len({r["choices"][0]["text"] for r in replies}) >= 9
 
 
 def test_requests_at_the_same_time_get_what_they_get_alone(http):
-    bodies = [{"prompt": f"{PROMPT}{i}", **CASES[c][0]} for i in range(2) for c in CASES]
+    bodies = [{"prompt": f"{PROMPT}{c}", **CASES[c][0]} for c in CASES]
     alone = [http.complete(**b).json()["choices"] for b in bodies]
     replies = http.gather(*bodies)
     assert [r.status_code for r in replies] == [200] * len(bodies), [r.text for r in replies]
@@ -63,7 +92,7 @@ def test_requests_at_the_same_time_get_what_they_get_alone(http):
     ]
 
 
-@pytest.mark.parametrize("case", ["greedy", "sampling", "choices", "contrastive"])
+@pytest.mark.parametrize("case", STREAMED)
 def test_the_chunks_of_a_stream_join_to_the_whole_answer(http, case):
     body = {"prompt": [PROMPT, "é"], **CASES[case][0], "max_tokens": 24, "echo": True}
     whole = http.complete(**body).json()["choices"]

@@ -104,7 +104,8 @@ def test_the_four_forms_of_a_prompt(prompt, prompts):
 
 
 @pytest.mark.parametrize(
-    ("key", "near"), [("temprature", "temperature"), ("topk", "top_k"), ("num_beam", "num_beams")]
+    ("key", "near"),
+    [("temprature", "temperature"), ("topk", "top_k"), ("num_beam", "num_beams"), ("eco", "echo")],
 )
 def test_an_unknown_key_is_named_with_the_nearest_one(key, near):
     e = refused({key: 1})
@@ -113,8 +114,11 @@ def test_an_unknown_key_is_named_with_the_nearest_one(key, near):
     assert f"did you mean '{near}'" in e.message
 
 
-def test_an_unknown_key_inside_an_object_is_named():
-    assert refused({"contrastive": {"alfa": 1}}).param == "contrastive.alfa"
+def test_an_unknown_key_inside_an_object_is_named_with_the_nearest_one():
+    e = refused({"contrastive": {"alfa": 1}})
+    assert e.param == "contrastive.alfa"
+    assert "did you mean 'alpha'" in e.message
+    assert "'include_usage'" in refused({"stream_options": {"include_usge": True}}).message
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,24 @@ def test_an_unknown_key_inside_an_object_is_named():
         ("typical_p", 0),
         ("user", "u" * 257),
         ("contrastive", True),
+        ("prompt_logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("prompt_logprobs", True),
+        ("allowed_token_ids", [259]),
+        ("allowed_token_ids", []),
+        ("bad_words", [""]),
+        ("bad_words", ["x"] * 65),
+        ("truncate_prompt_tokens", -2),
+        ("resume_tokens", 1),
+        ("priority", 1),
+        ("cache_salt", ""),
+        ("request_id", "a b"),
+        ("skip_special_tokens", 0),
+        ("draft_tokens", 65),
+        ("penalty_alpha", 1.5),
+        ("dola", "middle"),
+        ("dola", [True]),
+        ("structured_outputs", {"regex": "x" * 20_000}),
     ],
 )
 def test_a_wrong_value_names_its_key(key, value):
@@ -198,6 +220,14 @@ def test_a_wrong_value_names_its_key(key, value):
         {"num_beams": 2, "top_k": 5},
         {"max_tokens": 0},
         {"truncate_prompt_tokens": 0},
+        {"max_tokens": 0, "logprobs": 1},
+        {"prompt": [1, 2], "resume_tokens": 1, "echo": True},
+        {"prompt": [1, 2], "resume_tokens": 1, "logprobs": 0},
+        {"prompt": [1, 2], "resume_tokens": 1, "n": 2},
+        {"prompt": [1, 2, 3], "resume_tokens": 2, "max_tokens": 2},
+        {"penalty_alpha": 0.5},
+        {"ignore_eos": True, "structured_outputs": {"regex": "a"}},
+        {"ignore_eos": True, "skip_special_tokens": False},
     ],
 )
 def test_what_does_not_go_together_is_refused(body):

@@ -12,7 +12,8 @@ from xtdist.serve.protocol import Choice, Logprobs
 from xtdist.serve.protocol.completions import PromptLogprob
 from xtdist.serve.served import TokenizerLike
 
-_LOWEST = -9999.0  # JSON has no infinity
+_END = "<|endoftext|>"
+LOWEST = -9999.0  # JSON has no infinity
 
 
 class GrowingChoice:
@@ -21,9 +22,12 @@ class GrowingChoice:
     Args:
         index: its number in the answer.
         ids: whether token ids are shown.
+        special: whether the text shows the token that ended it.
     """
 
-    def __init__(self, index: int, tokenizer: TokenizerLike, *, ids: bool = False) -> None:
+    def __init__(
+        self, index: int, tokenizer: TokenizerLike, *, ids: bool = False, special: bool = False
+    ) -> None:
         self.index = index
         self.tokenizer = tokenizer
         self.generated = 0
@@ -33,7 +37,7 @@ class GrowingChoice:
         self.finish_reason: Literal["stop", "length"] | None = None
         self.stop_reason: str | int | None = None
         self.score: float | None = None
-        self.shows_ids = ids
+        self.shows_ids, self._shows_special = ids, special
 
     @property
     def ready(self) -> bool:
@@ -48,7 +52,9 @@ class GrowingChoice:
             self.token_ids += output.token_ids
         if output.finish_reason is not None:  # OpenAI knows no text that can't go on
             self.finish_reason = "stop" if output.finish_reason == "stop" else "length"
-            self.score = output.score
+            self.score, self.stop_reason = output.score, output.stop_reason
+            if self._shows_special and output.token_ids[-1:] == (self.tokenizer.eot_id,):
+                self.text += _END
         news = output.text or output.logprobs or output.finish_reason
         return bool(news or (self.shows_ids and output.token_ids))
 
@@ -78,6 +84,7 @@ class Shown:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     token_ids: bool = False
+    special: bool = False
 
 
 class CompletionChoice(GrowingChoice):
@@ -86,7 +93,7 @@ class CompletionChoice(GrowingChoice):
     def __init__(
         self, index: int, tokenizer: TokenizerLike, prompt: Prompt, *, shown: Shown
     ) -> None:
-        super().__init__(index, tokenizer, ids=shown.token_ids)
+        super().__init__(index, tokenizer, ids=shown.token_ids, special=shown.special)
         self._prompt, self._shown = prompt, shown
         self._begun = False
         self._offset = 0
@@ -147,7 +154,7 @@ class CompletionChoice(GrowingChoice):
             self._offset += len(self._decoder.decode(raw))
         return Logprobs(
             tokens=[token_text(i, self.tokenizer) for i in ids],
-            token_logprobs=[None if t is None else max(t.logprob, _LOWEST) for t in told],
+            token_logprobs=[None if t is None else max(t.logprob, LOWEST) for t in told],
             top_logprobs=[None if t is None else self._top(t, most) for t in told],
             text_offset=offsets,
         )
@@ -165,7 +172,7 @@ class CompletionChoice(GrowingChoice):
         first."""
         top: dict[str, float] = {}
         for token_id, logprob in (*token.top[:most], (token.token_id, token.logprob)):
-            top.setdefault(token_text(token_id, self.tokenizer), max(logprob, _LOWEST))
+            top.setdefault(token_text(token_id, self.tokenizer), max(logprob, LOWEST))
         return top
 
     def _ranked(self, token: TokenLogprob, most: int) -> dict[str, PromptLogprob]:
@@ -175,7 +182,7 @@ class CompletionChoice(GrowingChoice):
             likeliest.append((token.token_id, token.logprob, None))
         return {
             str(i): PromptLogprob(
-                logprob=max(p, _LOWEST), rank=rank, decoded_token=token_text(i, self.tokenizer)
+                logprob=max(p, LOWEST), rank=rank, decoded_token=token_text(i, self.tokenizer)
             )
             for i, p, rank in likeliest
         }
@@ -194,7 +201,7 @@ def text_offsets(ids: Iterable[int], tokenizer: TokenizerLike) -> tuple[list[int
 def token_text(token_id: int, tokenizer: TokenizerLike) -> str:
     """A token alone, as text; bytes that are no text alone as ``bytes:\\xNN``."""
     if token_id == tokenizer.eot_id:
-        return "<|endoftext|>"
+        return _END
     raw = tokenizer.token_bytes(token_id)
     try:
         return raw.decode()

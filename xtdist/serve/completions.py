@@ -88,6 +88,7 @@ class CompletionForm:
             logprobs=body.logprobs,
             prompt_logprobs=body.prompt_logprobs,
             token_ids=body.return_token_ids,
+            special=not body.skip_special_tokens,
         )
         tokenizer = served.tokenizer
         parts = []

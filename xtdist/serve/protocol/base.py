@@ -7,6 +7,7 @@ misspelt sampling parameter is a quality bug that nobody sees.
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -108,6 +109,8 @@ def parse(form: type[W], tree: Mapping[str, Any]) -> W:
 
 def _describe(form: type[Wire], given: Mapping[str, Any], err: ErrorDetails) -> ApiError:
     loc = _steps(given, err)
+    if loc[:1] == ["logit_bias"]:
+        del loc[1:]  # its keys are the client's own
     path = ".".join(loc)[:80]
     if err["type"] == "extra_forbidden":
         owner = _owner(form, loc[:-1])
@@ -117,7 +120,7 @@ def _describe(form: type[Wire], given: Mapping[str, Any], err: ErrorDetails) -> 
     if err["type"] == "missing":
         return invalid(f"{path}: required key is missing", param=path, code="missing_parameter")
     problem = str(err["ctx"]["error"]) if err["type"] == "value_error" else err["msg"]
-    problem = problem.replace("Input should", "it should")
+    problem = re.sub(r"^\w+ should", "it should", problem)
     message = f"{path}: {problem}" if path else problem
     return invalid(message[:300], param=path or None, code="invalid_value")
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from xtdist.decode.params import GenerationParams
 from xtdist.serve.errors import invalid
 from xtdist.serve.protocol.base import Usage, Wire, parse
-from xtdist.serve.protocol.decoding import DecodingRequest, check_stream, decoding_params
+from xtdist.serve.protocol.decoding import DecodingRequest, check_together, decoding_params
 
 Prompt = str | list[int]
 
@@ -83,7 +83,7 @@ def parse_request(tree: Mapping[str, Any]) -> CompletionRequest:
         ApiError: 400 naming the key, what is allowed, and the nearest name of an unknown key.
     """
     r = parse(CompletionRequest, tree)
-    check_stream(r)
+    check_together(r)
     if r.best_of not in (None, r.n) and r.stream:
         problem = "stream: the best choices are not known before all end"
         raise invalid(problem, param="stream", code="invalid_value")

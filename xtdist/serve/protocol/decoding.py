@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from xtdist.config import ConfigError
 from xtdist.decode.maskpredict import MaskPredictParams
@@ -20,7 +20,17 @@ _INT64 = 2**63
 _WIRE_NAMES = {"grammar": "structured_outputs", "include_stop_str": "include_stop_str_in_output"}
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Id = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+_ID = r"^[0-9]{1,10}$"
+Biases = Annotated[
+    dict[Annotated[str, Field(pattern=_ID)], Bias],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "patternProperties": {_ID: {"type": "number", "minimum": -100, "maximum": 100}},
+            "additionalProperties": False,
+        }
+    ),
+]
 Word = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -46,6 +56,8 @@ class Contrastive(Wire):
 class StructuredOutputs(Wire):
     """The text must be in a language; exactly one of the keys says which: a JSON schema (an object
     or its text), a regular expression, one of several texts, or a Lark grammar."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     json_schema: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -98,7 +110,7 @@ class DecodingRequest(StreamRequest):
     stop: Stops = Field(default_factory=list)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[Id, Bias] = Field(default_factory=dict)
+    logit_bias: Biases = Field(default_factory=dict)
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
     # vLLM's names
     use_beam_search: bool = False
@@ -134,8 +146,8 @@ class DecodingRequest(StreamRequest):
         return self.num_beams or (self.n if self.use_beam_search else 1)
 
 
-def check_stream(r: DecodingRequest) -> None:
-    """Refuse what a stream can't have.
+def check_together(r: DecodingRequest) -> None:
+    """Refuse what does not go together.
 
     Raises:
         ApiError: 400.
@@ -144,6 +156,9 @@ def check_stream(r: DecodingRequest) -> None:
         raise invalid("stream_options: only with stream=true", param="stream_options")
     if r.beams > 1 and r.stream:
         raise invalid("stream: a beam search has no text before it ends", param="stream")
+    if r.ignore_eos and not r.skip_special_tokens:
+        problem = "skip_special_tokens: false only shows the end of a text, which ignore_eos is not"
+        raise invalid(problem, param="skip_special_tokens", code="invalid_value")
 
 
 def decoding_params(
@@ -192,23 +207,12 @@ def decoding_params(
             draft_tokens=r.draft_tokens,
             penalty_alpha=r.penalty_alpha,
             dola=tuple(r.dola) if isinstance(r.dola, list) else r.dola,
-            **_landed(
-                include_stop_str=r.include_stop_str_in_output,
-                allowed_token_ids=ids if ids is None else tuple(ids),
-                **others,
-            ),
+            include_stop_str=r.include_stop_str_in_output,
+            allowed_token_ids=ids if ids is None else tuple(ids),
+            **others,
         )
     except ConfigError as e:
         raise refused(e) from None
-
-
-def _landed(**fields: Any) -> dict[str, Any]:
-    known = GenerationParams.__dataclass_fields__
-    for key, value in fields.items():
-        if key not in known and value not in (None, False, 0):
-            name = _WIRE_NAMES.get(key, key)
-            raise invalid(f"{name}: not yet", param=name, code="unsupported_parameter")
-    return {k: v for k, v in fields.items() if k in known}
 
 
 def refused(e: ConfigError) -> ApiError:
