@@ -148,6 +148,18 @@ def test_beams_stand_side_by_side_with_their_scores(page, site):
     assert [n.split(" · ")[0] for n in notes] == [f"score {b['score']:.3f}" for b in beams]
 
 
+def test_several_answers_grow_side_by_side(page, site):
+    page.fill("#prompt", "abc")
+    page.fill("#s-max_tokens", 10)
+    page.fill("#s-n", 3)
+    page.js("document.querySelector('#more').open = true")
+    page.click("#s-ignore_eos")
+    generate(page)
+    (body,) = bodies(page)
+    assert texts(page) == [c["text"] for c in asked_directly(site, body)]
+    assert len(set(texts(page))) == 3
+
+
 def test_contrast_is_compared_with_none_from_the_same_seed(page, site):
     page.fill("#prompt", "abc")
     page.fill("#s-max_tokens", 20)
@@ -221,6 +233,27 @@ def test_what_the_server_refuses_is_shown_as_it_says_it(page, site):
     generate(page)
     assert not page.js("document.querySelector('.alert')")
     assert not page.js("document.querySelector('[aria-invalid]')")
+
+
+def test_a_stream_that_breaks_keeps_its_text_and_says_why(browser, models):
+    engine = models[0].thread.engine
+    backend = Backend(
+        models=models, limits=LimitsConfig(request_timeout_s=0.5), gate=Gate(LiveKeys())
+    )
+    with serving(make_app(backend)) as url:
+        open_page(browser, url)
+        browser.fill("#prompt", "abc")
+        browser.fill("#s-max_tokens", 90)
+        engine.pause_s = 0.03
+        try:
+            generate(browser)
+        finally:
+            engine.pause_s = 0.0
+        assert browser.js("document.querySelectorAll('.tok').length") > 3
+        assert "broken off" in browser.js("document.querySelector('.pane header').textContent")
+        assert browser.js("document.querySelector('.alert b').textContent") == "deadline_exceeded"
+        assert "0.5 s" in browser.js("document.querySelector('.alert p').textContent")
+        check_quiet(browser, url)
 
 
 def test_a_key_is_asked_for_and_goes_nowhere_but_into_the_header(browser, models, tmp_path):
