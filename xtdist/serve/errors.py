@@ -81,6 +81,16 @@ def deadline_exceeded(timeout_s: float) -> ApiError:
     )
 
 
+def slow_reader() -> ApiError:
+    """408: the answer is made faster than the client takes it."""
+    return ApiError(
+        408,
+        "the answer was not read fast enough; read it as it comes",
+        code="slow_reader",
+        headers={"X-Should-Retry": "false"},
+    )
+
+
 def unhealthy() -> ApiError:
     """503: this replica does not generate and will be replaced; another one may."""
     return ApiError(503, "not generating", code="unhealthy", headers={"Retry-After": "5"})
@@ -92,11 +102,11 @@ def internal() -> ApiError:
 
 
 def outline(error: BaseException | None) -> str:
-    """Where an exception and its causes come from, for a log. Of most kinds without the message:
-    it often repeats what a client has sent."""
+    """Where an exception and its causes come from, for a log. Without their messages, which often
+    repeat what a client has sent; only what torch itself says of the device is kept."""
     lines: list[str] = []
     while error is not None:
-        kept = f": {error}" if isinstance(error, RuntimeError | MemoryError) else ""
+        kept = f": {error}" if type(error).__module__.partition(".")[0] == "torch" else ""
         lines += [*traceback.format_tb(error.__traceback__), f"{type(error).__name__}{kept}\n"]
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "".join(lines).rstrip()

@@ -42,6 +42,7 @@ class Gate:
         keys: who may come in.
         quota: bounds of a key whose line has none.
         limits: of what is inside at once, and of headers.
+        open_metrics: whether ``/metrics`` needs no key.
         clock: monotonic seconds.
     """
 
@@ -51,9 +52,11 @@ class Gate:
         quota: QuotaConfig | None = None,
         *,
         limits: LimitsConfig | None = None,
+        open_metrics: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.open_requests = 0
+        self.open_paths = OPEN_PATHS | {"/metrics"} if open_metrics else OPEN_PATHS
         self._keys = keys
         self._quota = quota or QuotaConfig()
         self.limits = limits or LimitsConfig()
@@ -157,7 +160,7 @@ class Door:
 
         try:
             _check_headers(scope, self._gate.limits.max_header_bytes)
-            if _path(scope) not in OPEN_PATHS:
+            if _path(scope) not in self._gate.open_paths:
                 caller = self._gate.enter(Headers(scope=scope).get("authorization"))
                 scope[_CALLER] = caller
             await self._app(scope, receive, tell)
