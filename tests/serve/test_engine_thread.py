@@ -26,6 +26,7 @@ class ScriptedEngine:
     def __init__(self, max_requests: int = 100) -> None:
         self.requests: dict[str, list[int]] = {}
         self.aborted: list[str] = []
+        self.salts: list[str] = []
         self.max_requests = max_requests
         self.threads: set[int] = set()
         self.gate = threading.Event()
@@ -35,7 +36,15 @@ class ScriptedEngine:
     def has_work(self):
         return any(tokens[0] != -7 for tokens in self.requests.values())
 
-    def add(self, prompt_ids, params, *, request_id=None):
+    @property
+    def waiting(self):
+        return ()
+
+    def stats(self):
+        return None
+
+    def add(self, prompt_ids, params, *, request_id=None, salt=""):
+        self.salts.append(salt)
         self.threads.add(threading.get_ident())
         if prompt_ids[0] == -1:
             raise ConfigError("top_k: not with this model")
@@ -296,3 +305,38 @@ def test_stopping_an_idle_thread_returns():
         thread.stop()
 
     run(main())
+
+
+def test_a_job_that_nobody_reads_is_ended_and_others_go_on(engine):
+    thread = EngineThread(engine, name="unread", max_unread_tokens=20)
+
+    async def main():
+        endless, read = job([-5]), job(range(1, 60))
+        thread.submit(endless)
+        thread.submit(read)
+        got = await tokens(read)
+        while thread.running:
+            await asyncio.sleep(0.001)
+        made = endless.made
+        with pytest.raises(ApiError) as e:
+            await tokens(endless)
+        return got == read.prompts, made, e.value.code
+
+    try:
+        same, made, code = run(main())
+    finally:
+        thread.stop()
+    assert same
+    assert made == 21
+    assert code == "slow_reader"
+
+
+def test_the_salt_of_a_job_goes_with_each_of_its_prompts(thread, engine):
+    async def main():
+        salted = Job([[1], [2]], GenerationParams(), 30.0, salt="s")
+        for j in (salted, job([3])):
+            thread.submit(j)
+            await tokens(j)
+
+    run(main())
+    assert engine.salts == ["s", "s", ""]

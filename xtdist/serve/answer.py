@@ -10,6 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -162,7 +163,11 @@ async def respond(request: Request, answer: Answer, limits: LimitsConfig) -> Res
             chunks = answer.chunks()
             first = await _while_connected(request, anext(chunks))
             return EventStream(
-                first, chunks, close=answer.close, send_timeout_s=limits.send_timeout_s
+                first,
+                chunks,
+                close=answer.close,
+                cut=partial(answer.served.thread.cut, answer.job),
+                send_timeout_s=limits.send_timeout_s,
             )
         whole = await _while_connected(request, answer.whole())
         answer.close()

@@ -9,6 +9,7 @@ from xtdist.serve.config import LimitsConfig
 from xtdist.serve.engine_thread import EngineThread
 from xtdist.serve.errors import ApiError
 from xtdist.serve.gate import Gate
+from xtdist.serve.metrics import Metrics
 from xtdist.serve.served import Served
 
 
@@ -23,6 +24,7 @@ class Backend:
         draining: nothing new is taken any more.
         leaving: the engine thread of a model that was replaced and is still read.
         reloads, failed_reloads: by name of the model, since the start.
+        metrics: of all of this.
     """
 
     def __init__(self, *, limits: LimitsConfig, gate: Gate, models: Iterable[Served] = ()) -> None:
@@ -32,7 +34,10 @@ class Backend:
         self.leaving: EngineThread | None = None
         self.reloads: Counter[str] = Counter()
         self.failed_reloads: Counter[str] = Counter()
-        self._models = {served.name: served for served in models}
+        self._models: dict[str, Served] = {}
+        self.metrics = Metrics(self)
+        for served in models:
+            self.put(served)
 
     @property
     def models(self) -> tuple[Served, ...]:
@@ -63,6 +68,7 @@ class Backend:
 
     def put(self, served: Served) -> Served | None:
         """Let ``served`` answer from now on; the one of its name that did until now."""
+        served.thread.meter = self.metrics.meter(served.name)
         old = self._models.get(served.name)
         self._models[served.name] = served
         return old

@@ -59,7 +59,8 @@ async def complete(
     form = CompletionForm(body, served, prompts)
     caller = caller_of(request)
     caller.charge(form.prompt_tokens + len(prompts) * body.max_tokens * params.width)
-    job = Job(prompts, params, limits.request_timeout_s)
+    salt = caller.salt + (body.cache_salt or "")
+    job = Job(prompts, params, limits.request_timeout_s, salt=salt)
     answer = Answer(body, form, served=served, job=job, caller=caller)
     return await respond(request, answer, limits)
 

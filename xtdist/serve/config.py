@@ -76,6 +76,7 @@ class LimitsConfig:
         health_timeout_s: for the one-token generation behind ``/health``.
         stall_timeout_s: for one step of an engine; a replica where one takes longer is replaced.
         send_timeout_s: for the client to take one piece of a stream.
+        max_unread_tokens: that the client has not taken; beyond it the request is ended.
         grammar_timeout_s: to compile structured_outputs.
         max_open_requests: of all callers, from the door to the end of the answer, per replica.
     """
@@ -98,6 +99,7 @@ class LimitsConfig:
     health_timeout_s: PositiveFloat = 10.0
     stall_timeout_s: PositiveFloat = 120.0
     send_timeout_s: PositiveFloat = 30.0
+    max_unread_tokens: PositiveInt = 4096
     grammar_timeout_s: PositiveFloat = 5.0
     max_open_requests: PositiveInt = 1024
 
@@ -166,6 +168,7 @@ class AppConfig:
         api_keys_file: names and digests (:mod:`xtdist.serve.auth`), read again when it changes.
         api_keys_env: name of an environment variable with the same, set wherever a replica starts.
             Neither of the two: everybody may use the server.
+        open_metrics: whether ``/metrics`` needs no key.
         quota: of each key.
         replicas: copies of the application.
         autoscaling: how many copies instead of ``replicas``.
@@ -184,6 +187,7 @@ class AppConfig:
     limits: LimitsConfig = LimitsConfig()
     api_keys_file: str | None = None
     api_keys_env: str | None = None
+    open_metrics: bool = False
     quota: QuotaConfig = QuotaConfig()
     replicas: PositiveInt = 1
     cpus: PositiveInt = 1

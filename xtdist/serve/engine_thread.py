@@ -14,14 +14,24 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from xtdist.config import ConfigError
 from xtdist.decode.outputs import Output, QueueFull, RequestFailed
 from xtdist.decode.params import GenerationParams
-from xtdist.serve.errors import ApiError, deadline_exceeded, internal, overloaded, unhealthy
+from xtdist.decode.stats import EngineStats
+from xtdist.serve.errors import (
+    ApiError,
+    deadline_exceeded,
+    internal,
+    outline,
+    overloaded,
+    slow_reader,
+    unhealthy,
+)
 from xtdist.serve.job import Event, Job, Params, Piece
+from xtdist.serve.metrics import Meter
 from xtdist.serve.protocol import refused
 
 log = logging.getLogger(__name__)
@@ -33,8 +43,16 @@ class EngineLike(Protocol):
 
     @property
     def has_work(self) -> bool: ...
+    @property
+    def waiting(self) -> Collection[str]: ...
+    def stats(self) -> EngineStats: ...
     def add(
-        self, prompt_ids: Sequence[int], params: Params, *, request_id: str | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: Params,
+        *,
+        request_id: str | None = None,
+        salt: str = "",
     ) -> str: ...
     def step(self) -> list[Output]: ...
     def abort(self, request_id: str) -> object: ...
@@ -47,20 +65,35 @@ class EngineThread:
 
     Args:
         engine: used by this thread only.
+        max_unread_tokens: a job with more tokens that nobody has read is aborted before the next
+            step.
         clock: monotonic seconds.
+
+    Attributes:
+        meter: told of every delivery, in the event loop.
+        stats: the engine's, after the last step.
     """
 
     def __init__(
-        self, engine: EngineLike, *, name: str, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: EngineLike,
+        *,
+        name: str,
+        max_unread_tokens: int = 4096,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
         self.name = name
         self.steps = 0
         self._step_began: float | None = None
         self.broken = False
+        self.meter: Meter | None = None
+        self.stats = engine.stats()
+        self._max_unread_tokens = max_unread_tokens
         self._clock = clock
         self._ids = itertools.count()
         self._jobs: dict[str, tuple[Job, int]] = {}  # engine request id -> job, prompt index
+        self._queued: set[str] = set()  # of them, those that no step was made for
         self._inbox: list[tuple[str, Job]] = []
         self._news = threading.Condition()
         self._stopping = False
@@ -88,12 +121,22 @@ class EngineThread:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._thread.start()
-        job.deadline = self._clock() + job.timeout_s
+        job.began = self._clock()
+        job.deadline = job.began + job.timeout_s
         self._post("add", job)
 
     def cancel(self, job: Job) -> None:
         """Forget a job; what is left of it is aborted before the next step. Twice is once."""
+        if self.meter is not None and not job.over:
+            self.meter.left(job)
         self._post("cancel", job)
+
+    def cut(self, job: Job) -> None:
+        """Forget a job whose client does not take what it is sent."""
+        if self.meter is not None and not job.over:
+            self.meter.cut(job)
+        job.failed = True
+        self.cancel(job)
 
     def fail(self, error: ApiError) -> None:
         """End all jobs of this moment with ``error``."""
@@ -120,8 +163,8 @@ class EngineThread:
         try:
             while self._wait():
                 self._turn()
-        except Exception:
-            log.exception("engine %s failed; all its requests fail with it", self.name)
+        except Exception as e:
+            log.error("engine %s failed; all its requests fail with it\n%s", self.name, outline(e))
             self.broken = True
             self._fail_everything()
 
@@ -147,25 +190,37 @@ class EngineThread:
                 events.append((job, self._admit(job)))
             else:
                 self._drop(job)
-        now = self._clock()
-        for job in {id(job): job for job, _ in self._jobs.values()}.values():
-            if ending is not None or now > job.deadline:
-                self._drop(job)
-                events.append((job, ending or deadline_exceeded(job.timeout_s)))
+        events += self._end_overdue(ending)
         if self.engine.has_work:
             self._step_began = self._clock()
             events += self._collect(self._step())
             self._step_began = None
             self.steps += 1
         events += self._end_lost()
+        self.stats = self.engine.stats()
         self._wake_loop(events)
+
+    def _end_overdue(self, ending: ApiError | None) -> list[tuple[Job, Event]]:
+        """Errors for the jobs that may not go on: all of them for ``ending``; those past their
+        deadline; those that are made faster than they are read."""
+        now, errors = self._clock(), list[tuple[Job, Event]]()
+        for job in {id(job): job for job, _ in self._jobs.values()}.values():
+            error = ending
+            if error is None and now > job.deadline:
+                error = deadline_exceeded(job.timeout_s)
+            elif error is None and job.made - job.taken > self._max_unread_tokens:
+                error = slow_reader()
+            if error is not None:
+                self._drop(job)
+                errors.append((job, error))
+        return errors
 
     def _step(self) -> list[Output]:
         """A request that fails alone is lost; the engine goes on with the others."""
         try:
             return self.engine.step()
-        except RequestFailed:
-            log.exception("engine %s dropped a request", self.name)
+        except RequestFailed as e:
+            log.error("engine %s dropped a request\n%s", self.name, outline(e))
             return []
 
     def _admit(self, job: Job) -> Event:
@@ -173,15 +228,16 @@ class EngineThread:
         try:
             for index, prompt in enumerate(job.prompts):
                 request_id = f"{self.name}-{next(self._ids)}"
-                self.engine.add(prompt, job.params_of(index), request_id=request_id)
+                self.engine.add(prompt, job.params_of(index), request_id=request_id, salt=job.salt)
                 self._jobs[request_id] = (job, index)
+                self._queued.add(request_id)
                 job.live[request_id] = job.choices_of(index)
         except QueueFull:
             refusal = overloaded()
         except ConfigError as e:
             refusal = refused(e)
-        except Exception:
-            log.exception("engine %s could not take a request", self.name)
+        except Exception as e:
+            log.error("engine %s could not take a request\n%s", self.name, outline(e))
             refusal = internal()
         else:
             return []
@@ -206,6 +262,7 @@ class EngineThread:
 
     def _collect(self, outputs: list[Output]) -> list[tuple[Job, Event]]:
         """The outputs of a step, by job."""
+        self._note_starts()
         by_job: dict[int, tuple[Job, Event]] = {}
         for output in outputs:
             if output.request_id not in self._jobs:
@@ -213,18 +270,29 @@ class EngineThread:
             job, index = self._jobs[output.request_id]
             pieces = by_job.setdefault(id(job), (job, []))[1]
             assert isinstance(pieces, list)
-            pieces.append(Piece(index, output))
+            pieces.append(piece := Piece(index, output))
+            job.made += piece.size
             if output.finish_reason is not None:
                 job.live[output.request_id] -= 1
                 if not job.live[output.request_id]:
                     del job.live[output.request_id], self._jobs[output.request_id]
         return list(by_job.values())
 
+    def _note_starts(self) -> None:
+        """The step that was made is the first one of the jobs that are no longer queued."""
+        if self._queued:
+            waiting = self.engine.waiting
+            for request_id in self._queued.difference(waiting):
+                self._queued.discard(request_id)
+                if request_id in self._jobs:
+                    job = self._jobs[request_id][0]
+                    job.started = self._step_began if job.started is None else job.started
+
     def _wake_loop(self, events: list[tuple[Job, Event]]) -> None:
         if not events or self._loop is None:
             return
         try:
-            self._loop.call_soon_threadsafe(_deliver, events)
+            self._loop.call_soon_threadsafe(self._deliver, events)
         except RuntimeError:  # the loop is closed: nobody is left to read
             self._stopping = True
 
@@ -235,11 +303,12 @@ class EngineThread:
             self._inbox.clear()
         running = {id(job): job for job, _ in self._jobs.values()}.values()
         self._jobs.clear()
-        self._wake_loop(
-            [(job, unhealthy()) for job in waiting] + [(job, internal()) for job in running]
-        )
+        failed: list[tuple[Job, Event]] = [(job, unhealthy()) for job in waiting]
+        self._wake_loop([*failed, *((job, internal()) for job in running)])
 
-
-def _deliver(events: list[tuple[Job, Event]]) -> None:
-    for job, event in events:
-        job.deliver(event)
+    def _deliver(self, events: list[tuple[Job, Event]]) -> None:
+        now = self._clock()
+        for job, event in events:
+            job.deliver(event)
+            if self.meter is not None and event:
+                self.meter.delivered(job, event, now=now)

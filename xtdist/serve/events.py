@@ -23,6 +23,7 @@ class EventStream(StreamingResponse):
         first: data of the first frame, ready before the answer begins.
         rest: data of the others; what it raises becomes the frame with the error.
         close: called once at the end, however the stream ends.
+        cut: called before it when the client reads too slowly.
         send_timeout_s: for one frame to be taken; a client that reads slower is cut off.
     """
 
@@ -32,11 +33,13 @@ class EventStream(StreamingResponse):
         rest: AsyncIterator[bytes],
         *,
         close: Callable[[], None],
+        cut: Callable[[], None] = lambda: None,
         send_timeout_s: float,
     ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(_frames(first, rest), media_type="text/event-stream", headers=headers)
         self._close = close
+        self._cut = cut
         self._send_timeout_s = send_timeout_s
         self._sending_since: float | None = None
 
@@ -55,6 +58,7 @@ class EventStream(StreamingResponse):
             if not watching.done():
                 raise
             writing.uncancel()
+            self._cut()
             raise ClientDisconnect from None
         finally:
             watching.cancel()

@@ -19,6 +19,11 @@ class Piece:
     prompt: int
     output: Output
 
+    @property
+    def size(self) -> int:
+        """Tokens in it."""
+        return len(self.output.token_ids) + len(self.output.filled)
+
 
 Event = list[Piece] | ApiError
 _LATE_S = 10.0
@@ -33,12 +38,27 @@ class Job:
         prompts: token ids, at least one each.
         params: of all of them, or of each.
         timeout_s: from submission to the last token.
+        salt: requests with another one share no work with this one.
+        measured: whether it counts as a request of a client.
+
+    Attributes:
+        made: tokens that the engine's thread has handed over; only it writes this.
+        taken: how many of them were read; only the event loop writes this.
+        began, started, last: monotonic seconds; submitted, no longer queued, last delivered.
     """
 
     prompts: list[list[int]]
     params: Params | tuple[Params, ...]
     timeout_s: float
+    salt: str = ""
+    measured: bool = True
     deadline: float = 0.0
+    made: int = 0
+    taken: int = 0
+    began: float = 0.0
+    started: float | None = None
+    last: float | None = None
+    failed: bool = False
     live: dict[str, int] = field(default_factory=dict)  # engine request id -> open choices
     _events: list[Event] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,8 +76,17 @@ class Job:
         params = self.params_of(index)
         return params.n if isinstance(params, GenerationParams) else 1
 
+    @property
+    def over(self) -> bool:
+        """Whether its last piece was delivered, or an error."""
+        return self.failed or not self._open
+
     def deliver(self, event: Event) -> None:
         """Called in the event loop."""
+        if isinstance(event, ApiError):
+            self.failed = True
+        else:
+            self._open -= sum(p.output.finish_reason is not None for p in event)
         if event:
             self._events.append(event)
         self._wake.set()
@@ -69,7 +98,7 @@ class Job:
             ApiError: refused at admission, past the deadline, or the engine failed or hangs: it
                 keeps the deadline itself while it can.
         """
-        while self._open:
+        while self._open or self._events:
             try:
                 async with asyncio.timeout(self.timeout_s + _LATE_S):
                     await self._wake.wait()
@@ -81,6 +110,6 @@ class Job:
                 if isinstance(event, ApiError):
                     raise event
             batch = [piece for event in events if isinstance(event, list) for piece in event]
-            self._open -= sum(p.output.finish_reason is not None for p in batch)
+            self.taken += sum(p.size for p in batch)
             if batch:
                 yield batch

@@ -70,7 +70,9 @@ def load_served(spec: ServedModel, config: AppConfig) -> Served:
     )
     return Served(
         name=spec.name,
-        thread=EngineThread(engine, name=spec.name),
+        thread=EngineThread(
+            engine, name=spec.name, max_unread_tokens=config.limits.max_unread_tokens
+        ),
         tokenizer=tokenizer,
         digest=expert.digest,
         step=found[0].step,

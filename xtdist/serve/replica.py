@@ -46,8 +46,10 @@ class Replica:
         self._config = config
         keys = LiveKeys(config.api_keys_file, config.api_keys_env)
         self.backend = Backend(
-            limits=config.limits, gate=Gate(keys, config.quota, limits=config.limits)
+            limits=config.limits,
+            gate=Gate(keys, config.quota, limits=config.limits, open_metrics=config.open_metrics),
         )
+        self._publishing: asyncio.Task[None] | None = None
         self.reloader = Reloader(self.backend, config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -63,6 +65,7 @@ class Replica:
                 stay as they are.
         """
         if not self.reloader.started:
+            self._publishing = asyncio.create_task(self.backend.metrics.publish())
             await self.reloader.start(self._models(user_config))
             return
         try:

@@ -17,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from xtdist.serve.backend import Backend, shutting_down
+from xtdist.serve.chat import add_chat
 from xtdist.serve.completions import add_completions
 from xtdist.serve.errors import ApiError, unhealthy
 from xtdist.serve.gate import Door, refusal
 from xtdist.serve.infill import add_infill
+from xtdist.serve.metrics import add_metrics
 from xtdist.serve.models import add_models
 from xtdist.serve.openapi import add_openapi, operation
 from xtdist.serve.page import add_page
@@ -39,11 +41,13 @@ def make_app(backend: Backend) -> FastAPI:
     app.router.redirect_slashes = False
     app.add_middleware(Door, gate=backend.gate)
     app.add_middleware(RequestIds)
+    add_metrics(app, backend.metrics)
     _add_errors(app)
 
     _add_health(app, backend)
     add_models(app, backend)
     add_completions(app, backend)
+    add_chat(app, backend)
     add_infill(app, backend)
     add_tokens(app, backend)
     add_openapi(app, version("xtdist"))

@@ -152,9 +152,11 @@ class Served:
     def _shortest(self, timeout_s: float) -> Job:
         """The least that the engine can be asked for: one token, or one mask."""
         if self.fills:
-            return Job([[self.tokenizer.mask_id]], MaskPredictParams(steps=1), timeout_s)
+            return Job(
+                [[self.tokenizer.mask_id]], MaskPredictParams(steps=1), timeout_s, measured=False
+            )
         params = GenerationParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-        return Job([[self.tokenizer.eot_id]], params, timeout_s)
+        return Job([[self.tokenizer.eot_id]], params, timeout_s, measured=False)
 
 
 def word_ids(words: Iterable[str], tokenizer: TokenizerLike) -> tuple[tuple[int, ...], ...]:
