@@ -22,17 +22,25 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from tiny_server import served_engines, tiny_model
+from nar_server import filler, filling_model
+from tiny_server import MAX_SEQ_LEN, tiny_model
 
+from xtdist.checkpoint.chat_template import ChatTemplate
 from xtdist.data.tokenizer import byte_tokenizer
 from xtdist.decode import Engine, EngineConfig, Output
 from xtdist.decode.outputs import TokenLogprob
 from xtdist.serve.auth import LiveKeys
+from xtdist.serve.backend import Backend
+from xtdist.serve.config import LimitsConfig
+from xtdist.serve.engine_thread import EngineThread
 from xtdist.serve.gate import Gate
+from xtdist.serve.routes import make_app
+from xtdist.serve.served import Served
 
 Rng = np.random.Generator
 OK = frozenset({200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 431})
@@ -95,6 +103,48 @@ def make_engine(kind: type[Engine] = InstantEngine) -> Engine:
         banned_ids=(tokenizer.mask_id, tokenizer.pad_id),
         config=EngineConfig(max_sequences=4, max_waiting=64, seed=7),
     )
+
+
+@dataclasses.dataclass
+class Serving:
+    """An application with a model that continues prompts and conversations, and one that fills
+    masks, whose steps are real."""
+
+    app: Any
+    engine: Engine
+    gate: Gate
+    served: Served
+
+    def left(self) -> list[str]:
+        """What is there still when nobody asks any more; empty if nothing is."""
+        time.sleep(0.05)
+        left = {"engine requests": len(self.engine._requests)}
+        left |= {"pages": self.engine.stats().pages_used}
+        left |= {"running": self.served.thread.running}
+        left |= {"open requests": self.gate.open_requests}
+        return [f"{count} {what}" for what, count in left.items() if count]
+
+
+@contextmanager
+def serving(kind: type[Engine] = InstantEngine) -> Iterator[Serving]:
+    engine, gate = make_engine(kind), Gate(LiveKeys())
+    served = Served(
+        name="tiny",
+        thread=EngineThread(engine, name="tiny"),
+        tokenizer=byte_tokenizer(),
+        digest="0123456789abcdef" * 4,
+        max_seq_len=MAX_SEQ_LEN,
+        contrastive=True,
+        chat_template=ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}"),
+    )
+    fills = filling_model(filler())
+    backend = Backend(models=[served, fills], limits=LimitsConfig(), gate=gate)
+    try:
+        yield Serving(make_app(backend), engine, gate, served)
+    finally:
+        served.chat_template.close()
+        served.thread.stop()
+        fills.thread.stop()
 
 
 def corpus(app: Any) -> list[Ask]:
@@ -164,9 +214,16 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     "/tokenize": [{"model": "tiny", "prompt": CANARY, "return_token_strs": True}],
     "/detokenize": [{"model": "tiny", "tokens": [1, 2, 255]}],
     "/v1/infill": [
-        {**_COMMON, "prompt": "a", "suffix": "b", "steps": 2, "schedule": "cosine"},
-        {"model": "tiny", "text": ["a", {"mask": 3}, "b"], "order": "random", "stream": True},
-        {"model": "tiny", "tokens": [1, {"mask": 2}], "noise": 0.5, "remask": True, "n": 2},
+        {
+            **_COMMON,
+            "model": "filler",
+            "prompt": "a",
+            "suffix": "b",
+            "steps": 2,
+            "schedule": "cosine",
+        },
+        {"model": "filler", "text": ["a", {"mask": 3}, "b"], "order": "random", "stream": True},
+        {"model": "filler", "tokens": [1, {"mask": 2}], "noise": 0.5, "remask": True, "n": 2},
     ],
     "/v1/chat/completions": [
         {
@@ -190,7 +247,20 @@ TOKENS += [b"[", b"]", b"{", b"}", b":", b",", b"\x00", b"\xff\xfe", b"\xef\xbb\
 TOKENS += [b"1e-320", b"[" * 40, b'{"a":' * 40, b"\\", b"'", b"/*", b"\r\n\r\n", b"-0", b"1E+2"]
 VALUES: list[Any] = [None, True, False, 0, -1, 1, 2, 17, 2**31, 2**63, -(2**63) - 1, 10**39]
 VALUES += [0.0, -0.0, 1e-320, 1e308, -1.5, 0.5, "", " ", "x", "\x00", "é\u202e", "x" * 3000, "0"]
-VALUES += ["tiny", "never", "1", [], {}, [[]], [None], [0] * 500, ["x"] * 40, ["x", 1], [-1]]
+VALUES += [
+    "tiny",
+    "filler",
+    "never",
+    "1",
+    [],
+    {},
+    [[]],
+    [None],
+    [0] * 500,
+    ["x"] * 40,
+    ["x", 1],
+    [-1],
+]
 VALUES += [{"a": 1}, {"5": 1}, {"-1": 0}, {"é": 0}, {str(i): 0 for i in range(1100)}, [True], "🙂"]
 KINDS = [b"text/plain", b"application/json; charset=utf-16", b"", b"APPLICATION/JSON", b"\xff"]
 HEADERS = [
@@ -406,15 +476,6 @@ def _rss_mib() -> float:
         return int(f.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def settled(engine: Engine, gate: Any, thread: Any) -> list[str]:
-    """What is left when nobody asks any more; empty if nothing is."""
-    time.sleep(0.05)
-    left = {"engine requests": len(engine._requests), "thread": thread.running}
-    left |= {"pages": engine.pool.num_pages - len(engine.pool.free_pages)}
-    left |= {"open requests": gate.open_requests}
-    return [f"{count} {what}" for what, count in left.items() if count]
-
-
 def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
@@ -422,14 +483,11 @@ def main(args: list[str]) -> int:
     parser.add_argument("--first", type=int, default=0, help="number to begin at, to see one again")
     parser.add_argument("--model", action="store_true", help="run a tiny model for what is good")
     given = parser.parse_args(args)
-    engine = make_engine(Engine if given.model else InstantEngine)
     start = time.monotonic()
-    with served_engines() as serve:
-        gate = Gate(LiveKeys())
-        app, served = serve(engine, gate=gate)
-        run = fuzz(app, count=given.count, seed=given.seed, first=given.first)
+    with serving(Engine if given.model else InstantEngine) as at:
+        run = fuzz(at.app, count=given.count, seed=given.seed, first=given.first)
         report = asyncio.run(run)
-        left = settled(engine, gate, served.thread)
+        left = at.left()
     wall_s = time.monotonic() - start
     print(f"{given.count} requests in {wall_s:.0f} s: {dict(sorted(report.statuses.items()))}")
     print(f"slowest {report.slowest_s * 1000:.0f} ms, grown {report.grown_mib:.1f} MiB")

@@ -6,20 +6,14 @@ import asyncio
 
 import fuzz
 import pytest
-from tiny_server import served_engines
 
 from xtdist.decode import Engine
-from xtdist.serve.auth import LiveKeys
-from xtdist.serve.gate import Gate
 
 
 def run(kind, *, count, seed):
-    engine, gate = fuzz.make_engine(kind), Gate(LiveKeys())
-    with served_engines() as serve:
-        app, served = serve(engine, gate=gate)
-        report = asyncio.run(fuzz.fuzz(app, count=count, seed=seed))
-        left = fuzz.settled(engine, gate, served.thread)
-        broken = served.thread.broken
+    with fuzz.serving(kind) as at:
+        report = asyncio.run(fuzz.fuzz(at.app, count=count, seed=seed))
+        left, broken = at.left(), at.served.thread.broken
     assert report.findings == []
     assert (left, report.left_tasks, broken) == ([], 0, False)
     assert report.grown_mib < 50
@@ -29,7 +23,7 @@ def run(kind, *, count, seed):
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        (fuzz.InstantEngine, 2_000),
+        (fuzz.InstantEngine, 1_500),
         (Engine, 150),
         pytest.param(fuzz.InstantEngine, 100_000, marks=pytest.mark.long),
         pytest.param(Engine, 5_000, marks=pytest.mark.long),
@@ -43,8 +37,8 @@ def test_no_changed_request_fails_or_leaves_anything_behind(kind, count):
 
 
 def test_every_route_is_in_the_corpus():
-    with served_engines() as serve:
-        app, _ = serve(fuzz.make_engine())
+    with fuzz.serving() as at:
+        app = at.app
         assert {(a.method, a.path) for a in fuzz.corpus(app)} >= {
             (m, p.replace("{name}", "tiny")) for m, p in fuzz.operations(app)
         }
@@ -52,21 +46,19 @@ def test_every_route_is_in_the_corpus():
 
 def test_a_failing_server_would_be_found(monkeypatch):
     """The checks themselves: a route that fails for some input is a finding with its request."""
-    with served_engines() as serve:
-        app, served = serve(fuzz.make_engine())
+    with fuzz.serving() as at:
 
         def failing(text):
             raise ZeroDivisionError
 
-        monkeypatch.setattr(served.tokenizer, "encode", failing)
-        report = asyncio.run(fuzz.fuzz(app, count=300, seed=1))
+        monkeypatch.setattr(at.served.tokenizer, "encode", failing)
+        report = asyncio.run(fuzz.fuzz(at.app, count=300, seed=1))
     assert [what for _, what, _ in report.findings] == ["status 500"] * 5
 
 
 def test_the_same_number_of_the_same_seed_is_the_same_request():
-    with served_engines() as serve:
-        app, _ = serve(fuzz.make_engine())
-        good = fuzz.corpus(app)
+    with fuzz.serving() as at:
+        good = fuzz.corpus(at.app)
     rngs = [fuzz.np.random.default_rng((7, number)) for number in (5, 5, 6)]
     asks = [fuzz.mutate(rng, fuzz.pick(rng, good), good) for rng in rngs]
     assert asks[0] == asks[1] != asks[2]
