@@ -103,9 +103,10 @@ def test_a_refusal_says_the_templates_own_words_and_never_a_messages(render):
 )
 def test_a_hostile_template_gets_neither_python_nor_memory(render, source):
     try:
-        assert not render(source).parts[0].strip("[]<Undefined> ")  # an attribute that is none
-    except TemplateError as e:
-        assert str(e).startswith("the template ")
+        text = render(source).parts[0]
+    except TemplateError:
+        return
+    assert text in ("", "[Undefined, Undefined]")  # an attribute that is not there
 
 
 def test_a_template_that_never_ends_is_ended_and_the_next_request_has_a_new_process(render):
