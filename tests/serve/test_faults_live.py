@@ -30,7 +30,7 @@ KILL_EVERY_S = 5.0
 LOAD = 0.7
 TOKENS = 60
 PROMPTS = ("import ", "def f(x):\n", "class ", "for i in ")
-PATIENT = Retry(attempts=200, deadline_s=400.0, seed=0)
+PATIENT = Retry(attempts=200, deadline_s=400.0, silence_s=20.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def server(weights: Path) -> Iterator[Any]:
         port=free_port(),
         models=(ServedModel(name="tiny", weights=str(weights)),),
         engine=EngineConfig(max_sequences=8, max_waiting=64, seed=7),
-        limits=LimitsConfig(send_timeout_s=5.0, body_timeout_s=5.0),
+        limits=LimitsConfig(send_timeout_s=5.0),
         replicas=REPLICAS,
     )
     try:
@@ -254,11 +254,11 @@ def test_bodies_that_trickle_are_cut_off_and_others_are_answered(
     async def main() -> list[bytes]:
         async with AsyncClient(server.url, retry=PATIENT) as client:
             await until(lambda: len(replicas()) >= REPLICAS, timeout_s=120)
-            slow = [trickle(port, body, b" " * 40, every_s=0.5) for _ in range(100)]
-            heads = [trickle(port, start, b"X-A: " + b"a" * 35, every_s=0.5) for _ in range(100)]
+            slow = [trickle(port, body, b" " * 60, every_s=0.5) for _ in range(100)]
+            heads = [trickle(port, start, b"X-A: " + b"a" * 55, every_s=0.5) for _ in range(100)]
             replies = asyncio.gather(*slow)
             others = asyncio.gather(*heads)
-            await traffic.at(3.0, 15.0, client)
+            await traffic.at(3.0, 20.0, client)
             await others
             return await replies
 

@@ -32,7 +32,8 @@ class Retry:
     Args:
         attempts: in a row without anything new; of a stream that comes in parts, for each part.
         deadline_s: of one call with all attempts and waits; a stream that flows is not cut by it.
-        silence_s: before the first chunk of a stream and between two; beyond it counts as broken.
+        silence_s: before a whole answer, before the first chunk of a stream and between two; beyond
+            it an attempt counts as broken. A server answers within its ``request_timeout_s``.
         seed: of the waits; None: from the operating system.
     """
 

@@ -69,17 +69,18 @@ class Wire:
         """
         attempts, name = self.attempts(), new_id()
         while True:
+            wait_s = min(self.retry.silence_s, attempts.left_s)
             try:
-                return await self._once(method, path, body, name=name, left_s=attempts.left_s)
+                return await self._once(method, path, body, name=name, wait_s=wait_s)
             except ClientError as e:
                 await attempts.wait(e)
 
     async def _once(
-        self, method: str, path: str, body: Tree | None, *, name: str, left_s: float
+        self, method: str, path: str, body: Tree | None, *, name: str, wait_s: float
     ) -> dict[str, Any]:
         try:
-            async with asyncio.timeout(left_s):
-                request = self._request(method, path, body, name=name, silence_s=left_s)
+            async with asyncio.timeout(wait_s):
+                request = self._request(method, path, body, name=name, silence_s=wait_s)
                 reply = await self._http.send(request)
         except (httpx.RequestError, TimeoutError) as e:
             raise self._unreachable(e) from e
