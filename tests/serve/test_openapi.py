@@ -94,6 +94,8 @@ def test_what_is_taken_and_sent_fits_the_document(http, document, body):
         {"prompt": "x", "logit_bias": {"5": 101}},
         {"prompt": "x", "contrastive": {"alfa": 1}},
         {"prompt": "x", "structured_outputs": {}},
+        {"prompt": "x", "structured_outputs": {"regex": None}},
+        {"prompt": "x", "truncate_prompt_tokens": 0},
         {"prompt": "x", "priority": 1},
     ],
 )

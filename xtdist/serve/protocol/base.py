@@ -41,7 +41,8 @@ class ErrorBody(Wire):
 
 
 class Usage(Wire):
-    """Tokens of one answer; of several prompts, all of them."""
+    """Tokens of one answer; of several prompts, all of them. Of ``best_of`` and beams, those of the
+    choices that are given."""
 
     prompt_tokens: int
     completion_tokens: int

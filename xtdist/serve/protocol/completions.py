@@ -66,7 +66,9 @@ class CompletionRequest(DecodingRequest):
     logprobs: int | None = Field(None, ge=0)
     echo: bool = False
     prompt_logprobs: int | None = Field(None, ge=0)
-    truncate_prompt_tokens: int | None = Field(None, ge=-1, lt=2**31)
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, lt=2**31, json_schema_extra={"not": {"const": 0}}
+    )
     resume_tokens: int = Field(0, ge=0)
 
     @property

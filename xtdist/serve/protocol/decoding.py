@@ -53,11 +53,17 @@ class Contrastive(Wire):
     temperature: float = Field(1.0, ge=1e-3, le=100)
 
 
+def _one_key(schema: dict[str, Any]) -> None:
+    schema |= {"minProperties": 1, "maxProperties": 1}
+    for value in schema["properties"].values():
+        value["anyOf"] = [kind for kind in value["anyOf"] if kind != {"type": "null"}]
+
+
 class StructuredOutputs(Wire):
     """The text must be in a language; exactly one of the keys says which: a JSON schema (an object
     or its text), a regular expression, one of several texts, or a Lark grammar."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    model_config = ConfigDict(json_schema_extra=_one_key)
 
     json_schema: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
