@@ -278,7 +278,7 @@ def test_cancelling_before_admission_leaves_nothing(thread, engine):
 
 def test_a_crash_of_the_engine_fails_every_job_and_all_later_ones(thread, engine):
     async def main():
-        jobs = [job([-5]), job([-4])]
+        jobs = [job([-5]), job([1, -4])]
         for j in jobs:
             thread.submit(j)
         for j in jobs:
@@ -291,6 +291,46 @@ def test_a_crash_of_the_engine_fails_every_job_and_all_later_ones(thread, engine
 
     run(main())
     assert thread.broken
+
+
+def test_a_request_whose_first_step_crashes_takes_nobody_along(thread, engine):
+    async def main():
+        others = job([-5])
+        thread.submit(others)
+        await until_steps(thread, 3)
+        for _ in range(3):
+            with pytest.raises(ApiError) as e:
+                await tokens(submitted(thread, job([-4])))
+            assert e.value.code == "internal_error"
+            assert await tokens(submitted(thread, job([1, 2]))) == [[1, 2]]
+        thread.cancel(others)
+
+    run(main())
+    assert not thread.broken
+
+
+def test_an_engine_that_crashes_with_whatever_it_is_given_has_failed(thread, engine):
+    async def main():
+        for _ in range(4):
+            with pytest.raises(ApiError):
+                await tokens(submitted(thread, job([-4])))
+        with pytest.raises(ApiError) as e:
+            thread.submit(job([1]))
+        return e.value.code
+
+    assert run(main()) == "unhealthy"
+    assert thread.broken
+    assert thread.steps == 0
+
+
+def submitted(thread, job):
+    thread.submit(job)
+    return job
+
+
+async def until_steps(thread, count):
+    while thread.steps < count:
+        await asyncio.sleep(0.001)
 
 
 def test_stopping_an_idle_thread_returns():

@@ -3,8 +3,9 @@
 The loop never waits for the engine and the engine never waits for a client: jobs go in by a queue
 that is read between steps, and each step comes back as one wake-up of the loop, however many
 requests it served. An exception in a request's admission, and one in a step that the engine blames
-on one request, fails that request; any other in a step fails all jobs and marks the engine as
-broken, and the replica is replaced.
+on one request, fails that request; any other in a step fails those that are new in it. Without new
+ones, or again and again, it fails all jobs and marks the engine as broken, and the replica is
+replaced.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from xtdist.serve.metrics import Meter
 from xtdist.serve.protocol import refused
 
 log = logging.getLogger(__name__)
+_MOST_FAILURES = 3  # steps in a row that may fail for their new requests
 _LOOK_S = 1.0  # seconds between looks at the deadlines while the engine is idle
 
 
@@ -86,6 +88,7 @@ class EngineThread:
         self.name = name
         self.steps = 0
         self._step_began: float | None = None
+        self._failures = 0  # steps in a row
         self.broken = False
         self.meter: Meter | None = None
         self.stats = engine.stats()
@@ -195,7 +198,6 @@ class EngineThread:
             self._step_began = self._clock()
             events += self._collect(self._step())
             self._step_began = None
-            self.steps += 1
         events += self._end_lost()
         self.stats = self.engine.stats()
         self._wake_loop(events)
@@ -216,12 +218,26 @@ class EngineThread:
         return errors
 
     def _step(self) -> list[Output]:
-        """A request that fails alone is lost; the engine goes on with the others."""
+        """A request that fails alone is lost; the engine goes on with the others. Where it can't
+        tell which one fails, those go that the step was the first one of, a few times in a row."""
         try:
-            return self.engine.step()
+            outputs = self.engine.step()
         except RequestFailed as e:
             log.error("engine %s dropped a request\n%s", self.name, outline(e))
+            self.steps += 1
             return []
+        except Exception as e:
+            new = self._queued.difference(self.engine.waiting) & self._jobs.keys()
+            self._failures += 1
+            if not new or self._failures > _MOST_FAILURES:
+                raise
+            log.error("engine %s goes on without %d requests\n%s", self.name, len(new), outline(e))
+            for request_id in new:
+                self.engine.abort(request_id)
+            return []
+        self._failures = 0
+        self.steps += 1
+        return outputs
 
     def _admit(self, job: Job) -> Event:
         """Add all prompts of a job or none; the event that tells which."""
