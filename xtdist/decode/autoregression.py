@@ -22,6 +22,7 @@ from xtdist.decode.grammar import Grammars
 from xtdist.decode.lockstep import Lockstep, Ready
 from xtdist.decode.outputs import Output
 from xtdist.decode.params import EngineConfig, GenerationParams
+from xtdist.decode.prefix_cache import root_of
 from xtdist.decode.processors import Allowed, LogitsProcessor
 from xtdist.decode.prompt_scores import PromptScores
 from xtdist.decode.request import Extras, Request
@@ -69,6 +70,7 @@ class Autoregression:
             window=shared_window(cached, longest=longest),
             models=len(limits),
             on_cpu=device.type == "cpu",
+            reuses=config.prefix_cache and not self.recomputes,
         )
         if config.compile_sequences:
             on_cpu = device.type == "cpu"
@@ -118,7 +120,9 @@ class Autoregression:
             request.exits = exit_layers(params.dola, self.model)
         if params.prompt_logprobs is not None:
             request.scores = PromptScores(name, prompt, params.prompt_logprobs)
-        if context is not None:
+        if context is None:
+            request.root = root_of(extras.salt, models=1 + params.amateurs)
+        else:
             request.context = Context(context.detach().to(self._reference))
         return request
 

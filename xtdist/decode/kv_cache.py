@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xtdist.config import ConfigError
+from xtdist.decode.prefix_cache import Blocks, PrefixCache
 from xtdist.nn.attention.cache import Kept
 
 
@@ -26,12 +27,14 @@ class PageTable:
     """Where the cached tokens of a sequence are: page slot s holds its tokens from s * page on.
 
     ``length`` tokens were cached; the first ``dropped`` page slots are given up again, because
-    nothing reads them any more, and ``pages`` are those after them.
+    nothing reads them any more, and ``pages`` are those after them. ``digests`` name the blocks of
+    them that the prefix cache knows.
     """
 
     pages: list[int] = field(default_factory=list)
     length: int = 0
     dropped: int = 0
+    digests: list[bytes] = field(default_factory=list)
 
     @property
     def slots(self) -> int:
@@ -126,6 +129,8 @@ class KVPool:
         page_tokens: tokens per page.
         models: number of models whose caches run in step.
         window: what is kept of a sequence; None: all of it.
+        reuses: a page that nobody has any more keeps what it holds until it is taken, and whoever
+            begins with the same tokens has it again.
     """
 
     def __init__(
@@ -135,23 +140,31 @@ class KVPool:
         *,
         models: int = 1,
         window: Window | None = None,
+        reuses: bool = False,
     ) -> None:
         self.num_pages = num_pages
         self.page_tokens = page_tokens
         self.window = window
         self.stores = [KVStore(num_pages, page_tokens) for _ in range(models)]
         self.references = [0] * num_pages
-        self.free_pages = list(range(num_pages - 1, -1, -1))
+        self.prefixes = PrefixCache(Blocks(page_tokens)) if reuses else None
+        self._blank = list(range(num_pages - 1, -1, -1))
+        self._kept: dict[int, None] = {}  # free, too, but of use; the longest unused first
+
+    @property
+    def free_pages(self) -> list[int]:
+        """Pages that no table has."""
+        return [*self._kept, *self._blank]
 
     @property
     def free(self) -> int:
-        """Pages that no table has."""
-        return len(self.free_pages)
+        """How many they are."""
+        return len(self._blank) + len(self._kept)
 
     @property
     def cached(self) -> int:
-        """Free pages that hold something of use."""
-        return 0
+        """How many of them hold something of use."""
+        return len(self._kept)
 
     def most_pages(self, tokens: int) -> int:
         """Pages that a sequence holds at most at once until ``tokens`` of it are cached."""
@@ -174,12 +187,39 @@ class KVPool:
                 table.pages.append(self._take())
         return True
 
-    def advance(self, table: PageTable, count: int) -> None:
-        """``count`` more tokens are cached; give up the pages that no later query reads."""
+    def reuse(self, table: PageTable, tokens: Sequence[int], *, root: bytes) -> int:
+        """Give an empty table what pages hold of the beginning of ``tokens``, the last one aside;
+        how many tokens that is. It takes no more pages than ``reserve`` would for ``tokens``.
+
+        Whole pages are shared, and of the last one what is of use is copied."""
+        if self.prefixes is None or not root:
+            return 0
+        blocks, digests = self.prefixes.blocks, table.digests
+        blocks.extend(digests, tokens, root=root, upto=len(tokens) - 1)
+        back = None if self.window is None else self.window.back
+        del digests[self.prefixes.longest(digests, back=back) :]
+        if not digests:
+            return 0
+        table.length = blocks.end(len(digests) - 1)
+        table.dropped = self._outlived(table.length)
+        whole, rest = divmod(table.length, self.page_tokens)
+        for slot in range(table.dropped, whole):
+            page = self.prefixes.page_of(digests[(slot + 1) * blocks.per_page - 1])
+            self._hold(page)
+            table.pages.append(page)
+        if rest:
+            table.pages.append(self._begun(digests[whole * blocks.per_page :], rest))
+        return table.length
+
+    def advance(
+        self, table: PageTable, count: int, *, tokens: Sequence[int] = (), root: bytes = b""
+    ) -> None:
+        """``count`` more tokens are cached; give up the pages that no later query reads. With the
+        ``root`` of its chain, others may use what this table has of ``tokens``."""
         table.length += count
-        if self.window is None:
-            return
-        outlived = (table.length - self.window.back) // self.page_tokens - table.dropped
+        if root and self.prefixes is not None:
+            self._remember(self.prefixes, table, tokens, root)
+        outlived = self._outlived(table.length) - table.dropped
         if outlived > 0:
             for page in table.pages[:outlived]:
                 self._drop(page)
@@ -197,20 +237,36 @@ class KVPool:
         """A second table over the same pages; costs no copy until one of the two is written."""
         for page in table.pages:
             self.references[page] += 1
-        return PageTable(pages=list(table.pages), length=table.length, dropped=table.dropped)
+        return PageTable(list(table.pages), table.length, table.dropped, list(table.digests))
 
     def release(self, table: PageTable) -> None:
         """Give up all pages of ``table``; it is empty afterwards and may be used again."""
         for page in table.pages:
             self._drop(page)
         table.pages.clear()
+        table.digests.clear()
         table.length = table.dropped = 0
 
     def recount(self, tables: Iterable[PageTable]) -> None:
         """A step was broken off: a page belongs to the tables that have it, the others are free."""
         held = Counter(page for table in tables for page in table.pages)
         self.references = [held[page] for page in range(self.num_pages)]
-        self.free_pages = [p for p in range(self.num_pages - 1, -1, -1) if not held[p]]
+        free = [p for p in range(self.num_pages - 1, -1, -1) if not held[p]]
+        of_use = [p for p in (*self._kept, *free) if not held[p] and self._holds(p)]
+        self._kept = dict.fromkeys(of_use)
+        self._blank = [p for p in free if p not in self._kept]
+
+    def clear(self) -> None:
+        """All pages are free, and nothing that they hold is of use."""
+        if self.prefixes is not None:
+            self.prefixes.clear()
+        self.recount(())
+
+    def distrust(self, pages: Iterable[int]) -> None:
+        """Nobody else shall use what these pages hold."""
+        if self.prefixes is not None:
+            for page in pages:
+                self.prefixes.forget(page)
 
     def _fits(self, wanted: Sequence[tuple[PageTable, int]]) -> bool:
         """Whether the free pages suffice. Of k tables that share a page and write to it, all but
@@ -224,7 +280,7 @@ class KVPool:
                 owners = left.get(page, self.references[page])
                 needed += owners > 1
                 left[page] = owners - 1 if owners > 1 else owners
-        return needed <= len(self.free_pages)
+        return needed <= self.free
 
     def _written_page(self, table: PageTable) -> int | None:
         """The existing page that the next token goes to."""
@@ -238,18 +294,76 @@ class KVPool:
         copy = self._take()
         for store in self.stores:
             store.copy(page, copy, tokens=table.length % self.page_tokens)
-        table.pages[table.length // self.page_tokens - table.dropped] = copy
+        slot = table.length // self.page_tokens
+        table.pages[slot - table.dropped] = copy
+        if self.prefixes is not None:
+            self.prefixes.add(copy, table.digests[slot * self.prefixes.blocks.per_page :])
         self._drop(page)
+
+    def _outlived(self, tokens: int) -> int:
+        """Page slots that nothing reads any more once so many tokens are cached."""
+        if self.window is None:
+            return 0
+        return max(0, (tokens - self.window.back) // self.page_tokens)
+
+    def _remember(
+        self, known: PrefixCache, table: PageTable, tokens: Sequence[int], root: bytes
+    ) -> None:
+        """Blocks of ``table`` that have become whole."""
+        old = len(table.digests)
+        if known.blocks.within(table.length) <= old:
+            return
+        known.blocks.extend(table.digests, tokens, root=root, upto=table.length)
+        for block in range(old, len(table.digests)):
+            slot = block // known.blocks.per_page - table.dropped
+            if slot >= 0:
+                known.add(table.pages[slot], table.digests[block : block + 1])
+
+    def _begun(self, digests: Sequence[bytes], tokens: int) -> int:
+        """A page of one's own whose first tokens are these blocks."""
+        assert self.prefixes is not None
+        source = self.prefixes.page_of(digests[-1])
+        free = self.references[source] == 0
+        if free and (self.free == 1 or self.prefixes.last_of(source) == digests[-1]):
+            self._hold(source)
+            self.prefixes.forget(source)
+            page = source
+        else:
+            if free:  # it is in use again: another one shall be taken
+                del self._kept[source]
+                self._kept[source] = None
+            page = self._take()
+            for store in self.stores:
+                store.copy(source, page, tokens=tokens)
+        self.prefixes.add(page, digests)
+        return page
 
     def _slots_for(self, tokens: int) -> int:
         return -(-tokens // self.page_tokens)
 
     def _take(self) -> int:
-        page = self.free_pages.pop()
+        if self._blank:
+            page = self._blank.pop()
+        else:
+            page = next(iter(self._kept))
+            del self._kept[page]
+            self.distrust((page,))
         self.references[page] = 1
         return page
 
+    def _hold(self, page: int) -> None:
+        """One owner more of a page that holds something of use."""
+        self._kept.pop(page, None)
+        self.references[page] += 1
+
+    def _holds(self, page: int) -> bool:
+        return self.prefixes is not None and self.prefixes.holds(page)
+
     def _drop(self, page: int) -> None:
         self.references[page] -= 1
-        if self.references[page] == 0:
-            self.free_pages.append(page)
+        if self.references[page]:
+            return
+        if self._holds(page):
+            self._kept[page] = None
+        else:
+            self._blank.append(page)

@@ -117,7 +117,9 @@ class Lockstep:
         )
         ready = self._ready(work, drafts, expert)
         for w in work:
-            self.pool.advance(w.sequence.table, w.count)
+            self.pool.advance(
+                w.sequence.table, w.count, tokens=w.sequence.tokens, root=w.request.root
+            )
         return ready, StepLogits(expert.logits, tuple(weaker), expert.exits)
 
     def _ready(self, work: Seq[Work], drafts: Seq[tuple[int, ...]], expert: Rows) -> list[Ready]:

@@ -238,6 +238,10 @@ class EngineConfig:
     are compiled (0: none). Each number of sequences is a graph of its own, made when it first comes
     up: 20 to 50 s for 8 layers on a CPU, less for the next process. Steps with prompts, drafts,
     early exits or hidden states are not compiled. Logits may differ in their last bits.
+    ``prefix_cache``: a request that begins as another did, in blocks of 16 tokens, does not compute
+    that again as long as the pages of the other are not taken; the pool then fills up and stays so.
+    Not for models without a cache, with a context, and for contrastive search and
+    ``prompt_logprobs``, which need all hidden states.
     """
 
     max_sequences: PositiveInt = 8
@@ -248,6 +252,7 @@ class EngineConfig:
     max_waiting: PositiveInt = 64
     seed: Seed | None = None
     compile_sequences: Annotated[int, Field(ge=0, le=64)] = 0
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < self.max_sequences:

@@ -52,6 +52,7 @@ class Request:
     candidates of contrastive search. ``exits``: the layers that DoLa leaves after. ``held``: what
     is only given out once all sequences have ended and the best of them are known. ``resumed``:
     what the tokens show that it begins with. ``scores``: of its prompt, until they are given out.
+    ``root`` begins the names of its blocks in the prefix cache; empty: it has no part in that.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Request:
     admitted: bool = False
     resumed: Release = field(default_factory=Release)
     scores: PromptScores | None = None
+    root: bytes = b""
     _seeds: dict[int, int] = field(default_factory=dict)
     context: Context | None = None
 

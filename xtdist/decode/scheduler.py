@@ -97,11 +97,11 @@ class Scheduler:
             for sequence in request.sequences:
                 sequence.table = PageTable()
             request.rewind()
-        self.pool.recount(())
+        self.pool.clear()
 
     def _admit(self) -> None:
         width = sum(r.width for r in self.running)
-        free = len(self.pool.free_pages)
+        free = self.pool.free
         while self.waiting:
             request = self.waiting[0]
             width += request.width
@@ -109,9 +109,18 @@ class Scheduler:
             if width > self.config.max_sequences or free < 0:
                 return
             self.running.append(self.waiting.popleft())
-            if not request.admitted:
-                request.admitted = True
-                self.prompt_tokens += len(request.prompt)
+            self._begin(request)
+
+    def _begin(self, request: Request) -> None:
+        """Give a request what pages hold of its beginning."""
+        hits = 0
+        if not request.reads_states:
+            for s in request.sequences:
+                hits += self.pool.reuse(s.table, s.tokens, root=request.root)
+        if not request.admitted:
+            request.admitted = True
+            self.prompt_tokens += len(request.prompt)
+            self.hit_tokens += min(hits, len(request.prompt))
 
     def _grant(self, request: Request, budget: int) -> list[Work]:
         """As much of what ``request`` wants as the budget allows."""

@@ -15,7 +15,13 @@ SMALLEST_CHUNK_TOKENS = 256
 
 
 def make_pool(
-    config: EngineConfig, *, longest: int, window: int | None, models: int, on_cpu: bool
+    config: EngineConfig,
+    *,
+    longest: int,
+    window: int | None,
+    models: int,
+    on_cpu: bool,
+    reuses: bool = False,
 ) -> KVPool:
     """Pages for all models.
 
@@ -46,7 +52,7 @@ def make_pool(
             "give at least that, or 0: as many as max_sequences need"
         )
     try:
-        return KVPool(pages, page, models=models, window=kept)
+        return KVPool(pages, page, models=models, window=kept, reuses=reuses)
     except (MemoryError, OverflowError):
         raise ConfigError(
             f"max_sequences, pool_tokens: they ask for {pages} KV pages of {page} tokens, more "

@@ -27,11 +27,12 @@ class Undo:
 
     def restore(self, pool: KVPool, requests: Iterable[Request]) -> None:
         """Nothing of the step has happened, but for what the models wrote behind the tables' ends.
-        ``requests``: all of the engine."""
+        ``requests``: all of the engine. What the step has touched, nobody else shall use."""
         for changed, fields in (*self._requests, *self._searches):
             vars(changed).update(fields)
         for sequence, progress in self._sequences:
             progress.restore(sequence)
+        pool.distrust(page for _, progress in self._sequences for page in progress.pages)
         pool.recount(s.table for r in requests for s in r.sequences)
         for sequence, _ in self._sequences:
             pool.trim(sequence.table)
@@ -40,12 +41,13 @@ class Undo:
 class _Progress:
     """Where one sequence stands."""
 
-    __slots__ = ("count", "dropped", "length", "pages", "stream", "tokens")
+    __slots__ = ("count", "digests", "dropped", "length", "pages", "stream", "tokens")
 
     def __init__(self, sequence: Sequence) -> None:
         self.tokens, self.count = sequence.tokens, len(sequence.tokens)
         table = sequence.table
         self.pages, self.length, self.dropped = table.pages.copy(), table.length, table.dropped
+        self.digests = table.digests.copy()
         self.stream = sequence.stream.progress()
 
     def restore(self, sequence: Sequence) -> None:
@@ -53,6 +55,7 @@ class _Progress:
         del sequence.tokens[self.count :]
         table = sequence.table
         table.pages, table.length, table.dropped = self.pages, self.length, self.dropped
+        table.digests = self.digests
         sequence.stream.resume(self.stream)
 
 
