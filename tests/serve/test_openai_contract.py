@@ -103,33 +103,48 @@ def test_a_whole_reply_has_the_clients_own_type(client, case):
 
 
 @pytest.mark.parametrize("case", BODIES)
-def test_a_stream_read_by_either_client_joins_to_the_whole_reply(client, door, case):
+def test_a_stream_joins_to_the_whole_reply(client, case):
     body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, **BODIES[case]}
     whole = client.completions.create(**body)
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.completions.create(**asked))
+    *parts, last = chunks
+    assert last.choices == []
+    assert last.usage == whole.usage
+    assert {c.id for c in chunks} == {last.id}
+    assert all(part.usage is None for part in parts)
+    for choice in whole.choices:
+        own = [c for part in parts for c in part.choices if c.index == choice.index]
+        assert "".join(c.text for c in own) == choice.text
+        assert [c.finish_reason for c in own][-1] == choice.finish_reason
+        assert all(c.finish_reason is None for c in own[:-1])
+        if choice.logprobs is not None:
+            assert [t for c in own for t in c.logprobs.tokens] == choice.logprobs.tokens
+        ids = getattr(choice, "token_ids", None)
+        if ids is not None:
+            assert [i for c in own for i in c.token_ids] == ids
+            assert own[0].prompt_token_ids == choice.prompt_token_ids
 
-    async def read():
+
+def test_the_asynchronous_client_reads_many_streams_at_once(client):
+    bodies = [{"model": "tiny", "prompt": PROMPT, "max_tokens": 12, **b} for b in BODIES.values()]
+
+    async def read(asynchronous, body):
+        stream = await asynchronous.completions.create(**body, stream=True)
+        texts: dict[int, str] = {}
+        async for chunk in stream:
+            for choice in chunk.choices:
+                texts[choice.index] = texts.get(choice.index, "") + choice.text
+        return texts
+
+    async def read_all():
         async with AsyncOpenAI(base_url=client.base_url, api_key=client.api_key) as asynchronous:
-            return [chunk async for chunk in await asynchronous.completions.create(**asked)]
+            await asynchronous.models.list()
+            return await asyncio.gather(*(read(asynchronous, body) for body in bodies))
 
-    for read_chunks in (chunks, asyncio.run(read())):
-        *parts, last = read_chunks
-        assert last.choices == []
-        assert last.usage == whole.usage
-        assert {c.id for c in read_chunks} == {last.id}
-        assert all(part.usage is None for part in parts)
-        for choice in whole.choices:
-            own = [c for part in parts for c in part.choices if c.index == choice.index]
-            assert "".join(c.text for c in own) == choice.text
-            assert [c.finish_reason for c in own][-1] == choice.finish_reason
-            assert all(c.finish_reason is None for c in own[:-1])
-            if choice.logprobs is not None:
-                assert [t for c in own for t in c.logprobs.tokens] == choice.logprobs.tokens
-            ids = getattr(choice, "token_ids", None)
-            if ids is not None:
-                assert [i for c in own for i in c.token_ids] == ids
-                assert own[0].prompt_token_ids == choice.prompt_token_ids
+    for body, texts in zip(bodies, asyncio.run(read_all()), strict=True):
+        whole = client.completions.create(**body)
+        assert texts == {c.index: c.text for c in whole.choices}
 
 
 def test_every_chunk_has_the_clients_own_type(client):

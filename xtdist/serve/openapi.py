@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,20 +43,25 @@ def operation(
 
 
 def add_openapi(app: FastAPI, version: str) -> None:
-    """The route; the last one to be added."""
-    document = get_openapi(title="xtdist", version=version, routes=app.routes)
-    schemes = {"key": {"type": "http", "scheme": "bearer"}}
-    document.setdefault("components", {})["securitySchemes"] = schemes
-    for path, operations in document["paths"].items():
-        for described in operations.values():
-            described["security"] = [] if path in OPEN_PATHS else [{}, {"key": []}]
+    """The route. The document is made when it is first asked for, beside the event loop."""
+
+    @functools.cache
+    def document() -> dict[str, Any]:
+        whole = get_openapi(title="xtdist", version=version, routes=app.routes)
+        schemes = {"key": {"type": "http", "scheme": "bearer"}}
+        whole.setdefault("components", {})["securitySchemes"] = schemes
+        for path, operations in whole["paths"].items():
+            for described in operations.values():
+                described["security"] = [] if path in OPEN_PATHS else [{}, {"key": []}]
+        return whole
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:
         root = request.scope.get("root_path") or "/"
-        return JSONResponse({**document, "servers": [{"url": root}]})
+        return JSONResponse({**await asyncio.to_thread(document), "servers": [{"url": root}]})
 
 
+@functools.cache
 def _schema(form: type[Wire]) -> dict[str, Any]:
     """The JSON schema of a body in one piece. What has a default may be null."""
     whole = form.model_json_schema()
