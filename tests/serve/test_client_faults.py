@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from faulty import FINE, Fault, Proxy, live, unavailable
 
+from xtdist.checkpoint.chat_template import ChatTemplate
 from xtdist.data.tokenizer import byte_tokenizer
 from xtdist.decode import ContrastiveParams, GenerationParams
 from xtdist.serve.client import AsyncClient, Retry, StreamBroken, Unreachable
 
 PROMPT = "import numpy as "
-FAST = Retry(first_s=1e-3, longest_s=1e-2, deadline_s=60.0, silence_s=0.5, seed=0)
+FAST = Retry(first_s=1e-3, longest_s=1e-2, deadline_s=60.0, seed=0)
 GONE = unavailable("503 Service Unavailable", "Retry-After: 0\r\n", '{"error": {"message": "x"}}')
 DIED = unavailable("500 Internal Server Error", body="Internal Server Error")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -52,8 +53,8 @@ async def _all_live(apps: list[Any]) -> Any:
         yield [url, *urls]
 
 
-async def read(url: str, **params: Any) -> tuple[list[Any], Any]:
-    async with AsyncClient(url, retry=FAST) as client:
+async def read(url: str, *, retry: Retry = FAST, **params: Any) -> tuple[list[Any], Any]:
+    async with AsyncClient(url, retry=retry) as client:
         stream = await client.stream(PROMPT, model="tiny", max_tokens=48, **params)
         return [piece async for piece in stream], stream.answer
 
@@ -93,7 +94,7 @@ def test_broken_streams_go_on_at_another_replica_where_they_were(
             pieces, answer = await read(url, **params)
             size = 400 * len(pieces)
             for _ in range(6):
-                cuts = [Fault(after=draws.randrange(size), stall=draws.random() < 0.02)]
+                cuts = [Fault(after=draws.randrange(size))]
                 cuts += [draws.choice([GONE, DIED, FINE]), Fault(after=draws.randrange(size))]
                 before = proxy.connections
                 proxy.plan(cuts)
@@ -106,18 +107,52 @@ def test_broken_streams_go_on_at_another_replica_where_they_were(
     asyncio.run(main())
 
 
+def test_broken_chats_are_sent_again_and_skipped(make_engine: Any, serve_engine: Any) -> None:
+    """Two choices, each of which goes on where it was."""
+    talk = [{"role": "user", "content": "Hi"}]
+    params: dict[str, Any] = {"model": "tiny", "seed": 5, "n": 2, "max_tokens": 30}
+    app, served = serve_engine(make_engine())
+    served.chat_template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+
+    async def main() -> None:
+        async with behind([app]) as (proxy, url), AsyncClient(url, retry=FAST) as client:
+            whole = await client.chat(talk, return_token_ids=True, **params)
+            wanted = [(c.text, c.token_ids, c.finish_reason) for c in whole.choices]
+            for cut in (1500, 3000, 4500):
+                await client.aclose()
+                client = AsyncClient(url, retry=FAST)
+                before = proxy.connections
+                proxy.plan([Fault(after=cut), Fault(after=cut + 700)])
+                stream = await client.stream_chat(talk, **params)
+                found = [["", (), None], ["", (), None]]
+                async for piece in stream:
+                    choice = found[piece.index]
+                    choice[0] += piece.text
+                    choice[1] += piece.token_ids
+                    choice[2] = piece.finish_reason or choice[2]
+                assert [tuple(c) for c in found] == wanted
+                assert proxy.connections == before + 3
+            await client.aclose()
+
+    try:
+        asyncio.run(main())
+    finally:
+        served.chat_template.close()
+
+
 def test_silence_is_a_broken_stream(make_engine: Any, serve_engine: Any) -> None:
+    retry = Retry(first_s=1e-3, silence_s=1.0, seed=0)
     want = expected(make_engine(), SETTINGS["greedy"])
 
     async def main() -> None:
         async with behind([serve_engine(make_engine())[0]]) as (proxy, url):
             proxy.plan([Fault(after=2000, stall=True)])
-            pieces, _ = await read(url, **SETTINGS["greedy"])
+            pieces, _ = await read(url, retry=retry, **SETTINGS["greedy"])
             assert "".join(p.text for p in pieces) == want.text
             assert proxy.connections == 2
             proxy.plan([Fault(after=2000, stall=True)])
             with pytest.raises(StreamBroken):
-                await read(url, ignore_eos=True)
+                await read(url, retry=retry, ignore_eos=True)
 
     asyncio.run(main())
 
