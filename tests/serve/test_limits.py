@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 
 import pytest
@@ -111,6 +112,22 @@ def test_what_is_refused_was_not_tokenized_and_never_reached_the_engine(
         assert http.complete(**{"prompt": "x", key: value}).status_code == 400
     long = http.complete(prompt="x" * (LIMITS.max_prompt_chars + 1))
     assert long.json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/infill"])
+def test_a_full_queue_is_told_before_anything_is_tokenized(http, monkeypatch, path):
+    thread = http.served.thread
+    bodies = {
+        "/v1/completions": {"prompt": "x"},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+        "/v1/infill": {"prompt": "x", "suffix": "y", "max_tokens": 1},
+    }
+    full = dataclasses.replace(thread.stats, waiting=thread.engine.config.max_waiting)
+    monkeypatch.setattr(thread, "stats", full)
+    monkeypatch.setattr(type(http.served), "tokenize", lambda *_: pytest.fail("tokenized"))
+    reply = http.request("POST", path, json={"model": "tiny", **bodies[path]})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "queue_full")
+    assert int(reply.headers["retry-after"]) >= 1
 
 
 def test_a_total_that_the_memory_can_never_hold_is_a_400(make_engine, serve_engine):

@@ -43,6 +43,7 @@ def add_chat(app: FastAPI, backend: Backend) -> None:
     async def chat(request: Request) -> Response:
         body = parse_chat(await read_object(request, backend.limits))
         served = backend.find(body.model)
+        served.thread.check_room()
         return await converse(request, body, served=served, limits=backend.limits)
 
 

@@ -31,6 +31,7 @@ def add_completions(app: FastAPI, backend: Backend) -> None:
     async def completions(request: Request) -> Response:
         body = parse_request(await read_object(request, backend.limits))
         served = backend.find(body.model)
+        served.thread.check_room()
         return await complete(request, body, served=served, limits=backend.limits)
 
 

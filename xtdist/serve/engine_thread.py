@@ -20,7 +20,7 @@ from typing import Protocol
 
 from xtdist.config import ConfigError
 from xtdist.decode.outputs import Output, QueueFull, RequestFailed
-from xtdist.decode.params import GenerationParams
+from xtdist.decode.params import EngineConfig, GenerationParams
 from xtdist.decode.stats import EngineStats
 from xtdist.serve.errors import (
     ApiError,
@@ -43,6 +43,8 @@ _LOOK_S = 1.0  # seconds between looks at the deadlines while the engine is idle
 class EngineLike(Protocol):
     """What is used of :class:`xtdist.decode.Engine`."""
 
+    @property
+    def config(self) -> EngineConfig: ...
     @property
     def has_work(self) -> bool: ...
     @property
@@ -114,6 +116,15 @@ class EngineThread:
     def running(self) -> int:
         """Engine requests that have not finished."""
         return len(self._jobs)
+
+    def check_room(self) -> None:
+        """Refuse a request for which there is no room now, before it is tokenized.
+
+        Raises:
+            ApiError: 503 with the time to come back.
+        """
+        if self.stats.waiting >= self.engine.config.max_waiting:
+            raise overloaded()
 
     def submit(self, job: Job) -> None:
         """Hand a job over; call it in the event loop that reads the job.

@@ -35,6 +35,7 @@ def add_infill(app: FastAPI, backend: Backend) -> None:
     async def infill(request: Request) -> Response:
         body = parse_infill(await read_object(request, backend.limits))
         served = backend.find(body.model)
+        served.thread.check_room()
         return await fill(request, body, served=served, limits=backend.limits)
 
 
