@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,14 @@ def test_an_objective_s_own_parameters_are_counted(spec):
     tree["objective"] = {"kind": "nonautoregressive", "self_token_critic": True}
     both = preflight(from_mapping(RunSpec, tree), cluster_gpus=0).parameters
     assert both == alone + 16 + 1
+
+
+def test_a_chat_template_is_found_from_everywhere_and_must_be_one(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("talk.jinja").write_text("{{ messages }}")
+    checkpoint = replace(spec.checkpoint, chat_template="talk.jinja")
+    found = resolve(replace(spec, checkpoint=checkpoint)).checkpoint.chat_template
+    assert found == str(tmp_path / "talk.jinja")
+    Path("talk.jinja").write_text("{% if messages %}")
+    with pytest.raises(ConfigError, match=r"checkpoint\.chat_template: .*talk\.jinja: line 1"):
+        resolve(replace(spec, checkpoint=checkpoint))

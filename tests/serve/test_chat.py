@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 
 import httpx
@@ -10,15 +11,18 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
-from tiny_server import MAX_SEQ_LEN, Http, events
+from tiny_server import MAX_SEQ_LEN, Http, events, save_tiny
 
+from xtdist.checkpoint import WeightsConfig, load_weights, save_weights
 from xtdist.checkpoint.chat_template import ChatTemplate
+from xtdist.config import CheckpointError, ConfigError
 from xtdist.data.tokenizer import byte_tokenizer
 from xtdist.serve.auth import LiveKeys
 from xtdist.serve.backend import Backend
-from xtdist.serve.config import LimitsConfig
+from xtdist.serve.config import AppConfig, LimitsConfig, ServedModel
 from xtdist.serve.engine_thread import EngineThread
 from xtdist.serve.gate import Gate
+from xtdist.serve.loading import load_served, resolve
 from xtdist.serve.routes import make_app
 from xtdist.serve.served import Served
 
@@ -298,3 +302,53 @@ def test_a_model_without_a_template_has_no_conversations(server, monkeypatch):
     assert (error["param"], error["code"]) == ("model", "unsupported_model")
     assert "no chat template" in error["message"]
     assert server.request("GET", "/v1/models").json()["data"][0]["chat"] is False
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Weights with a template, as training saves them."""
+    folder = save_tiny(tmp_path / "w", seed=1)
+    loaded = load_weights(folder)
+    config = WeightsConfig(model=loaded.model.config, objective=loaded.objective, meta={})
+    (tmp_path / "own.jinja").write_text("of the weights {{ messages[0].content }}")
+    save_weights(
+        tmp_path / "talks",
+        loaded.model.state_dict(),
+        config,
+        tokenizer=folder / "tokenizer.json",
+        chat_template=tmp_path / "own.jinja",
+    )
+    return tmp_path / "talks"
+
+
+def rendered(spec):
+    """What the template of a model that is loaded makes."""
+    served = load_served(spec, AppConfig(models=(spec,)))
+    try:
+        return served.chat_template.render(TALK).parts
+    finally:
+        served.thread.stop()
+        served.chat_template.close()
+
+
+def test_weights_bring_their_template_and_the_config_may_have_another(weights, tmp_path):
+    spec = ServedModel(name="m", weights=str(weights))
+    assert rendered(spec) == ("of the weights short",)
+    (tmp_path / "other.jinja").write_text("another")
+    other = dataclasses.replace(spec, chat_template=str(tmp_path / "other.jinja"))
+    assert rendered(other) == ("another",)
+    gone = dataclasses.replace(spec, chat_template=str(tmp_path / "none.jinja"))
+    with pytest.raises(ConfigError, match=r"models\.m\.chat_template: .*none\.jinja"):
+        resolve(AppConfig(models=(gone,)))
+
+
+def test_a_template_that_was_changed_or_put_beside_weights_is_not_used(weights, tmp_path):
+    (weights / "chat_template.jinja").write_text("changed")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
+        resolve(AppConfig(models=(ServedModel(name="m", weights=str(weights)),)))
+    plain = save_tiny(tmp_path / "plain", seed=1)
+    (plain / "chat_template.jinja").write_text("put there")
+    spec = ServedModel(name="m", weights=str(plain))
+    served = load_served(spec, AppConfig(models=(spec,)))
+    assert served.chat_template is None
+    served.thread.stop()

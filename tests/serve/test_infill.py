@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
+from pathlib import Path
 
 import openai
 import pytest
@@ -11,6 +13,8 @@ from nar_server import MASK, TOKENIZER, filler, filling_engine, filling_model
 from openai.types import Completion as OpenAICompletion
 from tiny_server import MAX_SEQ_LEN, Http, events, save_tiny
 
+from xtdist.checkpoint.chat_template import ChatTemplate
+from xtdist.cli.main import main
 from xtdist.config import derive_seed
 from xtdist.decode.text import FILL, Settings, TextGenerator
 from xtdist.serve.auth import LiveKeys
@@ -22,6 +26,7 @@ from xtdist.serve.loading import load_served
 from xtdist.serve.routes import make_app
 from xtdist.serve.served import Served
 
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 INFILL, COMPLETIONS = "/v1/infill", "/v1/completions"
 TEXT = ["def ", {"mask": 6}, " return ", {"mask": 4}, "!"]
 ROW = [*b"def ", *[MASK] * 6, *b" return ", *[MASK] * 4, *b"!"]
@@ -242,3 +247,26 @@ def test_weights_of_a_filler_are_served_as_they_were_trained_to_be_asked(tmp_pat
         assert served.thread.steps == 1
     finally:
         served.thread.stop()
+
+
+@pytest.mark.parametrize("name", ["serve_chat", "serve_infill"])
+def test_the_example_config_passes_the_check(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for run, kind in (("demo-ar", "autoregressive"), ("demo-nar", "nonautoregressive")):
+        save_tiny(tmp_path / "runs" / run, seed=1, objective=kind)
+    shutil.copytree(CONFIGS, tmp_path / "jobs" / "configs")
+    assert main(["serve", "--check", "--config", str(CONFIGS / f"{name}.yaml")]) == 0
+    assert "sequences of at most 96 tokens" in capsys.readouterr().out
+    (tmp_path / "jobs" / "configs" / "chatml.jinja").write_text("{% if %}")
+    code = main(["serve", "--check", "--config", str(CONFIGS / f"{name}.yaml")])
+    assert code == (2 if name == "serve_chat" else 0)
+
+
+def test_the_example_template_makes_chatml():
+    template = ChatTemplate.read(CONFIGS / "chatml.jinja", where="here")
+    try:
+        made = template.render([{"role": "user", "content": " Hi\n"}])
+    finally:
+        template.close()
+    assert made.parts == ("<|im_start|>user\n Hi\n<|im_end|>\n<|im_start|>assistant\n",)
+    assert made.stop == ("<|im_end|>",)

@@ -18,6 +18,7 @@ from xtdist.train import RunSpec
 from xtdist.train.aside import AsideJob, examine
 
 EVERY = {"checkpoint.every": 1, "loop.valid_every": 2}
+TEMPLATE = "{{ messages[0].content }}"
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,11 @@ def runs(
     patch = pytest.MonkeyPatch()
     patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # the cache of what is fetched
     store = {"checkpoint.url": s3_url, "checkpoint.every": 2}
+    template = tmp_path_factory.mktemp("chat") / "any name.jinja"
+    template.write_text(TEMPLATE)
+    talks = {"checkpoint.keep": 2, "checkpoint.chat_template": str(template)}
     specs = {
-        "well": make_spec("well", EVERY | {"checkpoint.keep": 2}),
+        "well": make_spec("well", EVERY | talks),
         "full_at_first": make_spec("full_at_first", EVERY | {"checkpoint.keep": 9}),
         "full_for_ever": make_spec("full_for_ever", EVERY | {"checkpoint.max_misses": 3}),
         "slow_save": make_spec("slow_save", EVERY | {"checkpoint.keep": 9}),
@@ -137,3 +141,11 @@ def test_a_run_goes_on_from_an_object_store_and_its_weights_are_found_there(runs
     assert found["eval/valid/loss"] == pytest.approx(
         records(runs["well"][0], "eval/valid/loss")[-1], rel=1e-6
     )
+
+
+def test_the_chat_template_of_a_run_lies_with_its_weights_and_is_vouched_for(runs):
+    weights = find_weights(folder_of(runs["well"][0]))
+    assert (weights / "chat_template.jinja").read_text() == TEMPLATE
+    assert "chat_template.jinja" in read_manifest(weights).files
+    others = find_weights(folder_of(runs["slow_save"][0]))
+    assert "chat_template.jinja" not in read_manifest(others).files
