@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
-from tiny_server import MAX_SEQ_LEN, events, tiny_model
+from tiny_server import MAX_SEQ_LEN, Http, events, served_engines, tiny_model
 
 from xtdist.data.tokenizer import byte_tokenizer
 from xtdist.decode import GenerationParams
+from xtdist.serve.config import LimitsConfig
 
 PROMPT = "def é(x):"
 IDS = [int(i) for i in byte_tokenizer().encode(PROMPT)]
@@ -194,3 +197,37 @@ def test_a_grammar_that_is_none_is_refused_without_repeating_it(http, grammar):
     assert reply.json()["error"]["param"].split(".")[0] == "structured_outputs"
     assert "canary" not in reply.text
     assert http.complete(prompt="x", max_tokens=1).status_code == 200
+
+
+def test_only_requests_of_the_same_salt_share_work(make_engine):
+    with served_engines() as serve:
+        app, served = serve(make_engine(page_tokens=4))
+        http = Http(app)
+
+        def hits(**body):
+            before = served.thread.engine.stats().prefix_hit_tokens
+            assert http.complete(prompt=PROMPT * 2, max_tokens=2, **body).status_code == 200
+            return served.thread.engine.stats().prefix_hit_tokens - before
+
+        assert [hits(), hits(cache_salt="a"), hits(cache_salt="b")] == [0, 0, 0]
+        shared = [hits(), hits(cache_salt="a"), hits(cache_salt="b")]
+        assert shared == [shared[0]] * 3
+        assert shared[0] >= 12
+        scored = {"prompt": PROMPT * 2, "echo": True, "logprobs": 1, "max_tokens": 0}
+        replies = [http.complete(**scored, cache_salt=salt).json() for salt in ("a", "fresh")]
+        assert replies[0]["choices"] == replies[1]["choices"]  # whatever was there already
+        http.runner.close()
+
+
+def test_a_grammar_that_compiles_for_too_long_is_given_up_while_others_are_served(make_engine):
+    engine, released = make_engine(), threading.Event()
+    engine.compile = lambda _: released.wait(20)
+    with served_engines() as serve:
+        app, _ = serve(engine, limits=LimitsConfig(grammar_timeout_s=0.2))
+        http = Http(app)
+        slow = {"prompt": "x", "structured_outputs": {"regex": "a"}}
+        replies = http.gather(slow, slow, {"prompt": "x"}, slow)
+        released.set()
+        assert [r.status_code for r in replies[:3]] == [400, 400, 200]
+        assert replies[3].status_code in (400, 503)  # its turn has not come in time
+        http.runner.close()
