@@ -13,6 +13,7 @@ from xtdist.checkpoint.layout import hash_file, write_manifest
 from xtdist.cli.main import main
 from xtdist.config import CheckpointError, ConfigError, ResourceError, digest
 from xtdist.serve import AppConfig, ServedModel
+from xtdist.serve.loading import resolve
 from xtdist.serve.places import check_served, locate
 from xtdist.serve.replica import Replica
 from xtdist.track.registry import find_version
@@ -61,6 +62,20 @@ def test_a_replica_follows_an_alias(registry, weights):
 
     assert asyncio.run(scene()) == digest(read_manifest(weights[1]))
     replica.__del__()
+
+
+def test_replicas_find_the_registry_from_another_folder(registry, weights, tmp_path, monkeypatch):
+    main(["register", str(weights[0]), "demo@best"])
+    models = (named("models:/demo@best"),)
+    from_environment = resolve(AppConfig(models=models))
+    assert (from_environment.registry, from_environment.models[0].weights) == (
+        registry,
+        "models:/demo/1",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    relative = resolve(AppConfig(models=models, registry="sqlite:///mlflow.db"))
+    assert relative.registry == registry
 
 
 def test_weights_that_changed_since_they_were_registered_are_refused(registry, weights):

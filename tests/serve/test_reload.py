@@ -110,7 +110,7 @@ def test_a_newer_checkpoint_of_a_run_is_served_and_said(live):
     assert card["digest"].startswith(fingerprint.removeprefix("xt-"))
 
 
-@pytest.mark.parametrize("swaps", [12, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("swaps", [6, pytest.param(100, marks=pytest.mark.long)])
 def test_swaps_under_load_fail_no_request_and_mix_no_weights(live, tmp_path, swaps):
     folders = [save_tiny(tmp_path / f"set{i}", seed=10 + i) for i in range(3)]
     expected = dict(alone(folder, max_tokens=24) for folder in folders)

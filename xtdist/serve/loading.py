@@ -17,6 +17,7 @@ from xtdist.serve.config import AppConfig, ServedModel
 from xtdist.serve.engine_thread import EngineThread
 from xtdist.serve.places import absolute, at, chat_template, check_served, places_of
 from xtdist.serve.served import Served
+from xtdist.track.registry import absolute_address
 
 C = TypeVar("C", bound=AppConfig)
 
@@ -36,6 +37,7 @@ def resolve(config: C) -> C:
         config,
         models=tuple(_resolved(m, config.registry) for m in config.models),
         api_keys_file=str(Path(keys).resolve()) if keys is not None else None,
+        registry=absolute_address(config.registry),
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xtdist.config import ConfigError, ResourceError
-from xtdist.track.mlflow import brief, connect
+from xtdist.track.mlflow import brief, connect, tracking_uri
 
 SCHEME = "models:/"
 DIGEST_TAG, STEP_TAG = "xtdist.digest", "xtdist.step"
@@ -41,6 +41,13 @@ class ModelVersion:
 def is_registered(place: str) -> bool:
     """Whether a place of weights names a model of the registry."""
     return place.startswith(SCHEME)
+
+
+def absolute_address(registry: str | None) -> str | None:
+    """The registry as a process with another folder and environment finds it; None: there is
+    none."""
+    uri = registry or os.environ.get(_URI_VARIABLE)
+    return uri and tracking_uri(uri, ".")
 
 
 def find_version(uri: str, *, registry: str | None = None) -> ModelVersion:
