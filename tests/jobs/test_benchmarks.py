@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import os
@@ -322,3 +323,78 @@ def test_the_training_script_compares_the_same_losses_and_measures_checkpoints(
         assert f"### {part}\n" in text
     assert "FAILED" not in text
     assert "not known: needs" in text  # no fault was measured
+
+
+def test_requests_of_a_load_leave_on_time_however_slow_the_server_is(
+    scripts: SimpleNamespace,
+) -> None:
+    answer = b'HTTP/1.1 200 OK\r\nRetry-After: 3\r\n\r\ndata: {"usage":{"completion_tokens":7}}\n\n'
+    came: list[float] = []
+
+    async def main() -> Any:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            came.append(loop.time() - began)
+            await reader.readuntil(b"}")
+            first = len(came) == 1
+            await asyncio.sleep(0.3)
+            if first:
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\ndata: {")  # and breaks off
+            else:
+                writer.write(answer)
+            writer.close()
+
+        server = await asyncio.start_server(slow, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        due = [0.0, 0.05, 0.1]
+        found = await scripts.serve_load.load(url, due, [{"prompt": [1]}] * 3)
+        server.close()
+        return found
+
+    broken, *whole = asyncio.run(main())
+    assert (broken.status, broken.good, broken.tokens) == (0, False, 0)
+    assert [(r.status, r.tokens, r.retry_after) for r in whole] == [(200, 7, True)] * 2
+    assert came[2] < 0.3  # before the first one is answered
+    assert all(r.first >= 0.3 for r in whole)  # counted from when they should have left
+
+
+def test_arrivals_are_seeded_and_as_many_as_their_rate_says(scripts: SimpleNamespace) -> None:
+    poisson = scripts.serve_load.poisson
+    times = poisson(50.0, 100.0, seed=3)
+    assert times == poisson(50.0, 100.0, seed=3) != poisson(50.0, 100.0, seed=4)
+    assert abs(len(times) - 5000) < 4 * 5000**0.5
+    gaps = np.diff(times)
+    assert abs(gaps.std() / gaps.mean() - 1) < 0.1  # as in an exponential distribution
+
+
+def test_a_summary_of_a_load_counts_good_requests_from_their_due_time(
+    scripts: SimpleNamespace,
+) -> None:
+    load = scripts.serve_load
+    good = load.Result(due=1.0, status=200, arrivals=[1.5, 1.6, 1.8], end=2.0, tokens=10)
+    bad = load.Result(due=0.0, status=503, arrivals=[9.0], end=9.0)
+    found = load.Summary.of([good, bad])
+    assert found.rate == pytest.approx(10 / 2.0)
+    assert found.first == pytest.approx((500, 500))
+    assert found.between == pytest.approx((100, 200))
+    assert found.statuses == {200: 1, 503: 1}
+    other = load.Summary(rate=7, first=(1, 2), between=(3, 4), statuses=found.statuses)
+    middle = load.median_of([found, other, other])
+    assert (middle.rate, middle.first, middle.statuses[503]) == (7, (1, 2), 3)
+
+
+@pytest.mark.long
+def test_the_serving_script_puts_every_server_and_part_into_its_section(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    words = ["--quick", "--repeats", "1", "--on", "ours", "--output", str(results)]
+    done = run("serve.py", *words, "--servers", "engine", "ours", "plain", "transformers")
+    assert done.returncode == 0, done.stderr
+    text = results.read_text()
+    for name in ("the engine, no HTTP", "xtdist, uvicorn alone", "x-transformers, FastAPI"):
+        assert f"| 4 | {name} |" in text
+    assert "| 4 | transformers, continuous batching |" in text
+    assert "refused with Retry-After | all |" in text
+    for part in ("Streams", "Mixed traffic", "Overload", "Clients that take their time"):
+        assert f"### {part}\n" in text

@@ -1,0 +1,158 @@
+"""What one server of ours is put through: mixed traffic, ten times too many requests, and clients
+that take their time."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import common
+import serve_load
+from serve_load import Result, Summary, load, metric, poisson
+
+WIDTH = 32  # sequences that the engine runs at once
+OVERLOAD = 10
+_PROBE_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A server that is up, and how to ask it. ``body``: request i, with other keys."""
+
+    server: Any
+    sizes: Any
+    body: Callable[..., dict[str, Any]]
+
+    def load(self, due: Sequence[float], bodies: Sequence[dict[str, Any]]) -> Any:
+        return load(self.server.url, due, bodies, key=self.server.key)
+
+
+def mixed(bench: Bench) -> str:
+    """Sampling streams and beam searches beside each other: how many sequences run in a step."""
+
+    async def watch(seen: list[float]) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            url, key = bench.server.url, bench.server.key
+            seen.append(await metric(url, "engine_sequences", key=key))
+
+    async def run(sampling: int, beams: int) -> tuple[float, Summary, float]:
+        bodies = [bench.body(i, temperature=1.0, seed=i) for i in range(sampling)]
+        plain = {"stream": False, "stream_options": None, "num_beams": 4, "logprobs": None}
+        bodies += [bench.body(100 + i, **plain) for i in range(beams)]
+        seen: list[float] = []
+        watching = asyncio.ensure_future(watch(seen))
+        steps = await metric(bench.server.url, "engine_steps_total", key=bench.server.key)
+        results = await bench.load([0.0] * len(bodies), bodies)
+        watching.cancel()
+        steps = await metric(bench.server.url, "engine_steps_total", key=bench.server.key) - steps
+        busy = [x for x in seen if x] or [0.0]
+        return statistics.mean(busy), Summary.of(results), steps
+
+    rows = []
+    for name, sampling, beams in (
+        ("8 sampling", 8, 0),
+        ("4 beams of 4", 0, 4),
+        ("both", 8, 4),
+    ):
+        size, found, steps = asyncio.run(run(sampling, beams))
+        between = f"{found.between[0]:.1f}" if sampling else "-"
+        rows.append([name, f"{size:.1f}", f"{steps:.0f}", f"{found.rate:.0f}", between])
+    header = ("requests", "mean sequences per step", "steps", "tokens/s", "between p50, ms")
+    return "### Mixed traffic\n\n" + common.table(header, rows)
+
+
+def overload(bench: Bench) -> str:
+    """Ten times what the server can do, then normal traffic: what is answered, at which rate, and
+    when normal latencies are back."""
+    width = WIDTH * 3
+    flood = [bench.body(i, stream=False, stream_options=None) for i in range(width)]
+    peak = Summary.of(bench.server.run([0.0] * width, flood)).rate
+    rate = peak / bench.sizes.new
+    before = _normal(bench, rate, number=10_000)
+    usual = serve_load.quantile([r.first for r in before if r.good], 0.99)
+    resident = [bench.server.resident_mib()]
+    due = poisson(OVERLOAD * rate, bench.sizes.seconds, seed=1)
+    bodies = [bench.body(20_000 + i, stream=False, stream_options=None) for i in range(len(due))]
+
+    async def storm() -> tuple[list[Result], list[Result]]:
+        storming = asyncio.ensure_future(bench.load(due, bodies))
+        await asyncio.sleep(bench.sizes.seconds)
+        count = int(bench.sizes.recovery_s / _PROBE_EVERY_S)
+        probes = [bench.body(40_000 + i, max_tokens=4) for i in range(count)]
+        times = [i * _PROBE_EVERY_S for i in range(count)]
+        return (await asyncio.gather(storming, bench.load(times, probes)))[::1]
+
+    stormed, after = asyncio.run(storm())
+    resident.append(bench.server.resident_mib())
+    end = bench.sizes.seconds
+    useful = sum(r.tokens for r in stormed if r.good and r.end <= end) / end
+    late = [r.due for r in after if not r.good or r.first > 2 * usual]
+    back = (max(late) + _PROBE_EVERY_S) if late else 0.0
+    statuses = Counter(r.status for r in stormed)
+    polite = all(r.retry_after for r in stormed if r.status in (429, 503))
+    rows = [
+        ["peak, tokens/s", f"{peak:.0f}"],
+        ["offered, requests/s", f"{OVERLOAD * rate:.1f}, for {end:g} s"],
+        ["statuses", ", ".join(f"{s}: {n}" for s, n in sorted(statuses.items()))],
+        ["refused with Retry-After", "all" if polite else "NOT ALL"],
+        ["useful, tokens/s", f"{useful:.0f} ({useful / peak:.0%} of the peak)"],
+        ["first token before, p99, ms", f"{1e3 * usual:.0f}"],
+        ["back below twice that after, s", _back(back, bench.sizes.recovery_s)],
+        ["resident before and after, MiB", " → ".join(f"{x:.0f}" for x in resident)],
+    ]
+    return "### Overload\n\n" + common.table(("what", "found"), rows)
+
+
+def _back(seconds: float, watched: float) -> str:
+    return f"{seconds:.1f}" if seconds < watched else f"NOT within {watched:g}"
+
+
+def _normal(bench: Bench, rate: float, *, number: int) -> list[Result]:
+    """A third of what the server can do."""
+    due = poisson(rate / 3, bench.sizes.seconds / 2, seed=2) or [0.0]
+    bodies = [bench.body(number + i) for i in range(len(due))]
+    found: list[Result] = bench.server.run(due, bodies)
+    return found
+
+
+def patience(bench: Bench) -> str:
+    """Four streams beside clients that drip their headers or do not read; against as many that
+    read."""
+    url, key, many = bench.server.url, bench.server.key, bench.sizes.many
+
+    async def run(beside: Any) -> Summary:
+        async with beside:
+            return Summary.of(
+                await bench.load([0.0] * 4, [bench.body(50_000 + i) for i in range(4)])
+            )
+
+    class Nobody:
+        async def __aenter__(self) -> None: ...
+        async def __aexit__(self, *_: object) -> None: ...
+
+    others = [bench.body(60_000 + i) for i in range(8)]
+    cases = {
+        "nobody": lambda: Nobody(),
+        f"{many} that drip": lambda: serve_load.loris(url, many),
+        "8 that read": lambda: serve_load.readers(url, others, slow=False, key=key),
+        "8 that do not": lambda: serve_load.readers(url, others, slow=True, key=key),
+    }
+    rows = []
+    for name, beside in cases.items():
+        found = asyncio.run(run(beside()))
+        first, between = (f"{x:.0f}" for x in found.first), (f"{x:.1f}" for x in found.between)
+        rows.append([name, f"{found.rate:.0f}", *first, *between])
+    header = ("beside", "tokens/s", "first p50, ms", "p99", "between p50, ms", "p99")
+    return "### Clients that take their time\n\n" + common.table(header, rows)
+
+
+PARTS: dict[str, Callable[[Bench], str]] = {
+    "mixed": mixed,
+    "overload": overload,
+    "patience": patience,
+}
