@@ -12,7 +12,7 @@ from tiny_server import save_tiny
 
 from xtdist.cli.generate import KEY
 from xtdist.cli.main import main
-from xtdist.serve.auth import LiveKeys
+from xtdist.serve.auth import LiveKeys, new_key
 from xtdist.serve.backend import Backend
 from xtdist.serve.config import AppConfig, ServedModel
 from xtdist.serve.gate import Gate
@@ -50,14 +50,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @contextmanager
-def server(weights: Path, amateur: Path | None = None) -> Iterator[str]:
+def server(
+    weights: Path, amateur: Path | None = None, *, keys: LiveKeys | None = None
+) -> Iterator[str]:
     """The URL of a server as a replica would make it."""
     spec = ServedModel(
         name="tiny", weights=str(weights), amateur=str(amateur) if amateur is not None else None
     )
     config = AppConfig(models=(spec,))
     served = load_served(spec, config)
-    backend = Backend(limits=config.limits, gate=Gate(LiveKeys()), models=[served])
+    backend = Backend(limits=config.limits, gate=Gate(keys or LiveKeys()), models=[served])
     try:
         with serving(make_app(backend)) as url:
             yield url
@@ -143,6 +145,31 @@ def test_what_can_not_be_honoured_is_said(
     assert code == 2
     assert error.startswith("error: ")
     assert said in error
+
+
+def test_the_key_comes_from_a_file_or_the_environment_and_is_shown_nowhere(
+    generate: Command,
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key, line = new_key("me")
+    (tmp_path / "keys").write_text(line)
+    (tmp_path / "key").write_text(key + "\n")
+    (tmp_path / "two").write_text(f"{key} {key}")
+    with server(folders[0], keys=LiveKeys(str(tmp_path / "keys"))) as url:
+        words = ("--url", url, "--prompt", "x", "--method", "greedy", "--max-tokens", 4)
+        code, out, error = generate(*words)
+        assert (code, out) == (2, "")
+        assert "API key" in error
+        with_file = generate(*words, "--api-key-file", tmp_path / "key")
+        assert with_file[0] == 0
+        code, _, error = generate(*words, "--api-key-file", tmp_path / "two")
+        assert code == 2
+        assert "one key and no more" in error
+        assert key not in error
+        monkeypatch.setenv(KEY, key)
+        assert generate(*words) == with_file
 
 
 def test_control_characters_do_not_reach_a_terminal(
