@@ -76,7 +76,7 @@ def read_config_tree(path: Path, shapes: Shapes) -> Any:
     try:
         tree = json.loads(read_bounded(path, MOST_CONFIG_BYTES))
         parts = [(key, tree[key]) for key in ("model", "objective") if isinstance(tree, dict)]
-        widest = max((max(s) for s in shapes.values() if s and math.prod(s)), default=0)
+        widest = max((max(s) for s in shapes.values() if s and min(s) > 0), default=0)
         for key, part in parts:
             _check_numbers(part, key, layers=len(shapes), size=widest)
     except (KeyError, ValueError, RecursionError) as e:

@@ -147,8 +147,9 @@ def load_weights(
 
     def build() -> Objective:
         net = build_model(config.model)
-        ids = {"mask_id": tokenizer.mask_id, "pad_id": tokenizer.pad_id}
-        return build_objective(config.objective, net, **ids)
+        return build_objective(
+            config.objective, net, mask_id=tokenizer.mask_id, pad_id=tokenizer.pad_id
+        )
 
     check_room(build, shapes, where=path)
     trained = build().to(device).eval()
