@@ -6,7 +6,9 @@ import os
 import socket
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
@@ -137,6 +139,33 @@ def test_models_and_health_answer(client, server):
     assert client.models.retrieve("tiny").owned_by == "xtdist"
     with urllib.request.urlopen(f"{server[0]}/health", timeout=30) as reply:
         assert reply.status == 200
+
+
+def test_giant_headers_are_refused_and_the_server_goes_on(server, client):
+    """Whatever listens in front of the replica: it, or the replica, says no."""
+    with httpx.Client(timeout=60) as raw:
+        reply = raw.get(f"{server[0]}/v1/models", headers={"x": "y" * 200_000})
+    assert 400 <= reply.status_code < 500
+    assert client.models.list().data
+
+
+def test_neither_prompts_nor_keys_are_in_any_log_of_the_cluster(server, client):
+    from ray._private import worker
+
+    logs = Path(worker._global_node.get_logs_dir_path())
+    secret = "canary-prompt-9c2d"
+    for stream in (False, True):
+        arguments = {"prompt": secret, "max_tokens": 3, "stream": stream}
+        list(client.completions.create(model="tiny", **arguments))
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(model="tiny", **arguments, extra_body={"top_k": secret})
+    with pytest.raises(openai.AuthenticationError):
+        OpenAI(base_url=f"{server[0]}/v1", api_key=secret, max_retries=0).models.list()
+    written = {p: p.read_bytes() for p in logs.rglob("*") if p.is_file()}
+    assert any(b"/v1/completions" in text for text in written.values())  # requests are logged
+    for path, text in written.items():
+        assert secret.encode() not in text, path
+        assert server[1].encode() not in text, path
 
 
 def test_a_stream_that_is_left_does_not_hold_its_place(client):
