@@ -48,9 +48,12 @@ def test_every_decoding_key_reaches_the_engine_under_its_own_name():
         "top_a": 0.2,
         "typical_p": 0.8,
         "temperature_last": True,
+        "draft_tokens": 2,
     }
     beams = {"num_beams": 3, "n": 2, "length_penalty": 0.6, "early_stopping": "never"}
-    for given in (body, beams):
+    drawn = {"num_beams": 3, "stochastic_beams": True}
+    search = {"penalty_alpha": 0.6, "top_k": 4}
+    for given in (body, beams, drawn, search, {"dola": "low"}):
         params = to_params(parse_request({**BASE, **given}))
         for key, value in given.items():
             assert getattr(params, key) == value != getattr(GenerationParams(), key), key

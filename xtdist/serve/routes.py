@@ -74,8 +74,10 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, e: HTTPException) -> Response:
-        message = "no such path" if e.status_code == 404 else "not allowed here"
-        return refusal(ApiError(e.status_code, message, headers=dict(e.headers or {})))
+        message, code = "this path has other methods", "method_not_allowed"
+        if e.status_code == 404:
+            message, code = "no such path", "unknown_path"
+        return refusal(ApiError(e.status_code, message, code=code, headers=dict(e.headers or {})))
 
     @app.exception_handler(RequestValidationError)
     async def wrong_form(_: Request, e: RequestValidationError) -> Response:

@@ -18,6 +18,23 @@ from xtdist.serve.protocol.base import StreamRequest, Wire
 
 _INT64 = 2**63
 _WIRE_NAMES = {"grammar": "structured_outputs", "include_stop_str": "include_stop_str_in_output"}
+_AS_THEY_ARE = (
+    "draft_tokens",
+    "frequency_penalty",
+    "ignore_eos",
+    "min_p",
+    "min_tokens",
+    "n",
+    "penalty_alpha",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "stochastic_beams",
+    "temperature_last",
+    "top_a",
+    "top_p",
+    "typical_p",
+)
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 _ID = r"^[0-9]{1,10}$"
@@ -185,36 +202,22 @@ def decoding_params(
     c, ids, one_beam = r.contrastive, r.allowed_token_ids, r.use_beam_search and r.beams == 1
     try:
         return GenerationParams(
+            **{key: getattr(r, key) for key in _AS_THEY_ARE},
             # One beam is greedy, and has nothing to rank.
             temperature=0.0 if one_beam else r.temperature,
+            length_penalty=1.0 if one_beam else r.length_penalty,
+            early_stopping=None if one_beam else r.early_stopping,
+            num_beams=r.beams,
             top_k=max(r.top_k, 0),
-            top_p=r.top_p,
-            min_p=r.min_p,
-            top_a=r.top_a,
-            typical_p=r.typical_p,
-            temperature_last=r.temperature_last,
-            repetition_penalty=r.repetition_penalty,
-            presence_penalty=r.presence_penalty,
-            frequency_penalty=r.frequency_penalty,
             logit_bias={int(k): v for k, v in r.logit_bias.items()},
             bad_words=bad_words,
             grammar=r.structured_outputs.params() if r.structured_outputs is not None else None,
-            seed=r.seed,
-            n=r.n,
             stop=tuple(r.stop),
             stop_token_ids=tuple(r.stop_token_ids),
-            ignore_eos=r.ignore_eos,
-            min_tokens=r.min_tokens,
-            num_beams=r.beams,
-            stochastic_beams=r.stochastic_beams,
-            length_penalty=1.0 if one_beam else r.length_penalty,
-            early_stopping=None if one_beam else r.early_stopping,
-            contrastive=ContrastiveParams(**c.model_dump()) if c is not None else None,
-            draft_tokens=r.draft_tokens,
-            penalty_alpha=r.penalty_alpha,
-            dola=tuple(r.dola) if isinstance(r.dola, list) else r.dola,
             include_stop_str=r.include_stop_str_in_output,
             allowed_token_ids=ids if ids is None else tuple(ids),
+            contrastive=ContrastiveParams(**c.model_dump()) if c is not None else None,
+            dola=tuple(r.dola) if isinstance(r.dola, list) else r.dola,
             **others,
         )
     except ConfigError as e:
