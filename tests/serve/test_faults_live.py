@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -94,6 +96,12 @@ def replicas() -> list[psutil.Process]:
         except psutil.Error:  # it has just ended
             continue
     return found
+
+
+def resident_bytes() -> int:
+    """Of everything that the server consists of."""
+    found = psutil.Process().children(recursive=True)
+    return sum(p.memory_info().rss for p in found if "ray::" in " ".join(p.cmdline()))
 
 
 @dataclass
@@ -265,6 +273,40 @@ def test_bodies_that_trickle_are_cut_off_and_others_are_answered(
     replies = asyncio.run(main())
     assert not traffic.problems
     assert Counter(reply[:12] for reply in replies) == {b"HTTP/1.1 408": len(replies)}
+
+
+def test_readers_that_stop_take_no_memory_and_no_places(
+    server: Any, texts: dict[tuple[str, int], str]
+) -> None:
+    traffic = Traffic(server.url, texts, np.random.default_rng(4))
+    port = int(server.url.rpartition(":")[2])
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 90, "ignore_eos": True, "stream": True}
+    raw = json.dumps({**body, "n": 4, "logprobs": 20}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw
+
+    async def main() -> int:
+        async with AsyncClient(server.url, retry=PATIENT) as client:
+            await until(lambda: len(replicas()) >= REPLICAS, timeout_s=120)
+            await traffic.at(3.0, 5.0, client)
+            before, staring = resident_bytes(), []
+            for _ in range(60):
+                sock = socket.socket()
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.connect(("127.0.0.1", port))
+                sock.sendall(request)
+                staring.append(sock)
+                await asyncio.sleep(0.1)
+            await traffic.at(3.0, 20.0, client)
+            grown = resident_bytes() - before
+            for sock in staring:
+                sock.close()
+            return grown
+
+    grown = asyncio.run(main())
+    print(f"60 readers that stop: {grown / 2**20:.0f} MiB more")
+    assert not traffic.problems
+    assert grown < 300 * 2**20  # an answer has 0.7 MB
 
 
 def test_a_server_that_stops_lets_its_streams_finish(
