@@ -9,6 +9,7 @@ import os
 
 import pytest
 
+from xtdist.cli.main import main
 from xtdist.config import ConfigError
 from xtdist.serve import auth
 from xtdist.serve.auth import KeyRing, LiveKeys, add_key, load_keys, new_key
@@ -193,3 +194,19 @@ def test_a_new_key_is_added_to_a_file_that_only_its_owner_reads(tmp_path):
     assert file.read_text() == content
     with pytest.raises(ConfigError, match="can't add a key"):
         add_key("a", str(tmp_path / "none" / "keys"))
+
+
+def test_the_command_shows_a_key_once_and_its_line_lets_it_in(tmp_path, capsys):
+    file = tmp_path / "keys"
+    assert main(["serve", "--new-key", "a", "--api-keys-file", str(file)]) == 0
+    kept = capsys.readouterr().out.strip()
+    assert load_keys(str(file)).authenticate(f"Bearer {kept}").name == "a"
+    assert main(["serve", "--new-key", "b"]) == 0
+    shown = capsys.readouterr()
+    line = shown.err.splitlines()[1]
+    environ = {"KEYS": line}
+    assert load_keys(env="KEYS", environ=environ).authenticate(f"Bearer {shown.out.strip()}")
+    assert shown.out.strip() not in shown.err
+    for wrong in (["weights"], ["--api-keys-file", str(file)], ["--config", "x.yaml"]):
+        assert main(["serve", "--new-key", "a", *wrong]) == 2
+    assert kept not in capsys.readouterr().err
