@@ -10,9 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_crashes import save as commit_step
 
-from xtdist.checkpoint import WeightsConfig, find_weights, load_weights, save_weights
+from xtdist.checkpoint import (
+    CheckpointStore,
+    WeightsConfig,
+    find_weights,
+    load_weights,
+    save_weights,
+)
 from xtdist.checkpoint.layout import hash_file, write_manifest
+from xtdist.checkpoint.objects import default_cache
+from xtdist.checkpoint.weights import locate_weights
 from xtdist.config import CheckpointError, from_mapping
 from xtdist.data import byte_tokenizer
 from xtdist.model import ModelConfig, build_model
@@ -129,6 +138,33 @@ def test_a_run_means_its_newest_checkpoint(tmp_path: Path) -> None:
     assert find_weights(found.parent) == found
     with pytest.raises(CheckpointError, match="no weights there"):
         find_weights(tmp_path / "nowhere")
+
+
+def test_where_a_run_is_now_stays_there_when_newer_checkpoints_come(tmp_path: Path) -> None:
+    saved(tmp_path / "checkpoints" / "step_00000005-aa" / "weights")
+    located = locate_weights(tmp_path)
+    saved(tmp_path / "checkpoints" / "step_00000006-aa" / "weights")
+    assert locate_weights(located) == located == str(find_weights(located))
+    assert locate_weights(tmp_path) == str(find_weights(tmp_path)) != located
+
+
+def commit(store: CheckpointStore, step: int) -> str:
+    commit_step(store, step)
+    return store.names()[-1]
+
+
+def test_where_a_run_on_a_store_is_now_is_said_without_fetching(bucket: str) -> None:
+    store = CheckpointStore(bucket)
+    first = commit(store, 5)
+    located = locate_weights(bucket)
+    assert located == f"{bucket}/{first}" == locate_weights(f"{located}/weights")
+    newer = commit(store, 6)
+    assert locate_weights(located) == located
+    assert locate_weights(f"{bucket}/weights-ema") == f"{bucket}/{newer}/weights-ema"
+    assert locate_weights(f"{bucket}?region=x") == f"{bucket}/{newer}?region=x"
+    with pytest.raises(CheckpointError, match="no checkpoints there"):
+        locate_weights(f"{bucket}/nowhere")
+    assert not default_cache().exists()
 
 
 def test_config_json_is_plain_data_that_a_person_can_read(tmp_path: Path) -> None:
