@@ -208,6 +208,8 @@ def test_the_openai_client_gets_a_middle(both):
         (INFILL, {"text": TEXT, "steps": 0}, "steps", "greater"),
         (INFILL, {"text": TEXT, "n": 9}, "n", "at most 8"),
         (INFILL, {"text": ["only"]}, None, "nothing to fill"),
+        (INFILL, {"text": ["a", {"mask": 0}]}, "text.1.mask", "greater than or equal to 1"),
+        (INFILL, {"tokens": [1, True]}, "tokens.1", "valid integer"),
         (INFILL, {"text": TEXT, "prompt": "x"}, None, "either prompt"),
         (INFILL, {"prompt": "x"}, None, "either prompt"),
         (INFILL, {"text": [{"mask": 33}]}, "mask", "at most 32"),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from xtdist.config import ConfigError, derive_seed
 from xtdist.decode.maskpredict import MaskPredictParams
@@ -26,6 +26,15 @@ class Mask(Wire):
     mask: int = Field(ge=1, lt=_MOST)
 
 
+def _kind(value: Any) -> str:
+    return "mask" if isinstance(value, dict | Mask) else "given"
+
+
+_OR_MASK = Discriminator(_kind)  # so that a mistake is told of the one that was meant
+TextPart = Annotated[Annotated[str, Tag("given")] | Annotated[Mask, Tag("mask")], _OR_MASK]
+TokenPart = Annotated[Annotated[TokenId, Tag("given")] | Annotated[Mask, Tag("mask")], _OR_MASK]
+
+
 class InfillRequest(StreamRequest):
     """Body of ``POST /v1/infill``. What is to be filled is given in one of three forms. What is
     left out of the others is as the model was made to be asked.
@@ -42,8 +51,8 @@ class InfillRequest(StreamRequest):
     prompt: str | _IDS | None = None
     suffix: str | _IDS | None = None
     max_tokens: int | None = Field(None, ge=1)
-    text: list[str | Mask] | None = Field(None, min_length=1)
-    tokens: list[TokenId | Mask] | None = Field(None, min_length=1)
+    text: list[TextPart] | None = Field(None, min_length=1)
+    tokens: list[TokenPart] | None = Field(None, min_length=1)
     steps: int | None = Field(None, ge=1, lt=_MOST)
     schedule: Literal["linear", "cosine"] | None = None
     temperature: float | None = Field(None, ge=0, le=100)
