@@ -23,7 +23,7 @@ def run(kind, *, count, seed):
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        (fuzz.InstantEngine, 1_500),
+        (fuzz.InstantEngine, 1_000),
         (Engine, 150),
         pytest.param(fuzz.InstantEngine, 100_000, marks=pytest.mark.long),
         pytest.param(Engine, 5_000, marks=pytest.mark.long),
