@@ -41,6 +41,7 @@ import serve_peers
 from decode_peers import Shape
 from serve_load import Result, Summary, load
 
+_END_S = 60.0
 ENGINE, PEERS = "engine", ("plain", "transformers")
 NAMES = {
     "engine": "the engine, no HTTP",
@@ -143,7 +144,10 @@ def server(kind: str, folder: Path, shape: Shape) -> Iterator[Server]:
             yield Server(kind, it, url.strip())
         finally:
             it.stdin.close()
-            it.wait(120)
+            try:
+                it.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                it.kill()
 
 
 def body(number: int, sizes: Sizes, shape: Shape, **more: Any) -> dict[str, Any]:

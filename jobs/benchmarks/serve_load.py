@@ -24,6 +24,7 @@ _STATUS = re.compile(rb"HTTP/1\.1 (\d+)")
 _FRAME = b'data: {"'
 _USED = re.compile(rb'"completion_tokens": ?(\d+)')
 _LOST = 0
+_ANSWER_S = 300.0  # a request that takes longer is lost
 
 
 @dataclass(kw_only=True)
@@ -83,8 +84,9 @@ async def load(
     async def one(at: float, body: dict[str, Any]) -> Result:
         await asyncio.sleep(began + at - loop.time())
         result = Result(due=at)
-        with contextlib.suppress(OSError):
-            await _ask(url, message(url, body, key), result, began=began)
+        with contextlib.suppress(OSError, EOFError, TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                await _ask(url, message(url, body, key), result, began=began)
         result.end = loop.time() - began
         return result
 

@@ -180,6 +180,7 @@ def transformers(folder: Path, shape: Shape) -> None:
         return StreamingResponse(frames(), media_type="text/event-stream")
 
     uvicorn_app(app)
+    manager.stop(block=True)
 
 
 def main() -> None:

@@ -98,18 +98,24 @@ class Job:
             ApiError: refused at admission, past the deadline, or the engine failed or hangs: it
                 keeps the deadline itself while it can.
         """
-        while self._open or self._events:
-            try:
-                async with asyncio.timeout(self.timeout_s + _LATE_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                raise unhealthy() from None
-            self._wake.clear()
-            events, self._events = self._events, []
-            for event in events:
-                if isinstance(event, ApiError):
-                    raise event
-            batch = [piece for event in events if isinstance(event, list) for piece in event]
-            self.taken += sum(p.size for p in batch)
-            if batch:
-                yield batch
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(self.timeout_s + _LATE_S, self._give_up)
+        try:
+            while self._open or self._events:
+                await self._wake.wait()
+                self._wake.clear()
+                events, self._events = self._events, []
+                for event in events:
+                    if isinstance(event, ApiError):
+                        raise event
+                batch = [piece for event in events if isinstance(event, list) for piece in event]
+                self.taken += sum(p.size for p in batch)
+                if batch:
+                    yield batch
+        finally:
+            late.cancel()
+
+    def _give_up(self) -> None:
+        """The engine has not kept the deadline: it hangs."""
+        if not self.over:
+            self.deliver(unhealthy())
