@@ -93,7 +93,7 @@ def test_broken_streams_go_on_at_another_replica_where_they_were(
         async with behind([serve_engine(make_engine())[0] for _ in range(2)]) as (proxy, url):
             pieces, answer = await read(url, **params)
             size = 400 * len(pieces)
-            for _ in range(6):
+            for _ in range(3):
                 cuts = [Fault(after=draws.randrange(size))]
                 cuts += [draws.choice([GONE, DIED, FINE]), Fault(after=draws.randrange(size))]
                 before = proxy.connections
