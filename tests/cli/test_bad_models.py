@@ -7,6 +7,8 @@ import socket
 
 import pytest
 
+from xtdist.serve import new_key
+
 
 def flip(path):
     raw = bytearray(path.read_bytes())
@@ -120,7 +122,7 @@ def test_a_number_out_of_the_range_of_a_method_is_refused(
     assert said in refused("generate", save_model("w", kind=kind), *words)
 
 
-def test_a_port_in_use_is_said_before_anything_starts(refused, save_model, monkeypatch):
+def test_a_port_in_use_is_said_before_anything_starts(refused, save_model, monkeypatch, tmp_path):
     monkeypatch.setattr("xtdist.serve.server.connect", lambda *a: pytest.fail("it started Ray"))
     weights = save_model("weights")
     with socket.socket() as other:
@@ -130,9 +132,9 @@ def test_a_port_in_use_is_said_before_anything_starts(refused, save_model, monke
         message = refused("serve", weights, "--port", port)
     assert f"127.0.0.1:{port}: can't listen there (Address already in use)" in message
     assert "port" in refused("serve", weights, "--port", 99999)
-    assert "203.0.113.1:8000: can't listen there" in refused(
-        "serve", weights, "--host", "203.0.113.1"
-    )
+    (tmp_path / "keys").write_text(new_key("me")[1])
+    elsewhere = ("--host", "203.0.113.1", "--api-keys-file", tmp_path / "keys")
+    assert "203.0.113.1:8000: can't listen there" in refused("serve", weights, *elsewhere)
 
 
 def test_serving_needs_one_model_and_no_amateur_for_one_that_fills_masks(
