@@ -253,3 +253,22 @@ def test_a_hook_chooses_among_what_a_grammar_allows(engine: Engine) -> None:
     assert "".join(o.text for o in outputs) == "bbbb"
     b = PIECES.index(b"b")
     assert calls == [(b,) * n for n in range(4)]
+
+
+def test_an_explosive_grammar_ends_its_own_text_and_no_other(engine: Engine) -> None:
+    """The ways to read its text grow with every token; at some point that is too many."""
+    explosive = 'start: a a a a a a\na: b | b b | b b b\nb: c c | ""\nc: "x" | start | ""'
+    bounded = GenerationParams(
+        max_tokens=100, min_tokens=100, grammar=GrammarParams(kind="lark", value=explosive)
+    )
+    plain = GenerationParams(max_tokens=50, temperature=0.0, ignore_eos=True)
+    beside = engine.add([5, 6], plain)
+    hostile = engine.add([5, 6], bounded)
+    ends: dict[str, Any] = {}
+    ids: list[int] = []
+    while engine.has_work:
+        for output in engine.step():
+            ends[output.request_id] = output.finish_reason
+            ids += output.token_ids if output.request_id == beside else ()
+    assert ends == {beside: "length", hostile: "exhausted"}
+    assert tuple(ids) == engine.generate([[5, 6]], plain)[0].choices[0].token_ids

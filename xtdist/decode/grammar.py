@@ -26,7 +26,7 @@ from xtdist.decode.params import GenerationParams, GrammarParams
 from xtdist.decode.stopping import Tokenizer
 
 MOST_COMPILED = 64
-FIRST_FUEL, STEP_FUEL, MOST_STATES = 300_000, 50_000, 50_000
+FIRST_FUEL, STEP_FUEL, MOST_STATES, MOST_ITEMS = 300_000, 50_000, 50_000, 1_000
 """llguidance's units: no grammar may hold a step up for more than some 50 ms."""
 
 
@@ -77,7 +77,10 @@ class Grammars:
             if self._vocabulary is None:
                 self._vocabulary = _vocabulary(library, self.tokenizer, self.end_ids)
         limits = library.LLParserLimits(
-            initial_lexer_fuel=FIRST_FUEL, step_lexer_fuel=STEP_FUEL, max_lexer_states=MOST_STATES
+            initial_lexer_fuel=FIRST_FUEL,
+            step_lexer_fuel=STEP_FUEL,
+            max_lexer_states=MOST_STATES,
+            max_items_in_row=MOST_ITEMS,
         )
         what = f"grammar: this {params.kind} can't be used"
         try:
