@@ -11,6 +11,7 @@ import json
 import pickle
 import time
 
+import fuzz
 import pytest
 from tiny_server import Http
 
@@ -37,6 +38,26 @@ def test_cve_2026_34756_a_count_of_choices_without_bound(alive, key, count):
     reply = alive.complete(**{**GOOD, key: count})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, key)
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "a", "max_tokens": 2, "n": 10**39},
+        {"tokens": [1, {"mask": 2}], "n": 10**7},
+        {"text": ["a", {"mask": 2**31 - 1}]},
+        {"text": [{"mask": 2**31 - 1}] * 50},
+        {"prompt": "a", "max_tokens": 10**39},
+    ],
+    ids=lambda body: json.dumps(body)[:40],
+)
+def test_cve_2026_34756_masks_and_fillings_without_bound(body):
+    with fuzz.serving() as at:
+        start = time.process_time()
+        reply = Http(at.app).request("POST", "/v1/infill", json={"model": "filler", **body})
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"] in ("n", "max_tokens", "mask")
+        assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

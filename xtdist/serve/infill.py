@@ -54,7 +54,8 @@ async def fill(
             param="model",
             code="unsupported_model",
         )
-    _check(body.masks, limits, key="max_tokens" if body.max_tokens is not None else "mask")
+    key = "max_tokens" if body.max_tokens is not None else "mask"
+    _check(body.masks, limits, key=key, sequences=body.n)
     row = await _row(body.parts, served=served, limits=limits)
     params = fill_params(body, served.filling, mask_id=served.tokenizer.mask_id)
     form = InfillForm(body, row, served.tokenizer)
@@ -85,7 +86,7 @@ async def complete_by_filling(
     assert served.filling is not None
     if not body.max_tokens:
         raise invalid("max_tokens: at least 1", param="max_tokens", code="invalid_value")
-    _check(body.max_tokens, limits, key="max_tokens")
+    _check(body.max_tokens, limits, key="max_tokens", sequences=len(body.prompt) * body.n)
     gap = Mask(mask=body.max_tokens)
     parts = [[p, gap, body.suffix or []] for p in body.prompt]
     rows = [await _row(p, served=served, limits=limits) for p in parts]
@@ -151,20 +152,22 @@ def _check_ids(ids: Iterable[int], tokenizer: TokenizerLike) -> None:
             )
 
 
-def _check(masks: int, limits: LimitsConfig, *, key: str) -> None:
+def _check(masks: int, limits: LimitsConfig, *, key: str, sequences: int) -> None:
+    """Refuse what no client may ask, before anything is made for each mask or sequence.
+
+    Args:
+        key: that says how many masks.
+        sequences: prompts x n.
+    """
     if masks > limits.max_tokens:
         problem = f"{key}: at most {limits.max_tokens} tokens are filled here"
         raise invalid(problem, param=key, code="over_limit")
+    if sequences > limits.max_sequences:
+        problem = f"n: prompts x n is at most {limits.max_sequences} here"
+        raise invalid(problem, param="n", code="over_limit")
 
 
 def _job(rows: list[list[int]], params: tuple[MaskPredictParams, ...], limits: LimitsConfig) -> Job:
-    """Every row filled as often as there are ``params``.
-
-    Raises:
-        ApiError: 400 for more of them than one request may have.
-    """
-    if len(rows) * len(params) > limits.max_sequences:
-        problem = f"n: prompts x n is at most {limits.max_sequences} here"
-        raise invalid(problem, param="n", code="over_limit")
+    """Every row filled as often as there are ``params``."""
     prompts = [row for row in rows for _ in params]
     return Job(prompts, params * len(rows), limits.request_timeout_s)
