@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import faulthandler
 import gc
 import json
 import resource
@@ -45,6 +46,7 @@ from xtdist.serve.served import Served
 Rng = np.random.Generator
 OK = frozenset({200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 431})
 CANARY = "canary-7f3a"
+_WATCHED, _HANG_S = 50, 60.0  # so many requests, and what they may take together
 CONTENT = (b"content-type", b"application/json")
 
 
@@ -442,13 +444,17 @@ class Report:
 
 
 async def fuzz(
-    app: Any, *, count: int, seed: int, first: int = 0, most_findings: int = 5
+    app: Any, *, count: int, seed: int, first: int = 0, most_findings: int = 5, watch: bool = False
 ) -> Report:
-    """``count`` changed requests, one after another."""
+    """``count`` changed requests, one after another. ``watch``: end the process, with a traceback,
+    where it hangs."""
     good = corpus(app)
     report = Report(Counter(), [], 0.0, 0.0, 0)
     before = _rss_mib()
     for number in range(first, first + count):
+        if watch and number % _WATCHED == 0:
+            print(f"at {number}", end="\r", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback_later(_HANG_S, exit=True)
         rng = np.random.default_rng((seed, number))
         ask = mutate(rng, pick(rng, good), good)
         reply = await call(app, ask)
@@ -464,6 +470,8 @@ async def fuzz(
         if number - first == min(count // 2, 20_000):
             gc.collect()
             before = _rss_mib()
+    if watch:
+        faulthandler.cancel_dump_traceback_later()
     await asyncio.sleep(0.2)
     gc.collect()
     report.grown_mib = _rss_mib() - before
@@ -485,7 +493,7 @@ def main(args: list[str]) -> int:
     given = parser.parse_args(args)
     start = time.monotonic()
     with serving(Engine if given.model else InstantEngine) as at:
-        run = fuzz(at.app, count=given.count, seed=given.seed, first=given.first)
+        run = fuzz(at.app, count=given.count, seed=given.seed, first=given.first, watch=True)
         report = asyncio.run(run)
         left = at.left()
     wall_s = time.monotonic() - start

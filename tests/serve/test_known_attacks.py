@@ -45,6 +45,7 @@ def test_cve_2026_34756_a_count_of_choices_without_bound(alive, key, count):
     [
         {"prompt": "a", "max_tokens": 2, "n": 10**39},
         {"tokens": [1, {"mask": 2}], "n": 10**7},
+        {"tokens": [1, {"mask": 2}], "n": 17},  # more than can wait: not a 503 for ever
         {"text": ["a", {"mask": 2**31 - 1}]},
         {"text": [{"mask": 2**31 - 1}] * 50},
         {"prompt": "a", "max_tokens": 10**39},

@@ -55,7 +55,8 @@ async def fill(
             code="unsupported_model",
         )
     key = "max_tokens" if body.max_tokens is not None else "mask"
-    _check(body.masks, limits, key=key, sequences=body.n)
+    _check(body.masks, limits, key=key)
+    _check_count(body.n, served, limits)
     row = await _row(body.parts, served=served, limits=limits)
     params = fill_params(body, served.filling, mask_id=served.tokenizer.mask_id)
     form = InfillForm(body, row, served.tokenizer)
@@ -86,7 +87,8 @@ async def complete_by_filling(
     assert served.filling is not None
     if not body.max_tokens:
         raise invalid("max_tokens: at least 1", param="max_tokens", code="invalid_value")
-    _check(body.max_tokens, limits, key="max_tokens", sequences=len(body.prompt) * body.n)
+    _check(body.max_tokens, limits, key="max_tokens")
+    _check_count(len(body.prompt) * body.n, served, limits)
     gap = Mask(mask=body.max_tokens)
     parts = [[p, gap, body.suffix or []] for p in body.prompt]
     rows = [await _row(p, served=served, limits=limits) for p in parts]
@@ -152,18 +154,18 @@ def _check_ids(ids: Iterable[int], tokenizer: TokenizerLike) -> None:
             )
 
 
-def _check(masks: int, limits: LimitsConfig, *, key: str, sequences: int) -> None:
-    """Refuse what no client may ask, before anything is made for each mask or sequence.
-
-    Args:
-        key: that says how many masks.
-        sequences: prompts x n.
-    """
+def _check(masks: int, limits: LimitsConfig, *, key: str) -> None:
     if masks > limits.max_tokens:
         problem = f"{key}: at most {limits.max_tokens} tokens are filled here"
         raise invalid(problem, param=key, code="over_limit")
-    if sequences > limits.max_sequences:
-        problem = f"n: prompts x n is at most {limits.max_sequences} here"
+
+
+def _check_count(sequences: int, served: Served, limits: LimitsConfig) -> None:
+    """Refuse more of them than may be asked for, or than could ever wait in the engine together,
+    before anything is made for each."""
+    most = min(limits.max_sequences, served.thread.engine.config.max_waiting)
+    if sequences > most:
+        problem = f"n: prompts x n is at most {most} here"
         raise invalid(problem, param="n", code="over_limit")
 
 
