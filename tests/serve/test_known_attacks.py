@@ -75,6 +75,8 @@ def test_cve_2026_34756_masks_and_fillings_without_bound(body):
         {"json": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}},
         {"json": {"type": "string", "pattern": "("}},
         {"json": {"type": "array", "minItems": 10**9}},
+        {"json": {"type": "integer", "multipleOf": 10**9 + 7}},
+        {"json": '{"type": "number", "multipleOf": 1.000000007}'},
         {"grammar": "start: start"},
         {"grammar": "start: %import os"},
         {"grammar": "nothing"},

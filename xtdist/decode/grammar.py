@@ -8,11 +8,13 @@ queued. A step then costs a few microseconds of parsing.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from xtdist.decode.stopping import Tokenizer
 MOST_COMPILED = 64
 FIRST_FUEL, STEP_FUEL, MOST_STATES, MOST_ITEMS = 300_000, 50_000, 50_000, 1_000
 """llguidance's units: no grammar may hold a step up for more than some 50 ms."""
+MOST_MULTIPLE_DIGITS = 4
+"""Of a ``multipleOf``, as a whole number: each remainder is a state that no limit counts."""
 
 
 @dataclass(eq=False)
@@ -83,6 +87,8 @@ class Grammars:
             max_items_in_row=MOST_ITEMS,
         )
         what = f"grammar: this {params.kind} can't be used"
+        if params.kind == "json_schema" and _has_large_multiple(params.value):
+            raise ConfigError(f"{what}: multipleOf has more than {MOST_MULTIPLE_DIGITS} digits")
         try:
             source = getattr(library.LLMatcher, f"grammar_from_{params.kind}")(params.value)
             wrong, messages = library.LLMatcher.validate_grammar_with_warnings(
@@ -144,6 +150,23 @@ class GrammarProcessor:
         while len(self._states) > self.most:
             self._states.popitem(last=False)
         return state
+
+
+def _has_large_multiple(schema: str) -> bool:
+    """Whether a ``multipleOf`` has more remainders than may be told apart."""
+    found = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal found
+        for key, value in pairs:
+            if key == "multipleOf" and isinstance(value, Decimal):
+                _, digits, exponent = value.as_tuple()
+                size = len(digits) + max(exponent, 0) if isinstance(exponent, int) else math.inf
+                found = found or size > MOST_MULTIPLE_DIGITS
+
+    with contextlib.suppress(ValueError, RecursionError):  # llguidance says what is wrong with it
+        json.loads(schema, object_pairs_hook=look, parse_float=Decimal, parse_int=Decimal)
+    return found
 
 
 def _vocabulary(library: Any, tokenizer: Tokenizer, end_ids: frozenset[int]) -> Any:
