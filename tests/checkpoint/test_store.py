@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -179,19 +176,3 @@ def test_a_rank_that_can_not_write_makes_the_save_a_miss_on_all_and_leaves_nothi
     found = store.newest_valid()
     assert found is not None
     assert found.step == 2
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
-def test_steps_get_the_cpu_before_a_save(tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    def write(path: Path) -> None:
-        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        path.write_bytes(b"1")
-
-    saver = Saver(CheckpointStore(str(tmp_path)), attempt="a0")
-    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    saver.submit(1, {"a.bin": write}, {})
-    assert saver.wait(60)
-    assert isinstance(saver.poll()[0], Saved)
-    assert seen[0] > before == os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +32,6 @@ from xtdist.config import from_mapping, to_mapping
 TIMEOUT_S = 600.0
 POLL_S = 0.02
 UPLOADS = 4
-NICE = 10
 
 Writer = Callable[[Path], None]
 
@@ -164,7 +161,6 @@ class Saver:
         return not self.busy
 
     def _run(self, job: _Job) -> None:
-        _yield_cpu()
         receipt: dict[str, Any] = {}
         try:
             receipt["files"] = self._write(job)
@@ -261,11 +257,3 @@ def _line(error: BaseException) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
-
-
-def _yield_cpu() -> None:
-    """Where steps want all cores, they get them first: Linux has priorities of threads, and those
-    that this one starts have its own."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
