@@ -140,7 +140,7 @@ def test_a_port_in_use_is_said_before_anything_starts(refused, save_model, monke
 def test_serving_needs_one_model_and_no_amateur_for_one_that_fills_masks(
     refused, save_model, tmp_path
 ):
-    assert "give weights, or --model NAME=WEIGHTS, or --config FILE" in refused("serve")
+    assert "give one of: weights, --model NAME=WEIGHTS, --config FILE" in refused("serve")
     weights = save_model("weights")
     message = refused("serve", weights, "--config", tmp_path / "x.yaml")
     assert "--config" in message

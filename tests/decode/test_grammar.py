@@ -272,3 +272,19 @@ def test_an_explosive_grammar_ends_its_own_text_and_no_other(engine: Engine) -> 
             ids += output.token_ids if output.request_id == beside else ()
     assert ends == {beside: "length", hostile: "exhausted"}
     assert tuple(ids) == engine.generate([[5, 6]], plain)[0].choices[0].token_ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        ("json_schema", '{"type": "integer", "multipleOf": 999983}', "multipleOf"),
+        ("json_schema", '{"type": "number", "multipleOf": 1.000000007}', "multipleOf"),
+        ("lark", 'start: x\nx: %json {"type": "integer", "multipleOf": 999983}', "%json"),
+    ],
+)
+def test_a_state_for_each_remainder_is_refused_before_it_takes_memory(
+    kind: str, value: str, said: str
+) -> None:
+    grammars = Grammars(Words(), frozenset({END}))
+    with pytest.raises(ConfigError, match=said):
+        grammars.compile(GrammarParams(kind=kind, value=value))

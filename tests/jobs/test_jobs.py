@@ -74,7 +74,8 @@ def check_serve(tree: dict[str, Any]) -> None:
     assert application.import_path == "xtdist.serve.app:build"
     config = from_mapping(AppConfig, application.args)
     runs = {f"{spec.output}/{spec.name}" for spec in (load(RunSpec, p).config for p in RUNS)}
-    assert {m.weights for m in config.models} <= runs
+    here = {m.weights for m in config.models if not m.weights.startswith("s3://")}
+    assert here <= runs
 
 
 def test_there_is_a_script_for_every_stage():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -277,6 +278,12 @@ def test_a_stream_that_is_refused_is_asked_for_again() -> None:
 
     script.handle_async_request = refuse_first
     assert stream(script)[1].text == WHOLE.text
+
+
+def test_a_stream_keeps_its_client_open() -> None:
+    pieces = Client(URL, transport=Script(), retry=FAST).stream("xyz", model="m", seed=1)
+    gc.collect()
+    assert "".join(piece.text for piece in pieces) == WHOLE.text
 
 
 def test_a_stream_that_is_left_closes_its_connection() -> None:

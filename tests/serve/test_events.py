@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from xtdist.serve.errors import deadline_exceeded
-from xtdist.serve.events import EventStream
+from xtdist.serve.events import EventStream, WholeAnswer
 
 SCOPES = [{"type": "http", "asgi": {"spec_version": v}} for v in ("2.3", "2.4")]
 
@@ -102,3 +102,17 @@ def test_a_client_that_reads_is_not_cut_off_while_nothing_comes(scope):
     frames, send = collector()
     assert stream(rest(), scope=scope, send=send, send_timeout_s=0.05) == (1, None)
     assert frames[-2:] == [b"data: [DONE]\n\n", b""]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_whole_answer_that_nobody_takes_is_given_up(scope):
+    async def send(message):
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def main():
+        answer = WholeAnswer(b"{}", send_timeout_s=0.05)
+        await asyncio.wait_for(answer(scope, asyncio.Event().wait, send), 30)
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(main())

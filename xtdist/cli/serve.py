@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> ServeConfig:
     if sum(map(bool, (args.config, args.weights, args.models))) != 1:
-        raise ConfigError("serve: give weights, or --model NAME=WEIGHTS, or --config FILE")
+        raise ConfigError("serve: give one of: weights, --model NAME=WEIGHTS, --config FILE")
     if args.config:
         _refuse_beside(args, (*_OPTIONS, *_OF_ONE), "--config; write it in the file, or use --set")
         return read_endpoint(args.config, args.overrides)

@@ -89,6 +89,8 @@ class Grammars:
         what = f"grammar: this {params.kind} can't be used"
         if params.kind == "json_schema" and _has_large_multiple(params.value):
             raise ConfigError(f"{what}: multipleOf has more than {MOST_MULTIPLE_DIGITS} digits")
+        if params.kind == "lark" and "%json" in params.value:  # whose bounds nobody would see
+            raise ConfigError(f"{what}: %json; give the schema as a json_schema instead")
         try:
             source = getattr(library.LLMatcher, f"grammar_from_{params.kind}")(params.value)
             wrong, messages = library.LLMatcher.validate_grammar_with_warnings(

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from xtdist.decode.outputs import Output
 from xtdist.serve.config import LimitsConfig
 from xtdist.serve.errors import ApiError
-from xtdist.serve.events import EventStream
+from xtdist.serve.events import EventStream, WholeAnswer
 from xtdist.serve.gate import Caller
 from xtdist.serve.job import Job, Piece
 from xtdist.serve.protocol.base import StreamRequest, Usage, Wire
@@ -174,7 +174,7 @@ async def respond(request: Request, answer: Answer, limits: LimitsConfig) -> Res
     except BaseException:
         answer.close()
         raise
-    return Response(whole, media_type="application/json")
+    return WholeAnswer(whole, send_timeout_s=limits.send_timeout_s)
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:

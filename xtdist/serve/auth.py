@@ -144,9 +144,11 @@ def load_keys(
     if file is not None:
         try:
             lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+        except (OSError, UnicodeDecodeError) as e:
+            reason = getattr(e, "strerror", None) or "no UTF-8 text"
             raise ConfigError(
-                f"api_keys_file: {file}: can't be read; give a file of keys"
+                f"api_keys_file: {file}: can't be read ({reason}); make one with "
+                f"'xtdist serve --new-key NAME --api-keys-file {file}'"
             ) from None
         _read(lines, f"{file}", into=keys)
     if env is not None:

@@ -1,4 +1,4 @@
-"""Server-sent events: what every stream has, whatever it is about."""
+"""How answers are sent, whatever they are about: whole, or as server-sent events."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from xtdist.serve.errors import ApiError, internal, outline
 
 log = logging.getLogger(__name__)
+
+
+class WholeAnswer(Response):
+    """JSON at once; a client that does not take it in ``send_timeout_s`` is cut off, so that it
+    does not hold what its request counts for."""
+
+    def __init__(self, content: bytes, *, send_timeout_s: float) -> None:
+        super().__init__(content, media_type="application/json")
+        self._send_timeout_s = send_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            raise ClientDisconnect from None
 
 
 class EventStream(StreamingResponse):

@@ -82,15 +82,15 @@ class Client:
         return self._loop.run(self._client.detokenize(tokens, model=model))
 
     def _stream(self, opening: Coroutine[Any, Any, AsyncStream]) -> Stream:
-        return Stream(self._loop, self._loop.run(opening))
+        return Stream(self, self._loop, self._loop.run(opening))
 
 
 class Stream:
     """:class:`AsyncStream` without ``await``. Leave it with ``close`` or a ``with`` if it is not
-    read to its end."""
+    read to its end. It keeps its client, which would otherwise close when nobody else has it."""
 
-    def __init__(self, loop: _Loop, stream: AsyncStream) -> None:
-        self._loop, self._stream = loop, stream
+    def __init__(self, client: Client, loop: _Loop, stream: AsyncStream) -> None:
+        self._client, self._loop, self._stream = client, loop, stream
 
     @property
     def answer(self) -> Answer:
