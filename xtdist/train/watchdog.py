@@ -93,6 +93,8 @@ class Watchdog:
                 self._end()
             elif still_s > self._limit_s(step, phase):
                 self._accuse(step, phase, still_s)
+        if (self._stacks / HANG_FILE).exists():  # one that was woken must not slip away
+            self._end()
 
     def _now(self) -> tuple[int, str, float]:
         """Finished steps, phase, and for how many seconds it stands there."""
