@@ -245,7 +245,7 @@ class ServeConfig(AppConfig):
         port: TCP port.
         app: the application's name, of those on one cluster.
         route_prefix: path that it is under; ``/`` for one application alone.
-        proxy: what listens: Ray Serve's own proxy, or HAProxy (faster). With HAProxy the replicas
+        proxy: what listens: Ray Serve's own proxy, or HAProxy. With HAProxy the replicas
             listen as well, on all interfaces from port 30000 on, so that it needs keys.
         ssl_certfile, ssl_keyfile: PEM files of a certificate (with its chain) and its key; then it
             is https. HAProxy is started by Ray without it.
