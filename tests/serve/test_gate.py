@@ -143,6 +143,17 @@ def test_tokens_are_charged_as_they_may_come_and_settled_as_they_came(keyed):
     assert stopped.status_code == 200
 
 
+@pytest.mark.parametrize(
+    "how", [{"num_beams": 3}, {"best_of": 3, "temperature": 1.0}, {"n": 3, "temperature": 1.0}]
+)
+def test_what_beams_and_candidates_that_do_not_win_have_read_is_used_up_too(keyed, how):
+    http, good, _ = keyed(tokens_per_min=1000)
+    headers = {**good, "content-type": "application/json"}
+    body = {"model": "tiny", "ignore_eos": True, "prompt": "12345", "max_tokens": 20, **how}
+    reply = http.request("POST", "/v1/completions", content=json.dumps(body), headers=headers)
+    assert reply.headers["x-ratelimit-remaining-tokens"] == str(1000 - 5 - 3 * 20)
+
+
 def test_unused_tokens_come_back_once():
     clock = Clock()
     gate = Gate(LiveKeys(), QuotaConfig(tokens_per_min=100), clock=clock)

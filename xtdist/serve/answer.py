@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from xtdist.decode.outputs import Output
+from xtdist.decode.params import GenerationParams
 from xtdist.serve.config import LimitsConfig
 from xtdist.serve.errors import ApiError
 from xtdist.serve.events import EventStream, WholeAnswer
@@ -95,7 +96,7 @@ class Answer:
         """Abort what has not finished, give back tokens that were not used. Harmless afterwards and
         twice."""
         self.served.thread.cancel(self.job)
-        self.caller.settle(self._usage().total_tokens)
+        self.caller.settle(self._used())
 
     async def whole(self) -> bytes:
         """The answer, once it is complete."""
@@ -141,6 +142,22 @@ class Answer:
             self._around = around if ordinary else self._around
         choices = b",".join([_json(self._form.choices[i].release()) for i in indices])
         return around[0] + choices + around[1]
+
+    def _used(self) -> int:
+        """Tokens that the engine has worked on, at most. Of beams and candidates only those that
+        win are seen: the others count as long as the longest of these, and as ``max_tokens`` while
+        there is no winner."""
+        if self.job.started is None:
+            return 0
+        choices, prompts = self._form.choices, len(self.job.prompts)
+        each, unseen = len(choices) // prompts, 0
+        for i in range(prompts):
+            params = self.job.params_of(i)
+            if isinstance(params, GenerationParams) and params.width > each:
+                seen = [c.generated for c in choices[i * each : (i + 1) * each]]
+                longest = max(seen) if self.job.over else params.max_tokens
+                unseen += longest * params.width - sum(seen)
+        return self._usage().total_tokens + unseen
 
     def _usage(self) -> Usage:
         return Usage.of(self._form.prompt_tokens, sum(c.generated for c in self._form.choices))

@@ -214,7 +214,15 @@ def add_key(name: str, file: str) -> str:
     path = Path(file)
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
-        _read([*path.read_text(encoding="utf-8").splitlines(), line], file, into={})
+        keys: dict[str, Key] = {}
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if any(text.split("#", 1)[0].strip() for text in lines):
+            _read(lines, file, into=keys)
+        if name in {k.name for k in keys.values()}:
+            raise ConfigError(
+                f"api_keys_file: {file}: there is a key of {name!r} already; take its line out to "
+                "replace it, or give another name"
+            )
         append_line(path, line)
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "it is not text"

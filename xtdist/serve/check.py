@@ -28,8 +28,9 @@ def check(config: ServeConfig) -> ServeConfig:
     if not config.has_keys and reached:
         what = "proxy: got 'haproxy'" if config.proxy == "haproxy" else f"host: got {config.host!r}"
         raise ConfigError(
-            f"{what} without keys: whoever reaches it could use it; set api_keys_file or "
-            "api_keys_env, or listen on 127.0.0.1 with proxy ray"
+            f"{what} without keys: whoever reaches it could use it; set api_keys_file "
+            "(--api-keys-file FILE, to which --new-key NAME adds one) or api_keys_env, or listen "
+            "on 127.0.0.1 with proxy ray"
         )
     if config.ssl_certfile is not None:
         _check_certificate(config.ssl_certfile, str(config.ssl_keyfile))

@@ -163,7 +163,7 @@ def report(config: ServeConfig) -> str:
             + ("not compared: no GPU here" if free is None else f"{size(free)} free here"),
             f"replicas: {replicas}, each with {config.cpus} CPUs and {config.gpus:g} GPUs",
             f"limits: {engine.max_sequences} sequences at once and {engine.max_waiting} waiting, "
-            f"{limits.max_tokens} new tokens, {limits.max_sequences} sequences of one request, "
+            f"{min(limits.max_tokens, max(p.longest for p in plans))} new tokens, {limits.max_sequences} sequences of one request, "
             f"{limits.request_timeout_s:g} s",
             f"keys: {keys}" if keys else "keys: none, whoever reaches it may use it",
             f"address: {config.url}/v1 (proxy {config.proxy})",
