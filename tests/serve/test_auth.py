@@ -188,7 +188,11 @@ def test_a_new_key_is_added_to_a_file_that_only_its_owner_reads(tmp_path):
     ring = load_keys(str(file))
     assert [ring.authenticate(f"Bearer {k}").name for k in keys] == ["a", "b"]
     content = file.read_text()
-    for name, message in (("a", "key of 'a' already"), ("two words", "key name"), ("x#", "key name")):
+    for name, message in (
+        ("a", "key of 'a' already"),
+        ("two words", "key name"),
+        ("x#", "key name"),
+    ):
         with pytest.raises(ConfigError, match=message):
             add_key(name, str(file))
     assert file.read_text() == content

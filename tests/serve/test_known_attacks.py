@@ -90,7 +90,7 @@ def test_cve_2025_48942_a_grammar_that_can_not_be_used(alive, schema):
     """And -48943, -48944: a wrong schema, regular expression or type of tool ends that request."""
     reply = alive.complete(**{**GOOD, "structured_outputs": schema})
     assert reply.status_code == 400, reply.text
-    assert reply.json()["error"]["param"] == "structured_outputs"
+    assert reply.json()["error"]["param"].startswith("structured_outputs")
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ def report(config: ServeConfig) -> str:
     need, free = check_memory(plans, config)
     keys = len(load_keys(config.api_keys_file, config.api_keys_env).keys)
     limits, engine = config.limits, config.engine
+    longest = min(limits.max_tokens, max(p.longest for p in plans))
     lines = [line for plan in plans for line in _lines(plan, config)]
     replicas = f"{config.replicas}"
     if config.autoscaling is not None:
@@ -163,7 +164,7 @@ def report(config: ServeConfig) -> str:
             + ("not compared: no GPU here" if free is None else f"{size(free)} free here"),
             f"replicas: {replicas}, each with {config.cpus} CPUs and {config.gpus:g} GPUs",
             f"limits: {engine.max_sequences} sequences at once and {engine.max_waiting} waiting, "
-            f"{min(limits.max_tokens, max(p.longest for p in plans))} new tokens, {limits.max_sequences} sequences of one request, "
+            f"{longest} new tokens, {limits.max_sequences} sequences of one request, "
             f"{limits.request_timeout_s:g} s",
             f"keys: {keys}" if keys else "keys: none, whoever reaches it may use it",
             f"address: {config.url}/v1 (proxy {config.proxy})",
