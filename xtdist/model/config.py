@@ -24,6 +24,7 @@ from xtdist.model.parts import (
     HeadConfig,
     LoopConfig,
     MemoryTokensConfig,
+    MupConfig,
     PoolConfig,
 )
 from xtdist.nn.attention.config import AttentionConfig
@@ -236,7 +237,8 @@ class ModelConfig(LayersConfig):
     from one segment to the next (Transformer-XL, 1901.02860), ``shift_mem_down``: to so many layers
     below (2012.15688). ``loop``: the stack runs several times. ``attn_z_loss_weight``: of the loss
     that keeps attention scores small (2202.08906), where a forward pass asks for it.
-    ``input_not_include_cache``: with a cache, the input holds new tokens only.
+    ``input_not_include_cache``: with a cache, the input holds new tokens only. ``mup``: start
+    values, scales and learning rates follow the width: settings found on a narrow model hold.
     """
 
     num_tokens: NonNegativeInt = 0
@@ -253,6 +255,7 @@ class ModelConfig(LayersConfig):
     head: HeadConfig = HeadConfig()
     attn_z_loss_weight: NonNegativeFloat = 1e-4
     input_not_include_cache: bool = False
+    mup: MupConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -296,6 +299,13 @@ class ModelConfig(LayersConfig):
         """The part that describes the stack alone."""
         names = [f.name for f in dataclasses.fields(LayersConfig)]
         return LayersConfig(**{name: getattr(self, name) for name in names})
+
+    @property
+    def output_scale(self) -> float:
+        """What multiplies the logits."""
+        if self.mup is None:
+            return self.logit_scale
+        return self.logit_scale * self.mup.base_width / self.dim
 
     @property
     def emb_dim(self) -> int:

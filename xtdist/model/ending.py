@@ -181,8 +181,8 @@ class Ending(Upkeep):
         """
         if not self.config.head.is_linear:
             raise ConfigError("head: more than one matrix; take the loss of to_logits(hidden)")
-        if self.config.logit_scale != 1.0:
-            hidden = hidden * self.config.logit_scale
+        if self.config.output_scale != 1.0:
+            hidden = hidden * self.config.output_scale
         owner = self.token_embedding if self.head is None else self.head
         return cast(Tensor, owner(hidden, function))
 
@@ -191,7 +191,7 @@ class Ending(Upkeep):
         if self.head is None and not self.config.tie_embedding:
             raise ConfigError("head: the model has none (return_only_embed); use its hidden states")
         shares: Tensor | None = None
-        hidden = hidden * self.config.logit_scale
+        hidden = hidden * self.config.output_scale
         if self.mixture is not None:
             hidden, shares = self.mixture(hidden)
         heads = self.head if isinstance(self.head, nn.ModuleList) else [self.head]

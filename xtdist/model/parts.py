@@ -115,6 +115,23 @@ class HeadConfig:
 
 
 @configclass
+class MupConfig:
+    """Maximal update parametrization (2203.03466, table 8): the best learning rate of a narrow
+    model is that of a wide one.
+
+    The model of ``base_width``, the same but for ``dim`` and heads in proportion, is what it is
+    without this. From there on, with m = dim / base_width: start values of embeddings and head
+    stay, logits are divided by m, AdamW's rate of hidden matrices too (Muon's: see
+    ``xtdist.optim.groups``), and scores are scaled by 1/dim_head instead of its root.
+
+    ``base_dim_head``: of a head at that width; null = as here, the width grows by more heads.
+    """
+
+    base_width: PositiveInt
+    base_dim_head: PositiveInt | None = None
+
+
+@configclass
 class RecyclingConfig:
     """The stack runs several times, its output projected onto its input (AlphaFold 2,
     10.1038/s41586-021-03819-2); only the last pass has gradients. In training the number of passes

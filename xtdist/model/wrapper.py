@@ -27,6 +27,7 @@ from xtdist.model.config import ModelConfig
 from xtdist.model.ending import Ending
 from xtdist.model.inputs import StackKeywords, stack_inputs
 from xtdist.model.layers import Layers
+from xtdist.model.mup import apply_mup
 from xtdist.model.options.resolver import resolve
 from xtdist.model.outputs import Intermediates, ModelInputs, ModelOutput, Wanted
 from xtdist.model.stack_checks import check_tensors
@@ -103,6 +104,7 @@ class TransformerWrapper(Around, Ending):
         self.build_embedding()
         self.layers = layers
         self.build_head()
+        apply_mup(self, config)
 
     def forward(
         self,

@@ -22,8 +22,10 @@ class Head(nn.Module):
     """One vector for each token; ``forward`` gives them to a function of hidden states.
 
     The function runs inside this module's call, so whatever shards or gathers a module's weights
-    around its call (ZeRO-3) covers it.
+    around its call (ZeRO-3) covers it. ``init_gain`` multiplies the start values.
     """
+
+    init_gain = 1.0
 
     def __init__(self, num_tokens: int, dim: int) -> None:
         super().__init__()
@@ -34,6 +36,7 @@ class Head(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the vectors again."""
         scaled_normal_(self.weight, self.weight.shape[1], generator)
+        self.weight.mul_(self.init_gain)
 
     def forward(self, x: Float[Tensor, "... d"], function: HeadFunction = product) -> Tensor:
         weight = self.weight

@@ -104,6 +104,22 @@ def check_critic_config(config: ObjectiveConfig) -> None:
         raise ConfigError("token_critic.pool: a critic judges each token: leave it out")
 
 
+def check_mup_objective(config: ObjectiveConfig, model: ModelConfig) -> None:
+    """Refuse muP with weights that are not the model's: how they follow its width is not known.
+
+    Raises:
+        ConfigError: naming the setting that has some.
+    """
+    if model.mup is None:
+        return
+    for name in ("self_cond", "token_critic", "self_token_critic"):
+        if getattr(config, name, None):
+            raise ConfigError(
+                f"model.mup: how the weights of objective.{name} follow the width is not known; "
+                "leave out one of the two"
+            )
+
+
 def check_terms(config: ObjectiveConfig, model: ModelConfig, *, critic: bool = False) -> None:
     """Refuse settings of a term of the loss that this network can't have; their defaults say
     nothing. ``critic``: there is one beside those of the config.

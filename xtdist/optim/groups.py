@@ -36,6 +36,11 @@ def param_groups(
     would only shrink (https://arxiv.org/abs/2501.00656, section 3.4.2). A weight tied to an
     embedding counts as that embedding.
 
+    Where modules say how much wider the inputs of their parameters are than in a base model
+    (``fan_in_growth``, muP), the rate of those is divided by that (of AdamW; by its root of Muon
+    with ``adamw_rms``, whose update grows with the width), and the decay multiplied, so that rate
+    times decay stays (https://arxiv.org/abs/2405.13698).
+
     Each group has the keys ``params``, ``name``, ``algorithm``, ``weight_decay``, ``tensors`` and
     ``elements`` (how many it has, also after ZeRO has cut them), and ``lr_scale``, by which
     :func:`xtdist.optim.set_lr` multiplies the rate. Empty groups are left out; within a group the
@@ -47,7 +52,8 @@ def param_groups(
     """
     muon = {id(m.parameter) for m in matrices} if isinstance(config, MuonConfig) else set()
     exempt = set() if config.decay_embeddings else _embeddings(model)
-    members: dict[tuple[int, str], list[nn.Parameter]] = {}
+    growth = _fan_in_growth(model)
+    members: dict[tuple[int, str, float], list[nn.Parameter]] = {}
     names: list[str] = []
     for full_name, p in model.named_parameters():
         if not p.requires_grad:
@@ -55,14 +61,17 @@ def param_groups(
         names.append(shown_name(full_name))
         rule = _rule_of(names[-1], config.groups)
         own = config.groups[rule] if rule >= 0 else GroupConfig(match="*")
-        members.setdefault((rule, _treatment(p, own, muon, exempt)), []).append(p)
+        treatment = _treatment(p, own, muon, exempt)
+        factor = _width_factor(config, treatment, growth.get(id(p), 1.0))
+        members.setdefault((rule, treatment, factor), []).append(p)
     _check(config.groups, names)
-    if isinstance(config, MuonConfig) and not any(kind == "muon" for _, kind in members):
+    if isinstance(config, MuonConfig) and not any(kind == "muon" for _, kind, _ in members):
         raise ConfigError(
             "optim.kind: got 'muon', but no parameter is a hidden matrix for it (all are frozen, "
             "or optim.groups gives them to AdamW); set optim.kind to adamw"
         )
-    order = sorted(members, key=lambda key: (key[0], ("muon", "decay", "no_decay").index(key[1])))
+    kinds = ("muon", "decay", "no_decay")
+    order = sorted(members, key=lambda key: (key[0], kinds.index(key[1]), -key[2]))
     return [_group(config, *key, members[key]) for key in order]
 
 
@@ -79,8 +88,13 @@ def _treatment(p: nn.Parameter, own: GroupConfig, muon: set[int], exempt: set[in
 
 
 def _group(
-    config: AdamWConfig | MuonConfig, rule: int, treatment: str, params: list[nn.Parameter]
+    config: AdamWConfig | MuonConfig,
+    rule: int,
+    treatment: str,
+    factor: float,
+    params: list[nn.Parameter],
 ) -> dict[str, Any]:
+    """``factor``: of the rate, by the width."""
     own = config.groups[rule] if rule >= 0 else GroupConfig(match="*")
     adamw_decay, adamw_scale = config.weight_decay, 1.0
     if isinstance(config, MuonConfig):
@@ -88,12 +102,13 @@ def _group(
         adamw_scale = (config.adamw_lr or config.lr) / config.lr
     muon = treatment == "muon"
     decay = {"muon": config.weight_decay, "decay": adamw_decay, "no_decay": 0.0}[treatment]
+    name = f"{own.match} {treatment}" if rule >= 0 else treatment
     group = {
         "params": params,
-        "name": f"{own.match} {treatment}" if rule >= 0 else treatment,
+        "name": name if factor == 1 else f"{name} x{factor:.4g}",
         "algorithm": "muon" if muon else "adamw",
-        "weight_decay": decay if own.weight_decay is None else own.weight_decay,
-        "lr_scale": own.lr_scale * (1.0 if muon else adamw_scale),
+        "weight_decay": (decay if own.weight_decay is None else own.weight_decay) / factor,
+        "lr_scale": own.lr_scale * (1.0 if muon else adamw_scale) * factor,
         "tensors": len(params),
         "elements": sum(_numel(p) for p in params),
     }
@@ -101,6 +116,21 @@ def _group(
         for key in ("momentum", "nesterov", "scale", "ns_steps", "ns_precision"):
             group[key] = getattr(config, key)
     return group
+
+
+def _fan_in_growth(model: nn.Module) -> dict[int, float]:
+    """By the id of a parameter, where a module says so."""
+    return {
+        id(getattr(module, name)): growth
+        for module in model.modules()
+        for name, growth in getattr(module, "fan_in_growth", {}).items()
+    }
+
+
+def _width_factor(config: AdamWConfig | MuonConfig, treatment: str, growth: float) -> float:
+    if treatment != "muon" or not isinstance(config, MuonConfig):
+        return 1 / growth
+    return float(growth**-0.5) if config.scale == "adamw_rms" else 1.0
 
 
 def _rule_of(name: str, rules: Sequence[GroupConfig]) -> int:

@@ -11,6 +11,7 @@ from xtdist.config import ConfigError
 from xtdist.model.options.base import Backend, Option, Row
 from xtdist.model.options.places import find
 from xtdist.model.options.table import OPTIONS
+from xtdist.model.options.width import check_mup
 
 ATTENTIONS = ("attention", "cross_attention")
 KINDS = {"attention": "a", "cross_attention": "c"}
@@ -89,6 +90,7 @@ def resolve(config: Any) -> Resolved:
         _check_acts(option, config)
     for option in OPTIONS:
         _check_needed(option, config)
+    check_mup(config, active)
     return Resolved({name: _backends(config, name) for name in attentions(config)})
 
 

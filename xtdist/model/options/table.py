@@ -8,6 +8,7 @@ from xtdist.model.options import (
     attention,
     branch,
     contextual,
+    families,
     feedforward,
     layers,
     norm,
@@ -15,6 +16,7 @@ from xtdist.model.options import (
     residual,
     scores,
     values,
+    width,
     wrapper,
 )
 from xtdist.model.options.base import INHERIT, AnyRow, Fixed, Option, Row
@@ -30,7 +32,9 @@ OPTIONS: tuple[Option, ...] = (
     *contextual.OPTIONS,
     *position.OPTIONS,
     *feedforward.OPTIONS,
+    *families.OPTIONS,
     *wrapper.OPTIONS,
+    *width.MUP,
 )
 
 

@@ -11,9 +11,11 @@ from xtdist.nn.linear import scaled_normal_
 
 
 class LearnedPosition(nn.Module):
-    """Position ↦ vector, for positions below ``max_seq_len``."""
+    """Position ↦ vector, for positions below ``max_seq_len``. ``init_gain`` multiplies the start
+    values."""
 
     is_embedding = True
+    init_gain = 1.0
 
     def __init__(self, max_seq_len: int, dim: int) -> None:
         super().__init__()
@@ -24,6 +26,7 @@ class LearnedPosition(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the vectors again."""
         scaled_normal_(self.weight, self.weight.shape[1], generator)
+        self.weight.mul_(self.init_gain)
 
     def forward(self, pos: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         return F.embedding(pos, self.weight)

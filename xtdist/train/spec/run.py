@@ -17,7 +17,12 @@ from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
 from xtdist.model.presets import expand
 from xtdist.objective.base import check_trainable
-from xtdist.objective.checks import check_critic_config, check_separable, check_terms
+from xtdist.objective.checks import (
+    check_critic_config,
+    check_mup_objective,
+    check_separable,
+    check_terms,
+)
 from xtdist.objective.config import AutoregressiveConfig, ObjectiveConfig
 from xtdist.optim.config import AdamWConfig, MuonConfig, OptimConfig
 from xtdist.track.config import TrackConfig
@@ -74,6 +79,7 @@ class RunSpec:
         with within(type(self), "objective"):
             check_terms(self.objective, self.model)
             check_critic_config(self.objective)
+        check_mup_objective(self.objective, self.model)
         if self.model.max_seq_len and self.model.max_seq_len < self.data.seq_len:
             raise ConfigError(
                 f"model.max_seq_len: got {self.model.max_seq_len}, less than data.seq_len "

@@ -20,7 +20,7 @@ MODEL = frozenset(
         *("dim", "depth", "heads", "causal", "order", "num_tokens", "max_seq_len", "recompute"),
         *("norm", "norm_position", "branch_norm", "final_norm", "branch_scale", "branch_init"),
         *("integrator", "value_residual", "reinject", "unet_skips", "softclamp", "tie_embedding"),
-        *("logit_scale", "emb_dropout", "attn_z_loss_weight", "input_not_include_cache"),
+        *("logit_scale", "emb_dropout", "attn_z_loss_weight", "input_not_include_cache", "mup"),
         *("feedforward=mlp", "feedforward=glu"),
         *("residual=plain", "residual=gru", "residual=hyper", "residual=gated_multi"),
         *("residual=orthogonal.kind", "residual=orthogonal.learned_scale"),
