@@ -199,6 +199,7 @@ def _check(attention: Attention, layers: Layers) -> None:
     passes_on = stack.cross_residual_attention if cross else stack.residual_attention
     reasons = {
         "qk_rmsnorm": (config.qk_rmsnorm, "norms undo the scale of the weights"),
+        "bias": (config.bias, "it scales the weights alone"),
         "cosine (qk_norm)": (config.cosine is not None, "norms undo the scale of the weights"),
         "similarity=l2": (config.similarity == "l2", "its scores are never above 0"),
         "softclamp": (config.softclamp is not None, "it bounds the scores already"),

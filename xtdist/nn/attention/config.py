@@ -115,7 +115,9 @@ class AttentionConfig:
 
     ``window``: keys that a query reaches back, itself excluded (2310.06825). ``dropout`` acts on
     weights, ``dropout_out`` on the layer's output.
-    Norms: ``qk_rmsnorm`` (2302.05442), ``k_rmsnorm``, ``value_rmsnorm`` per head, ``cosine``.
+    ``bias`` on the projections to queries, keys and values (Qwen2), ``bias_out`` on the output's.
+    Norms: ``qk_rmsnorm`` (2302.05442), ``k_rmsnorm``, ``value_rmsnorm`` per head, ``cosine``;
+    ``shared_norm_gain``: one gain for all heads (Qwen3), with ``qk_rmsnorm``.
     Scores: ``similarity`` l2 = minus the squared distance; ``softclamp`` caps them smoothly at that
     value (2408.00118); talking heads mix them before, after, or before to scale after, the softmax
     (2003.02436); ``selective`` lets tokens hide others from later ones (2410.02703); ``cope``
@@ -137,10 +139,13 @@ class AttentionConfig:
     window: NonNegativeInt | None = None
     dropout: Probability = 0.0
     dropout_out: Probability = 0.0
+    bias: bool = False
+    bias_out: bool = False
 
     qk_rmsnorm: bool = False
     k_rmsnorm: bool = False
     value_rmsnorm: bool = False
+    shared_norm_gain: bool = False
     cosine: CosineConfig | None = None
     latent: LatentConfig | None = None
 

@@ -75,8 +75,8 @@ def build_projection(
     if config.latent is not None:
         return LatentProjection(dim, sizes, config.latent, dim_context=dim_context or dim)
     if dim_context is not None:
-        return CrossProjection(dim, dim_context, sizes)
-    return JointProjection(dim, sizes)
+        return CrossProjection(dim, dim_context, sizes, bias=config.bias)
+    return JointProjection(dim, sizes, bias=config.bias)
 
 
 def keeps_latent(config: AttentionConfig) -> bool:

@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self.value_mods = ValueMods(dim, heads, config) if has_value_mods(config) else None
         out = dim * (2 if config.glu_out else 1)
         gain = 0.0 if config.zero_init_out else geometry.init_gain
-        self.to_out = Linear(heads * sizes.value_dim, out, init_gain=gain)
+        self.to_out = Linear(heads * sizes.value_dim, out, bias=config.bias_out, init_gain=gain)
 
     def forward(
         self, x: Float[Tensor, "b n d"], shared: AttentionInputs, own: LayerInputs = NOTHING

@@ -57,19 +57,20 @@ class JointProjection(Linear):
     so that a sharded weight (ZeRO-3) is gathered around it.
     """
 
-    def __init__(self, dim: int, sizes: HeadSizes) -> None:
+    def __init__(self, dim: int, sizes: HeadSizes, *, bias: bool = False) -> None:
         self.sizes = sizes
-        super().__init__(dim, sum(sizes.widths))
+        super().__init__(dim, sum(sizes.widths), bias=bias)
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "b n m"], kv: tuple[Tensor, Tensor] | None = None
     ) -> QKV:
         s = self.sizes
         if kv is None:
-            q, k, v = product(x, self.weight).split(s.widths, dim=-1)
+            q, k, v = product(x, self.weight, self.bias).split(s.widths, dim=-1)
         else:
-            parts = zip((x, *kv), self.weight.split(s.widths), strict=True)
-            q, k, v = (product(source, weight) for source, weight in parts)
+            biases = (None,) * 3 if self.bias is None else self.bias.split(s.widths)
+            parts = zip((x, *kv), self.weight.split(s.widths), biases, strict=True)
+            q, k, v = (product(source, weight, bias) for source, weight, bias in parts)
         return QKV(in_heads(q, s.heads), in_heads(k, s.kv_heads), in_heads(v, s.kv_heads))
 
 
@@ -90,12 +91,12 @@ def apart(v: Float[Tensor, "b hk n d"]) -> Float[Tensor, "b hk n d"]:
 class CrossProjection(nn.Module):
     """Queries from the tokens, keys and values from the context, which may have another width."""
 
-    def __init__(self, dim: int, dim_context: int, sizes: HeadSizes) -> None:
+    def __init__(self, dim: int, dim_context: int, sizes: HeadSizes, *, bias: bool = False) -> None:
         super().__init__()
         self.sizes = sizes
         widths = sizes.widths
-        self.to_q = Linear(dim, widths[0])
-        self.to_kv = Linear(dim_context, widths[1] + widths[2])
+        self.to_q = Linear(dim, widths[0], bias=bias)
+        self.to_kv = Linear(dim_context, widths[1] + widths[2], bias=bias)
 
     def queries(self, x: Float[Tensor, "b i m"]) -> Float[Tensor, "b h i d"]:
         """Of the tokens."""
@@ -116,7 +117,10 @@ class HeadNorms(nn.Module):
 
     def __init__(self, sizes: HeadSizes, config: AttentionConfig) -> None:
         super().__init__()
-        queries, keys = (sizes.heads, 1, sizes.dim), (sizes.kv_heads, 1, sizes.dim)
+        queries: tuple[int, ...] = (sizes.heads, 1, sizes.dim)
+        keys: tuple[int, ...] = (sizes.kv_heads, 1, sizes.dim)
+        if config.shared_norm_gain:
+            queries = keys = (sizes.dim,)
         values = (sizes.kv_heads, 1, sizes.value_dim)
         norm = RMSNormConfig()
         self.query = RMSNorm(queries, norm) if config.qk_rmsnorm else None

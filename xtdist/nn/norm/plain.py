@@ -17,7 +17,7 @@ from xtdist.config import PositiveFloat, configclass
 
 @configclass
 class LayerNormConfig:
-    """LayerNorm (1607.06450) without bias.
+    """LayerNorm (1607.06450), by default without ``bias``.
 
     ``unit_offset`` stores the gain minus one, so that weight decay pulls it to 1 instead of 0.
     """
@@ -25,6 +25,7 @@ class LayerNormConfig:
     needs_condition: ClassVar[bool] = False
     kind: Literal["layernorm"] = "layernorm"
     unit_offset: bool = True
+    bias: bool = False
     eps: PositiveFloat = 1e-5
 
     def build(self, dim: int) -> LayerNorm:
@@ -101,14 +102,23 @@ class _Gain(nn.Module):
 
 
 class LayerNorm(_Gain):
-    """x ↦ gain · (x − mean) / std."""
+    """x ↦ gain · (x − mean) / std [+ bias]."""
 
     def __init__(self, dim: int, config: LayerNormConfig) -> None:
         super().__init__((dim,), unit_offset=config.unit_offset)
         self.eps = config.eps
+        self.bias = nn.Parameter(torch.zeros(dim)) if config.bias else None
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Start as the identity."""
+        super().reset_parameters(generator)
+        if getattr(self, "bias", None) is not None:  # the base class calls this before there is one
+            self.bias.zero_()
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return F.layer_norm(x, self.gain.shape, weight=self.effective_gain(), eps=self.eps)
+        gain = self.effective_gain()
+        return F.layer_norm(x, gain.shape, weight=gain, bias=self.bias, eps=self.eps)
 
 
 class RMSNorm(_Gain):
