@@ -8,7 +8,6 @@ from xtdist.model.options import (
     attention,
     branch,
     contextual,
-    families,
     feedforward,
     layers,
     norm,
@@ -32,7 +31,6 @@ OPTIONS: tuple[Option, ...] = (
     *contextual.OPTIONS,
     *position.OPTIONS,
     *feedforward.OPTIONS,
-    *families.OPTIONS,
     *wrapper.OPTIONS,
     *width.MUP,
 )
