@@ -8,6 +8,7 @@ from xtdist.model.options import (
     attention,
     branch,
     contextual,
+    families,
     feedforward,
     layers,
     norm,
@@ -31,6 +32,7 @@ OPTIONS: tuple[Option, ...] = (
     *contextual.OPTIONS,
     *position.OPTIONS,
     *feedforward.OPTIONS,
+    *families.OPTIONS,
     *wrapper.OPTIONS,
     *width.MUP,
 )
