@@ -15,6 +15,7 @@ VERBS = {
     "prepare": "text to Arrow shards of tokens",
     "data": "check, show and copy datasets; which documents a batch holds",
     "train": "train a model on Ray",
+    "sweep": "many runs of one config, to find the best",
     "evaluate": "validation loss beside a bigram model and xz",
     "generate": "continue a prompt: greedy, sampling, beams, contrastive, mask-predict",
     "serve": "an OpenAI-compatible endpoint on Ray Serve",

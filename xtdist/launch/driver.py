@@ -175,12 +175,14 @@ class Driver:
             thread.join()
 
     def _look(self, watch: Watch, count: int) -> None:
-        """End the attempt when the run is another's; have the workers save and end when there was
-        room for more of them for a while."""
+        """End the attempt when the run is another's; have the workers save and end when they are to
+        stop, or when there was room for more of them for a while."""
         workers, since, began = self.plan.spec.workers, None, self._metrics()
         while not watch.over.wait(POLL_S):
             if self.lease.lost:
                 watch.over.set()
+            elif self.stop.is_set():
+                (self.plan.folder / STOP_FILE).touch()
             elif count < workers.count and not watch.growing.is_set():
                 room = self._metrics() != began and _free(self.room)
                 since = (since or time.monotonic()) if room else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,13 +46,16 @@ class Outcome:
         return self.step >= self.steps
 
 
-def run_training(spec: RunSpec, worker: Worker = train_worker) -> Outcome:
+def run_training(
+    spec: RunSpec, worker: Worker = train_worker, *, stop: threading.Event | None = None
+) -> Outcome:
     """Train ``spec`` to its end, going on from the newest checkpoint if there is one.
 
     Ctrl-C (or SIGTERM) saves a checkpoint and ends; the same call goes on from there.
 
     Args:
         worker: what every worker runs; tests of faults wrap it.
+        stop: set, it does what Ctrl-C does.
 
     Raises:
         UserError: something is wrong that the user can fix.
@@ -79,7 +83,7 @@ def run_training(spec: RunSpec, worker: Worker = train_worker) -> Outcome:
             for line in _changes(plan):
                 print(f"  changed since then: {line}", flush=True)
         with _own_folder(plan) as lease:
-            return _train(plan, worker, lease)
+            return _train(plan, worker, lease, stop or threading.Event())
     finally:
         if started:
             disconnect()
@@ -129,7 +133,7 @@ def _own_folder(plan: Plan) -> Iterator[Lease]:
         yield lease
 
 
-def _train(plan: Plan, worker: Worker, lease: Lease) -> Outcome:
+def _train(plan: Plan, worker: Worker, lease: Lease, stop: threading.Event) -> Outcome:
     folder, total = plan.folder, plan.spec.loop.steps
     tracked = _open_tracking(plan)
     job = WorkerJob(
@@ -140,7 +144,7 @@ def _train(plan: Plan, worker: Worker, lease: Lease) -> Outcome:
         epoch=lease.epoch,
     )
     Ledger(folder).start(plan.done_step)
-    driver = Driver(plan, to_mapping(job), worker, lease)
+    driver = Driver(plan, to_mapping(job), worker, lease, stop)
     error = driver.run()
     step = driver.newest
     early = stopped_early(folder, step)

@@ -126,7 +126,7 @@ def without_mup(
     folded = dict(weights)
     rows = config.heads * attention.dim_head
     for name in weights if factor != 1 else ():
-        if name.endswith(".projection.weight"):
+        if name.endswith((".projection.weight", ".projection.bias")):
             whole = weights[name].clone()
             whole[:rows] *= factor
             folded[name] = whole

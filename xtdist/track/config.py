@@ -37,6 +37,8 @@ class TrackConfig:
     A server's user and password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
     ``mlflow: false`` leaves MLflow out.
 
+    ``parent_run``: the id of an MLflow run in the same store; a run that begins is its child.
+
     ``peak_tflops``: what one device can do, in 10¹² operations a second, for the share of it that
     training uses (perf/mfu); null = from a table of GPUs, for 16-bit precision. A CPU, or fp32, has
     no such share unless it is given.
@@ -45,6 +47,7 @@ class TrackConfig:
     mlflow: bool = True
     uri: str | None = None
     experiment: str = "xtdist"
+    parent_run: str | None = None
     peak_tflops: PositiveFloat | None = None
     stragglers: StragglerConfig = StragglerConfig()
 

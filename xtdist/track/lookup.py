@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "mlflow_run.json"
 PARAMS_PER_CALL = 100
+PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG, FOLDER_TAG = "xtdist.run", "xtdist.folder"
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ def open_run(
         client = connect(uri)
         experiment = _experiment(client, config.experiment, uri)
         own = {NAME_TAG: name, FOLDER_TAG: str(folder)}
-        run_id = _find(client, known, experiment, own) or _create(client, experiment, name, own)
+        nested = {} if config.parent_run is None else {PARENT_TAG: config.parent_run}
+        run_id = _find(client, known, experiment, own)
+        run_id = run_id or _create(client, experiment, name, own | nested)
         run = MlflowRun(uri=uri, run_id=run_id, run_folder=str(folder))
         _write(run)
         _describe(client, run_id, flatten(params), dict(tags or {}))

@@ -41,6 +41,8 @@ KNOWN = frozenset(
         *("layernorm", "rmsnorm", "simple rmsnorm", "learned positions", "no positions"),
         *("rotary positions", "rotary interpolation", "rotary base rescaling", "rotary scaling"),
         *("rotary layout of halves", "partly rotated heads", "ALiBi"),
+        *("attention biases", "attention output bias", "shared norm gain", "layernorm bias"),
+        *("tanh GELU",),
     )
 )
 """Options whose weights are matrices between widths that grow, or vectors, and that compute with

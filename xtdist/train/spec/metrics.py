@@ -17,7 +17,7 @@ def check_metrics(spec: RunSpec) -> None:
         ConfigError: naming the setting, and the metrics that there are.
     """
     loop, checkpoint = spec.loop, spec.checkpoint
-    measured = _of_validations(spec)
+    measured = measured_metrics(spec)
     if loop.early_stop is not None and loop.early_stop.metric not in measured:
         raise _unknown("loop.early_stop.metric", loop.early_stop.metric, measured)
     if not checkpoint.keep_best:
@@ -31,7 +31,8 @@ def check_metrics(spec: RunSpec) -> None:
         )
 
 
-def _of_validations(spec: RunSpec) -> list[str]:
+def measured_metrics(spec: RunSpec) -> list[str]:
+    """Those of the validations of ``spec``."""
     corpora = list(spec.data.corpora) if len(spec.data.corpora) > 1 else []
     ema = spec.optim.ema
     kinds = ["", "ema_"] if ema is not None and ema.evaluate else [""]

@@ -1,0 +1,117 @@
+"""How good a sweep's trials became, against each value that was varied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtdist.launch.sweep.draw import shown
+from xtdist.launch.sweep.records import Result
+from xtdist.launch.sweep.spec import ChoiceConfig, LogUniformConfig, SweepSpec
+from xtdist.track import read_series
+from xtdist.track.plots import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKS = {"finished": ("o", COLORS[0]), "stopped": ("v", COLORS[1]), "failed": ("x", COLORS[3])}
+OTHER = ("s", COLORS[5])
+
+
+def results_png(sweep: SweepSpec, results: Sequence[Result], folder: Path) -> Path:
+    """``results.png``: one field for each place of the space, and the curves of all trials.
+    ``results``: the measured ones, the best first."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(sweep.space) + 1
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.6 * rows), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    fields = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for spare in fields[count:]:
+        spare.set_axis_off()
+    for axes, path in zip(fields, sweep.space, strict=False):
+        _against(axes, sweep, results, path)
+    _curves(fields[count - 1], sweep, results)
+    handles, labels = fields[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    output = folder / "results.png"
+    figure.savefig(output, metadata={"Software": None})
+    return output
+
+
+def _against(axes: Axes, sweep: SweepSpec, results: Sequence[Result], path: str) -> None:
+    named = any(not isinstance(row.values[path], (int, float)) for row in results) or any(
+        isinstance(row.values[path], bool) for row in results
+    )
+    words = sorted({_word(row.values[path]) for row in results}) if named else []
+
+    def place(value: Any) -> float:
+        return float(words.index(_word(value))) if named else float(value)
+
+    for status in dict.fromkeys(row.status for row in results):
+        mark, color = MARKS.get(status, OTHER)
+        of_it = [row for row in results if row.status == status]
+        axes.plot(
+            [place(row.values[path]) for row in of_it],
+            [row.best or 0.0 for row in of_it],
+            linestyle="",
+            marker=mark,
+            color=color,
+            alpha=0.85,
+            label=status,
+        )
+    best = results[0]
+    axes.plot(
+        [place(best.values[path])],
+        [best.best or 0.0],
+        linestyle="",
+        marker="o",
+        markersize=13,
+        markerfacecolor="none",
+        markeredgecolor=COLORS[2],
+        markeredgewidth=1.8,
+        label="best",
+    )
+    if not named and _spans_decades(sweep, path):
+        axes.set_xscale("log")
+    if named:
+        axes.set_xticks(range(len(words)), words)
+    _label(axes, path, sweep.metric)
+
+
+def _curves(axes: Axes, sweep: SweepSpec, results: Sequence[Result]) -> None:
+    """The metric over the steps; the best trial's on top."""
+    for i, row in reversed(list(enumerate(results))):
+        series = read_series(row.folder).get(sweep.metric)
+        if series is None:
+            continue
+        color, width = (COLORS[2], 2.0) if i == 0 else ("#9aa5b1", 0.9)
+        axes.plot(series.steps, series.values, color=color, lw=width, marker=".", markersize=4)
+        if i == 0:
+            axes.set_title(f"best: {row.name}, {shown(row.values)[:60]}", fontsize=8)
+    _label(axes, "step", sweep.metric)
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, parse_math=False)
+    axes.set_ylabel(y, parse_math=False)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _spans_decades(sweep: SweepSpec, path: str) -> bool:
+    dimension = sweep.space[path]
+    if isinstance(dimension, ChoiceConfig):
+        numbers = [v for v in dimension.values if isinstance(v, (int, float))]
+        return min(numbers) > 0 and max(numbers) >= 30 * min(numbers)
+    return isinstance(dimension, LogUniformConfig)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
