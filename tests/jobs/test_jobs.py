@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 from xtdist.cli.main import VERBS
 from xtdist.config import from_mapping, load
 from xtdist.data import PrepareConfig
+from xtdist.launch.sweep.draw import trials_of
+from xtdist.launch.sweep.spec import SweepSpec
 from xtdist.objective.config import AutoregressiveConfig
 from xtdist.serve.config import AppConfig
 from xtdist.train import RunSpec, fit_to_data
@@ -28,11 +31,11 @@ def kind(path: Path) -> str:
     return path.stem.split("_")[0]
 
 
-RUNS = [p for p in CONFIGS if kind(p) not in ("prepare", "serve")]
+RUNS = [p for p in CONFIGS if kind(p) not in ("prepare", "serve", "sweep")]
 
 
 def test_there_are_configs_of_every_kind():
-    assert {"prepare", "serve"} < {kind(p) for p in CONFIGS}
+    assert {"prepare", "serve", "sweep"} < {kind(p) for p in CONFIGS}
     kinds = {load(RunSpec, p).config.objective.kind for p in RUNS}
     assert kinds == {"autoregressive", "nonautoregressive"}
     assert not list(JOBS.glob("configs/*.yml"))
@@ -52,6 +55,8 @@ def test_a_config_is_what_its_name_says(path):
             load(PrepareConfig, path)
         case "serve":
             check_serve(yaml.safe_load(path.read_text()))
+        case "sweep":
+            check_sweep(load(SweepSpec, path).config)
         case _:
             check_run(load(RunSpec, path).config)
 
@@ -62,6 +67,14 @@ def check_run(spec: RunSpec) -> None:
     assert fitted.model.causal == isinstance(spec.objective, AutoregressiveConfig)
     made = {load(PrepareConfig, p).config.output for p in CONFIGS if kind(p) == "prepare"}
     assert set(spec.data.sources.values()) <= made
+
+
+def check_sweep(sweep: SweepSpec) -> None:
+    """All its runs can be, as far as that can be said without the data."""
+    assert JOBS.parent / sweep.base in RUNS
+    sweep = replace(sweep, base=str(JOBS.parent / sweep.base))
+    for trial in trials_of(sweep, "/tmp"):
+        check_run(trial.spec)
 
 
 def check_serve(tree: dict[str, Any]) -> None:
@@ -79,7 +92,14 @@ def check_serve(tree: dict[str, Any]) -> None:
 
 
 def test_there_is_a_script_for_every_stage():
-    assert {p.stem for p in SCRIPTS} == {"prepare", "train", "evaluate", "generate", "serve"}
+    assert {p.stem for p in SCRIPTS} == {
+        "prepare",
+        "train",
+        "evaluate",
+        "generate",
+        "serve",
+        "sweep",
+    }
     assert {p.stem for p in SCRIPTS} <= set(VERBS)
 
 

@@ -6,7 +6,6 @@ YAML: see ``jobs/configs/sweep_demo.yaml``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
@@ -135,7 +134,7 @@ class SweepSpec:
     output: str = "runs"
     base: str
     overrides: tuple[str, ...] = ()
-    space: Mapping[str, Dimension]
+    space: dict[str, Dimension]
     search: Annotated[RandomConfig | GridConfig, Field(discriminator="kind")] = RandomConfig()
     stop: Annotated[AshaConfig | NoStopConfig, Field(discriminator="kind")] = NoStopConfig()
     metric: str = "eval/valid/loss"
