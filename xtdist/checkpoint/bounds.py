@@ -76,12 +76,17 @@ def read_config_tree(path: Path, shapes: Shapes) -> Any:
     try:
         tree = json.loads(read_bounded(path, MOST_CONFIG_BYTES))
         parts = [(key, tree[key]) for key in ("model", "objective") if isinstance(tree, dict)]
-        widest = max((max(s) for s in shapes.values() if s and min(s) > 0), default=0)
         for key, part in parts:
-            _check_numbers(part, key, layers=len(shapes), size=widest)
+            check_numbers(part, key, shapes)
     except (KeyError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: not weights that this version can read: {e}") from None
     return tree
+
+
+def check_numbers(tree: Any, where: str, shapes: Shapes) -> None:
+    """Raises ValueError for a number in a config, at ``where``, beyond what was saved."""
+    widest = max((max(s) for s in shapes.values() if s and min(s) > 0), default=0)
+    _check_numbers(tree, where, layers=len(shapes), size=widest)
 
 
 def _check_numbers(tree: Any, where: str, *, layers: int, size: int) -> None:

@@ -308,6 +308,11 @@ def _key(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     return (tensor.data_ptr(), tuple(tensor.shape))
 
 
+def own_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The tensors of ``module`` on the CPU, those that share memory once."""
+    return _distinct(module.state_dict())
+
+
 def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[tuple[int, tuple[int, ...]]] = set()
     out = {}

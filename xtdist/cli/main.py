@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 from xtdist.config import UserError
 
@@ -17,6 +19,8 @@ VERBS = {
     "train": "train a model on Ray",
     "sweep": "many runs of one config, to find the best",
     "evaluate": "validation loss beside a bigram model and xz",
+    "export": "weights as a Hugging Face folder, or what prevents it",
+    "import": "a Hugging Face folder as weights",
     "generate": "continue a prompt: greedy, sampling, beams, contrastive, mask-predict",
     "serve": "an OpenAI-compatible endpoint on Ray Serve",
     "register": "give weights a name in MLflow's registry, for models:/name@alias",
@@ -41,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _module(verb: str) -> Any:
+    """The file of a verb; one whose name Python keeps for itself has a line behind it."""
+    return importlib.import_module(f"xtdist.cli.{verb}{'_' * keyword.iskeyword(verb)}")
+
+
 def _is_override(word: str) -> bool:
     return "=" in word and not word.startswith("-")
 
@@ -58,7 +67,7 @@ def _run(words: Sequence[str]) -> int:
     for verb, summary in VERBS.items():
         sub = verbs.add_parser(verb, help=summary, description=summary)
         if list(words[:1]) == [verb]:  # only the verb in use is imported: --help stays quick
-            importlib.import_module(f"xtdist.cli.{verb}").add_arguments(sub)
+            _module(verb).add_arguments(sub)
     args, more = parser.parse_known_args(words)
     if more and hasattr(args, "overrides") and all(_is_override(word) for word in more):
         args.overrides += more  # those that stand behind a flag
@@ -67,7 +76,7 @@ def _run(words: Sequence[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(more)}; overrides have no dashes: {plain}")
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
-    code: int = importlib.import_module(f"xtdist.cli.{args.verb}").run(args)
+    code: int = _module(args.verb).run(args)
     return code
 
 

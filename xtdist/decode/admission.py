@@ -3,7 +3,7 @@ honoured. Nothing is silently shortened or ignored."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +93,10 @@ class Admission:
                 f"max_sequence_tokens: got {config.max_sequence_tokens}, but the model has learned "
                 f"a vector for each of {limits.longest} positions and none beyond; lower it"
             )
-        if tokenizer is not None and tokenizer.vocab_size > limits.num_tokens:
+        if tokenizer is not None and required_ids(tokenizer) > limits.num_tokens:
             raise ConfigError(
-                f"tokenizer: it has {tokenizer.vocab_size} tokens, the model {limits.num_tokens}; "
-                "give the tokenizer that the model was trained with"
+                f"tokenizer: it has {required_ids(tokenizer)} tokens, the model "
+                f"{limits.num_tokens}; give the tokenizer that the model was trained with"
             )
         return cls(config, limits, tuple(weaker), tokenizer)
 
@@ -126,7 +126,12 @@ class Admission:
     def unused_ids(self) -> range:
         """Ids that the model has and the tokenizer does not."""
         known = self.expert.num_tokens if self.tokenizer is None else self.tokenizer.vocab_size
-        return range(known, self.expert.num_tokens)
+        return range(known, max(known, self.expert.num_tokens))
+
+    def known(self, ids: Iterable[int]) -> tuple[int, ...]:
+        """``ids`` without those of the tokenizer that the model lacks, and so never gives."""
+        size = 0 if self.tokenizer is None else self.tokenizer.vocab_size
+        return tuple(i for i in ids if not self.expert.num_tokens <= i < size)
 
     def check_marks(self, eos_ids: Sequence[int], banned_ids: Sequence[int]) -> None:
         """Raises ConfigError for ids that the model has not, and where none is left to choose."""
@@ -213,6 +218,11 @@ class Admission:
                 f"the request may need {needed} KV pages, the pool has {pool.num_pages}; "
                 "lower max_tokens or the number of sequences, or raise pool_tokens"
             )
+
+
+def required_ids(tokenizer: Tokenizer) -> int:
+    """Ids that a model must have for it; without a word of its own about that, all."""
+    return int(getattr(tokenizer, "required_ids", tokenizer.vocab_size))
 
 
 def _amateur_names(count: int) -> list[str]:

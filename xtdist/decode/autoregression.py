@@ -56,7 +56,7 @@ class Autoregression:
         model, *amateurs = models
         self.model, self.tokenizer, self.eos_ids = model, tokenizer, eos_ids
         self.admission = Admission.check_models(model, amateurs, tokenizer=tokenizer, config=config)
-        banned_ids = tuple(banned_ids)
+        banned_ids = self.admission.known(banned_ids)
         self.admission.check_marks(eos_ids, banned_ids)
         limits = self.admission.models
         self.recomputes = " ".join(dict.fromkeys(m.cache.refused for m in limits)).strip()

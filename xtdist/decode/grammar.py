@@ -137,7 +137,8 @@ class GrammarProcessor:
     ) -> Float[Tensor, " v"]:
         allowed = torch.zeros(scores.shape, dtype=torch.bool)
         state = self._state(tuple(tokens))
-        allowed[: self.num_tokens] = torch.from_numpy(state.allowed)
+        known = torch.from_numpy(state.allowed)[: len(allowed)]
+        allowed[: len(known)] = known
         allowed[list(self.ends)] = state.accepts
         return scores.masked_fill_(~allowed.to(scores.device), -math.inf)
 

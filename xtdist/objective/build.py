@@ -27,7 +27,8 @@ def build_objective(
     pad_id: int,
     generator: torch.Generator | None = None,
 ) -> Objective:
-    """``net`` wrapped for training; the ids are the tokenizer's. ``generator``: where the start
+    """``net`` wrapped for training; the ids are the tokenizer's: to predict next tokens, ``net``
+    may lack a mask and a padding that stand behind all others. ``generator``: where the start
     values of an objective's own parameters come from (torch's default one without it). Documents
     are kept apart where ``prepare`` is given their numbers.
 
@@ -36,7 +37,10 @@ def build_objective(
     """
     match config:
         case AutoregressiveConfig():
-            return AutoregressiveWrapper(net, pad_value=pad_id, mask_id=mask_id, config=config)
+            size = net.num_tokens
+            pad = pad_id if pad_id < size else 0  # what stands in for padding, and nothing reads
+            mask = mask_id if mask_id < size else None
+            return AutoregressiveWrapper(net, pad_value=pad, mask_id=mask, config=config)
         case NonAutoregressiveConfig():
             built = NonAutoregressiveWrapper(
                 net,

@@ -83,7 +83,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _content(self) -> str:
-        """What ``save`` writes: a function of what the tokenizer does, not of where it was."""
+        """The canonical content: a function of what the tokenizer does, not of where it was."""
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         """Ids of ``text``, without special tokens.
@@ -120,6 +120,15 @@ class Tokenizer(ABC):
         self._check_id(token_id)
         return self.pieces.of[token_id]
 
+    @property
+    def required_ids(self) -> int:
+        """Ids that a model must know: all but a mask and a padding that stand behind the others,
+        which no text, no end of a document and no prediction of the next token has."""
+        count = self.vocab_size
+        while count - 1 in (self.mask_id, self.pad_id):
+            count -= 1
+        return count
+
     @cached_property
     def text(self) -> str:
         """The canonical content of ``tokenizer.json``."""
@@ -136,7 +145,11 @@ class Tokenizer(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json`` to ``path`` (the file, not its folder)."""
-        Path(path).write_bytes(self.text.encode())
+        Path(path).write_bytes(self._file().encode())
+
+    def _file(self) -> str:
+        """What ``save`` writes; it may say more than the canonical content."""
+        return self.text
 
     def _check_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,17 @@ class HuggingFaceTokenizer(Tokenizer):
 
     kind = "huggingface"
 
-    def __init__(self, spec: Any, roles: Any, *, where: str = "tokenizer") -> None:
-        """``spec``: the parsed ``tokenizer.json``; ``roles``: its ids of eot, mask and pad.
+    def __init__(
+        self, spec: Any, roles: Any, *, source: str | None = None, where: str = "tokenizer"
+    ) -> None:
+        """``spec``: the parsed ``tokenizer.json``; ``roles``: its ids of eot, mask and pad;
+        ``source``: the file's text, kept as it is for whoever wants the file back.
 
         Raises:
             DataError: the library refuses the spec, its ids have gaps, encoding would be random, or
                 its decoder can't be said token by token.
         """
-        self._spec, self._given_roles = spec, roles
+        self.spec, self._given_roles, self.source = spec, roles, source
         self._normal = normal_form(spec, where)
         known = read_vocabulary(self._normal, where)
         found, size = roles_from(roles, len(known.contents), where)
@@ -121,16 +124,23 @@ class HuggingFaceTokenizer(Tokenizer):
                 )
 
     def _content(self) -> str:
-        return seal(self.kind, {"roles": to_tree(self.roles), "spec": self._spec})
+        return seal(self.kind, {"roles": to_tree(self.roles), "spec": self.spec})
+
+    def _file(self) -> str:
+        if self.source is None:
+            return self.text
+        return seal(self.kind, {"roles": to_tree(self.roles), "source": self.source})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return HuggingFaceTokenizer, (self._spec, self._given_roles)
+        build = partial(HuggingFaceTokenizer, source=self.source)
+        return build, (self.spec, self._given_roles)
 
 
 def take_over(config: HuggingFaceTokenizerConfig) -> Tokenizer:
     """The tokenizer of a file. Raises DataError; see ``HuggingFaceTokenizer``."""
     path = Path(config.path).expanduser()
-    spec = parse_json(read_file(path), str(path), wanted=_WANTED)
+    raw = read_file(path)
+    spec = parse_json(raw, str(path), wanted=_WANTED)
     normal = normal_form(spec, str(path))
     known = read_vocabulary(normal, str(path))
     special = [known.contents[i] for i in known.special]
@@ -138,4 +148,20 @@ def take_over(config: HuggingFaceTokenizerConfig) -> Tokenizer:
     roles: Roles = find_roles(
         known.ids, asked, len(known.contents), special=special, where=str(path)
     )
-    return HuggingFaceTokenizer(spec, to_tree(roles), where=str(path))
+    return HuggingFaceTokenizer(spec, to_tree(roles), source=as_text(raw), where=str(path))
+
+
+def from_source(source: Any, roles: Any, *, where: str) -> Tokenizer:
+    """The tokenizer of a file's text. Raises DataError; see ``HuggingFaceTokenizer``."""
+    if not isinstance(source, str):
+        raise DataError(f"{where}: damaged: source must be a text")
+    spec = parse_json(source.encode(errors="replace"), where, wanted=_WANTED)
+    return HuggingFaceTokenizer(spec, roles, source=source, where=where)
+
+
+def as_text(raw: bytes) -> str | None:
+    """A file's text, or None if its bytes are not that text's UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None

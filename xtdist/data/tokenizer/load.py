@@ -67,6 +67,9 @@ def load_tokenizer(source: str | Path | bytes, *, name: str = TOKENIZER_FILE) ->
         return byte_bpe.from_spec(tree, where)
     match tree.get("kind"):
         case "huggingface":
+            if "source" in tree:
+                roles, source = unseal(tree, ("roles", "source"), where)
+                return huggingface.from_source(source, roles, where=where)
             roles, spec = unseal(tree, ("roles", "spec"), where)
             return huggingface.HuggingFaceTokenizer(spec, roles, where=where)
         case "tiktoken":

@@ -122,7 +122,7 @@ class HeadNorms(nn.Module):
         if config.shared_norm_gain:
             queries = keys = (sizes.dim,)
         values = (sizes.kv_heads, 1, sizes.value_dim)
-        norm = RMSNormConfig()
+        norm = RMSNormConfig(unit_offset=not config.shared_norm_gain)
         self.query = RMSNorm(queries, norm) if config.qk_rmsnorm else None
         self.key = RMSNorm(keys, norm) if config.qk_rmsnorm or config.k_rmsnorm else None
         self.value = RMSNorm(values, norm) if config.value_rmsnorm else None

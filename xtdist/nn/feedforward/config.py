@@ -23,10 +23,11 @@ Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "solu"
 class MLPConfig:
     """W₂ act(W₁ x). The inner width is ``mult`` × dim, rounded up to ``multiple_of``.
 
-    ``gelu_tanh`` is GPT-2's approximation of GELU; ``relu_squared`` is relu(x)² (2109.08668); ``solu`` is norm(x · softmax(x)) (Anthropic's SoLU).
-    ``softclamp`` c bends the activation's input into ±c by c · tanh(x / c). ``post_act_norm`` puts
-    a LayerNorm behind the activation (NormFormer). ``dropout`` acts on the inner vector,
-    ``dropout_out`` on the output. ``zero_init_output`` starts the layer as 0.
+    ``gelu_tanh`` is GPT-2's approximation of GELU; ``relu_squared`` is relu(x)² (2109.08668);
+    ``solu`` is norm(x · softmax(x)) (Anthropic's SoLU). ``softclamp`` c bends the activation's
+    input into ±c by c · tanh(x / c). ``post_act_norm`` puts a LayerNorm behind the activation
+    (NormFormer). ``dropout`` acts on the inner vector, ``dropout_out`` on the output.
+    ``zero_init_output`` starts the layer as 0.
     """
 
     has_aux: ClassVar[bool] = False

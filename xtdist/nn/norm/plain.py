@@ -113,8 +113,9 @@ class LayerNorm(_Gain):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start as the identity."""
         super().reset_parameters(generator)
-        if getattr(self, "bias", None) is not None:  # the base class calls this before there is one
-            self.bias.zero_()
+        bias = getattr(self, "bias", None)  # the base class calls this before there is one
+        if bias is not None:
+            bias.zero_()
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         gain = self.effective_gain()
