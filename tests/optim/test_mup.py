@@ -143,9 +143,14 @@ def _check_widths(kind: str, widths: tuple[int, ...], *, base: int, tied: bool =
     assert all(without[name] > least for name in layers), without
 
 
-def test_a_folded_model_computes_the_same_without_mup() -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folded_model_computes_the_same_without_mup(tied: bool) -> None:
     config = config_of(
-        dim=128, heads=4, attention={"dim_head": 32}, mup={"base_width": 64, "base_dim_head": 16}
+        dim=128,
+        heads=4,
+        attention={"dim_head": 32, "bias": True},
+        mup={"base_width": 64, "base_dim_head": 16},
+        tie_embedding=tied,
     )
     model = net(config).eval()
     plain, weights = without_mup(config, model.state_dict())

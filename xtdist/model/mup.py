@@ -105,29 +105,46 @@ def _in_proportion(place: str, heads: int, dim: int, width: int) -> int:
     return heads * width // dim
 
 
-def without_mup(
-    config: ModelConfig, weights: Mapping[str, Tensor]
-) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A model without ``mup`` that computes the same, for those who know nothing of it: the scale
-    of scores goes into the queries' weights, that of the logits into ``logit_scale``. To be
-    trained on it is another model.
+def plain_config(config: ModelConfig) -> ModelConfig:
+    """The config of a model without ``mup`` that computes the same, with the weights that
+    :func:`without_mup` makes.
 
     Raises:
         ConfigError: queries are normed, so that no weight can scale them.
     """
     if config.mup is None:
-        return config, dict(weights)
-    factor, attention = _score_factor(config), config.attention
-    if factor != 1 and attention.qk_rmsnorm:
+        return config
+    if _score_factor(config) != 1 and config.attention.qk_rmsnorm:
         raise ConfigError(
             "mup.base_dim_head: scores have a scale of their own, which queries behind a norm "
             "(attention.qk_rmsnorm) can't take over; keep the model as it is"
         )
+    apart = config.output_scale != 1
+    tied = config.tie_embedding and not apart
+    return dataclasses.replace(config, mup=None, logit_scale=1.0, tie_embedding=tied)
+
+
+def without_mup(
+    config: ModelConfig, weights: Mapping[str, Tensor]
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """A model without ``mup`` that computes the same, for those who know nothing of it: the scale
+    of scores goes into the queries' weights, that of the logits into the head's, which then is a
+    matrix of its own. To be trained on it is another model.
+
+    Raises:
+        ConfigError: as ``plain_config``.
+    """
+    plain = plain_config(config)
+    if config.mup is None:
+        return config, dict(weights)
     folded = dict(weights)
-    rows = config.heads * attention.dim_head
+    if not plain.tie_embedding:
+        own = "token_embedding.weight" if config.tie_embedding else "head.weight"
+        folded["head.weight"] = weights[own] * config.output_scale
+    factor, rows = _score_factor(config), config.heads * config.attention.dim_head
     for name in weights if factor != 1 else ():
         if name.endswith((".projection.weight", ".projection.bias")):
             whole = weights[name].clone()
             whole[:rows] *= factor
             folded[name] = whole
-    return dataclasses.replace(config, mup=None, logit_scale=config.output_scale), folded
+    return plain, folded

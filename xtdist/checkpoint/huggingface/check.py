@@ -16,6 +16,7 @@ from xtdist.checkpoint.huggingface.families import ACTIVATIONS, FAMILIES, Family
 from xtdist.checkpoint.huggingface.rope import based
 from xtdist.config import CheckpointError, ConfigError, from_mapping, to_mapping
 from xtdist.model.config import ModelConfig
+from xtdist.model.mup import plain_config
 from xtdist.nn.feedforward import MoEConfig
 from xtdist.nn.feedforward.config import inner_dim
 from xtdist.nn.position.config import LearnedConfig, RotaryConfig, YarnConfig
@@ -86,6 +87,10 @@ def family_of(config: ModelConfig) -> Family:
 def blocking(config: ModelConfig, kind: Family) -> tuple[Problem, ...]:
     """All that prevents an export of ``config`` as ``kind``, in the order of their places; empty:
     nothing does. Sizes that are not known before training count as 1."""
+    try:
+        config = plain_config(config)
+    except ConfigError:
+        return (Problem("mup.base_dim_head", config.mup and config.mup.base_dim_head, None),)
     config = replace(config, num_tokens=config.num_tokens or 1, max_seq_len=config.max_seq_len or 1)
     found = {p.place: p for p in _special(config, kind)}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,8 @@ from xtdist.checkpoint.huggingface.tokenizers import (
 from xtdist.checkpoint.weights import LoadedModel, load_weights, own_state
 from xtdist.config import CheckpointError, ConfigError, ResourceError
 from xtdist.model.config import ModelConfig
+from xtdist.model.mup import without_mup
+from xtdist.model.wrapper import TransformerWrapper
 from xtdist.nn.position.config import RotaryConfig
 
 Dtype = Literal["saved", "float32", "bfloat16", "float16"]
@@ -75,7 +77,7 @@ def export(
     options, folder = options or ExportOptions(), Path(folder)
     if not options.max_shard_gb > 0:
         raise ConfigError(f"--max-shard-gb: got {options.max_shard_gb}; give more than 0")
-    loaded = load_weights(weights)
+    loaded = _plain(load_weights(weights))
     config = loaded.model.config
     kind = chosen(config, options.format)
     check_exportable(config, kind, where=str(loaded.folder))
@@ -87,6 +89,17 @@ def export(
         tensors = {name: t.to(getattr(torch, options.dtype)) for name, t in tensors.items()}
     check_numbers(tensors, where=str(loaded.folder))
     return _write(folder, loaded, kind, tensors, most_bytes=int(options.max_shard_gb * GB))
+
+
+def _plain(loaded: LoadedModel) -> LoadedModel:
+    """What muP says, in the weights: nobody else knows of it."""
+    if loaded.model.config.mup is None:
+        return loaded
+    config, weights = without_mup(loaded.model.config, own_state(loaded.model))
+    with torch.device("meta"):
+        model = TransformerWrapper.from_config(config)
+    model.load_state_dict(weights, assign=True)
+    return replace(loaded, model=model)
 
 
 def check_numbers(tensors: Mapping[str, Tensor], *, where: str) -> None:
