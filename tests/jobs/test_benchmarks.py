@@ -398,3 +398,18 @@ def test_the_serving_script_puts_every_server_and_part_into_its_section(tmp_path
     assert "refused with Retry-After | all |" in text
     for part in ("Streams", "Mixed traffic", "Overload", "Clients that take their time"):
         assert f"### {part}\n" in text
+
+
+@pytest.mark.long
+def test_the_script_on_mup_says_what_moves_with_the_width(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    done = run("mup.py", "--quick", "--section", "mine", "--output", str(results))
+    assert done.returncode == 0, done.stderr
+    text = results.read_text()
+    assert text.count("| muP | ") == 4  # two optimizers, two widths
+    assert text.count("| plain | ") == 4
+    assert (tmp_path / "mup.png").stat().st_size > 10_000
+
+
+def test_the_best_rate_is_that_of_the_least_loss(scripts: SimpleNamespace) -> None:
+    assert scripts.mup.best_rate([3.0, float("inf"), 2.0, 2.5], [1, 2, 4, 8]) == 4

@@ -101,6 +101,15 @@ def test_a_trial_is_the_base_with_overrides_and_its_values(base: Path) -> None:
     assert first.spec.loop.steps == 30
 
 
+def test_trials_of_two_sweeps_do_not_share_a_place_for_checkpoints(base: Path) -> None:
+    overrides = ["checkpoint.url=s3://bucket/all/"]
+    (trial,) = trials_of(
+        sweep_of(base, name="mine", overrides=overrides, search={"kind": "random", "trials": 1}),
+        "/where",
+    )
+    assert trial.spec.checkpoint.place(Path("/where/trial-000")) == "s3://bucket/all/mine/trial-000"
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such place": (
         {"space": {"optim.lrr": RATE}},

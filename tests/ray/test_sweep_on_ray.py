@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import time
@@ -41,7 +42,9 @@ def ends(folder: Path) -> dict[str, str]:
 
 
 def test_a_trial_that_fails_does_not_end_the_sweep(cluster: Cluster, make_config: Any) -> None:
-    base = make_config("swept", {"workers.count": 1, "track.mlflow": False})
+    data = yaml.safe_load(make_config("swept").read_text())["data"]["path"]
+    here = os.path.relpath(data, cluster.state)  # as seen from where the command is given
+    base = make_config("swept", {"workers.count": 1, "track.mlflow": False, "data.path": here})
     config = write_sweep(base, "failing", [TOO_MUCH, 3e-3])
     result = cluster.xtdist("sweep", str(config), timeout_s=400)
     assert result.code == 0, result.out + result.err

@@ -59,6 +59,9 @@ def trials_of(sweep: SweepSpec, folder: str) -> tuple[Trial, ...]:
     found = []
     for number, values in enumerate(points):
         spec = replace(run_at(sweep, values), name=trial_name(number), output=folder)
+        if spec.checkpoint.url is not None:  # other sweeps have trials of the same names
+            url = f"{spec.checkpoint.url.rstrip('/')}/{sweep.name}"
+            spec = replace(spec, checkpoint=replace(spec.checkpoint, url=url))
         found.append(Trial(number=number, values=values, spec=spec))
     return tuple(found)
 

@@ -49,11 +49,12 @@ def plan_sweep(sweep: SweepSpec) -> tuple[Path, tuple[Trial, ...]]:
     """
     folder = local_path("output", sweep.output) / sweep.name
     trials = trials_of(sweep, str(folder))
+    found = []
     for trial in trials:
         _check(sweep, trial)
-        with _at(trial):
-            resolve(trial.spec)
-    return folder, trials
+        with _at(trial):  # with absolute paths: a trial's process is in another folder
+            found.append(replace(trial, spec=resolve(trial.spec)))
+    return folder, tuple(found)
 
 
 def run_sweep(sweep: SweepSpec) -> SweepOutcome:
