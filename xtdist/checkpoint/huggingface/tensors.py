@@ -12,6 +12,7 @@ from torch import Tensor
 from xtdist.checkpoint.huggingface.families import Family
 from xtdist.config import CheckpointError
 from xtdist.model.config import ModelConfig
+from xtdist.model.wrapper import TransformerWrapper
 from xtdist.nn.attention.projection import HeadSizes
 from xtdist.nn.feedforward import MoEConfig
 from xtdist.nn.feedforward.config import inner_dim
@@ -271,7 +272,16 @@ def to_ours(
     """
     pieces = list(Layout(config, kind).pieces())
     check_names(theirs, (part.name for piece in pieces for part in piece.parts), where=where)
-    return {piece.ours: piece.join(theirs) for piece in pieces}
+    with torch.device("meta"):
+        wanted = TransformerWrapper.from_config(config).state_dict()
+    ours = {}
+    for piece in pieces:
+        tensor = ours[piece.ours] = piece.join(theirs)
+        if tensor.shape != wanted[piece.ours].shape:
+            raise CheckpointError(
+                f"{where}: {piece.parts[0].name}: its shape does not fit config.json"
+            )
+    return ours
 
 
 def check_names(found: Iterable[str], wanted: Iterable[str], *, where: str) -> None:
