@@ -17,9 +17,11 @@ import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import common
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import common
 
 from xtdist.config import from_mapping
 from xtdist.model import ModelConfig
