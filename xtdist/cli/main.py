@@ -26,6 +26,7 @@ VERBS = {
     "register": "give weights a name in MLflow's registry, for models:/name@alias",
     "plot": "loss curves of runs",
     "config": "the resolved config and where each value comes from",
+    "doctor": "is this machine, or each node of a cluster, fit for a run",
     "demo": "all of the above on a small model",
 }
 

@@ -1,0 +1,102 @@
+"""Whether an MLflow server answers, lets us in, and takes a run. By its REST interface: it says
+what a client of MLflow hides behind minutes of retries."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from xtdist.doctor.finding import Finding, amber, green, red
+
+LIMIT_S = 10.0
+EXPERIMENT = "xtdist-doctor"
+MOST_SKEW_S = 60.0
+
+
+@dataclass(frozen=True)
+class TrackingFacts:
+    """``status``: of HTTP; None: nothing answered. ``failed``: what of ``read`` and ``write`` went
+    wrong. ``ahead_s``: of the server's clock, ours is by so much."""
+
+    uri: str
+    status: int | None = None
+    failed: str | None = None
+    error: str | None = None
+    ahead_s: float | None = None
+
+
+def read_tracking(uri: str, env: Mapping[str, str], *, write: bool) -> TrackingFacts:
+    """Ask for an experiment; ``write``: also make a run in ``xtdist-doctor``, and delete it."""
+    server = _Server(uri, env)
+    doing = "read"
+    try:
+        server.call("experiments/search", {"max_results": 1})
+        if write:
+            doing = "write"
+            server.try_run()
+    except urllib.error.HTTPError as e:
+        return TrackingFacts(uri, e.code, doing, f"HTTP {e.code}", server.ahead_s)
+    except (OSError, ValueError, KeyError) as e:
+        reason = getattr(e, "reason", None)
+        return TrackingFacts(uri, None, doing, str(reason or e) or type(e).__name__, None)
+    return TrackingFacts(uri, 200, ahead_s=server.ahead_s)
+
+
+class _Server:
+    def __init__(self, uri: str, env: Mapping[str, str]) -> None:
+        self._uri = uri.rstrip("/")
+        self.ahead_s: float | None = None
+        self._headers = {"Content-Type": "application/json"}
+        user, token = env.get("MLFLOW_TRACKING_USERNAME"), env.get("MLFLOW_TRACKING_TOKEN")
+        if user is not None:
+            pair = f"{user}:{env.get('MLFLOW_TRACKING_PASSWORD', '')}"
+            self._headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+        elif token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def call(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """POST; the answer's tree."""
+        request = urllib.request.Request(
+            f"{self._uri}/api/2.0/mlflow/{what}", json.dumps(body).encode(), self._headers
+        )
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
+            date = reply.headers.get("Date")
+            if date:
+                self.ahead_s = time.time() - parsedate_to_datetime(date).timestamp()
+            tree: dict[str, Any] = json.loads(reply.read())
+            return tree
+
+    def try_run(self) -> None:
+        found = self.call(
+            "experiments/search", {"max_results": 1, "filter": f"name = '{EXPERIMENT}'"}
+        ).get("experiments")
+        made = found[0] if found else self.call("experiments/create", {"name": EXPERIMENT})
+        begun = {"experiment_id": made["experiment_id"], "start_time": int(time.time() * 1000)}
+        run = self.call("runs/create", begun)["run"]["info"]["run_id"]
+        self.call("runs/log-metric", {"run_id": run, "key": "x", "value": 1, "timestamp": 0})
+        self.call("runs/delete", {"run_id": run})
+
+
+def judge_tracking(f: TrackingFacts, *, user: bool) -> list[Finding]:
+    """``user``: a name or token is set."""
+    if f.status in (401, 403):
+        has = "is refused" if user else "is not set"
+        fix = "export MLFLOW_TRACKING_USERNAME=… MLFLOW_TRACKING_PASSWORD=… (a user who may write)"
+        return [red("mlflow", f"{f.uri}: {f.error} at {f.failed}; the user {has}", fix)]
+    if f.failed is not None:
+        fix = (
+            f"curl -i {f.uri}/health; mlflow server --host 127.0.0.1 --port 5000, or fix track.uri"
+        )
+        return [red("mlflow", f"{f.uri}: {f.failed} failed: {f.error}", fix)]
+    found = [green("mlflow", f"{f.uri} answers and lets us in")]
+    if f.ahead_s is not None and abs(f.ahead_s) > MOST_SKEW_S:
+        what = f"this machine's is {f.ahead_s:+.0f} s beside the MLflow server's"
+        found.append(amber("clock", what, "chronyc makestep (or: timedatectl set-ntp true)"))
+    return found
