@@ -1,5 +1,5 @@
-"""cluster/kuberay: every object is one that KubeRay, Kubernetes, Kueue and Volcano take, and what it
-says about tokens, resources and runs fits together."""
+"""cluster/kuberay: every object is one that KubeRay, Kubernetes, Kueue and Volcano take, and what
+it says about tokens, resources and runs fits together."""
 
 from __future__ import annotations
 
