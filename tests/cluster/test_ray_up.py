@@ -1,4 +1,4 @@
-"""cluster/ray_up: what `ray up` reads is valid for Ray and the clouds, closed, and fits together."""
+"""cluster/ray_up: what `ray up` reads is valid for Ray and the clouds, closed and in tune."""
 
 from __future__ import annotations
 
