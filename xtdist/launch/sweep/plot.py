@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtdist.launch.sweep.draw import shown
 from xtdist.launch.sweep.records import Result
-from xtdist.launch.sweep.spec import ChoiceConfig, LogUniformConfig, SweepSpec
+from xtdist.launch.sweep.spec import ChoiceConfig, Dimension, LogUniformConfig, SweepSpec
 from xtdist.track import read_series
 from xtdist.track.plots import COLORS
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MARKS = {"finished": ("o", COLORS[0]), "stopped": ("v", COLORS[1]), "failed": ("x", COLORS[3])}
 OTHER = ("s", COLORS[5])
+MOST_TICKS = 8
 
 
 def results_png(sweep: SweepSpec, results: Sequence[Result], folder: Path) -> Path:
@@ -63,7 +64,7 @@ def _against(axes: Axes, sweep: SweepSpec, results: Sequence[Result], path: str)
             marker=mark,
             color=color,
             alpha=0.85,
-            label=status,
+            label="stopped early" if status == "stopped" else status,
         )
     best = results[0]
     axes.plot(
@@ -77,10 +78,11 @@ def _against(axes: Axes, sweep: SweepSpec, results: Sequence[Result], path: str)
         markeredgewidth=1.8,
         label="best",
     )
-    if not named and _spans_decades(sweep, path):
-        axes.set_xscale("log")
     if named:
         axes.set_xticks(range(len(words)), words)
+        axes.set_xlim(-0.5, len(words) - 0.5)
+    else:
+        _scale(axes, sweep.space[path])
     _label(axes, path, sweep.metric)
 
 
@@ -105,12 +107,25 @@ def _label(axes: Axes, x: str, y: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _spans_decades(sweep: SweepSpec, path: str) -> bool:
-    dimension = sweep.space[path]
+def _scale(axes: Axes, dimension: Dimension) -> None:
+    """The whole range that there was, and a tick for each choice where there are few."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
     if isinstance(dimension, ChoiceConfig):
-        numbers = [v for v in dimension.values if isinstance(v, (int, float))]
-        return min(numbers) > 0 and max(numbers) >= 30 * min(numbers)
-    return isinstance(dimension, LogUniformConfig)
+        numbers = sorted(v for v in dimension.values if isinstance(v, (int, float)))
+        low, high = numbers[0], numbers[-1]
+    else:
+        numbers, low, high = [], dimension.low, dimension.high
+    if isinstance(dimension, LogUniformConfig) or (low > 0 and high >= 30 * low):
+        axes.set_xscale("log")
+        axes.set_xlim(low / (high / low) ** 0.06, high * (high / low) ** 0.06)
+        if high >= 10 * low:
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    elif high > low:
+        axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    if 0 < len(numbers) <= MOST_TICKS:
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _word(value: Any) -> str:
