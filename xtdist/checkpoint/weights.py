@@ -280,7 +280,7 @@ def _fetch_weights(url: str, wanted: str) -> Path:
     return store.open(name, files).path / wanted
 
 
-def load_state(trained: Objective, state: Mapping[str, Tensor], *, where: Path) -> None:
+def load_state(trained: torch.nn.Module, state: Mapping[str, Tensor], *, where: Path) -> None:
     """Put ``state`` (each shared tensor once, or more often) into an objective and its network, in
     the saved dtype.
 

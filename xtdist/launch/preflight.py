@@ -15,7 +15,9 @@ import yaml
 
 from xtdist.checkpoint import CheckpointStore
 from xtdist.checkpoint.chat_template import ChatTemplate
+from xtdist.checkpoint.start import check_start
 from xtdist.checkpoint.storage import place_of
+from xtdist.checkpoint.weights import locate_weights
 from xtdist.config import CheckpointError, ConfigError, ResourceError
 from xtdist.data import Tokenizer
 from xtdist.data.storage.location import is_remote
@@ -104,7 +106,7 @@ def resolve(spec: RunSpec) -> RunSpec:
     spec = _with_paths(spec)
     tokenizer = check_datasets(spec.data)
     check_schedule(spec.optim.schedule, total_steps=spec.loop.steps)
-    spec = fit_to_data(spec, vocab_size=tokenizer.vocab_size)
+    spec = fit_to_data(spec, vocab_size=tokenizer.vocab_size, required=tokenizer.required_ids)
     objective = _built(spec, tokenizer)
     param_groups(objective, spec.optim, muon_parameters(objective))
     _check_samples(spec, tokenizer)
@@ -128,6 +130,9 @@ def _with_paths(spec: RunSpec) -> RunSpec:
     if checkpoint.url is not None and not is_remote(checkpoint.url):
         url = str(local_path("checkpoint.url", checkpoint.url))
         checkpoint = dataclasses.replace(checkpoint, url=url)
+    if checkpoint.start_from is not None and not is_remote(checkpoint.start_from):
+        start = str(local_path("checkpoint.start_from", checkpoint.start_from))
+        checkpoint = dataclasses.replace(checkpoint, start_from=start)
     if checkpoint.chat_template is not None:
         template = str(local_path("checkpoint.chat_template", checkpoint.chat_template))
         ChatTemplate.read(template, where="checkpoint.chat_template").close()
@@ -176,10 +181,21 @@ def preflight(spec: RunSpec, *, cluster_gpus: int) -> Plan:
     )
     if not plan.done_step:
         _check_moved(folder, place)
+        plan = dataclasses.replace(plan, spec=_started(spec, data.tokenizer))
     if not plan.finished and not is_remote(place):
         need = 2 * checkpoint_bytes(parameters, averaged=spec.optim.ema is not None)
         _check_disk(folder if spec.checkpoint.url is None else Path(place), need)
     return plan
+
+
+def _started(spec: RunSpec, tokenizer: Tokenizer) -> RunSpec:
+    """With the weights that the run begins with, as they are now."""
+    start = spec.checkpoint.start_from
+    if start is None:
+        return spec
+    check_start(start, spec.model, tokenizer)
+    pinned = dataclasses.replace(spec.checkpoint, start_from=locate_weights(start))
+    return dataclasses.replace(spec, checkpoint=pinned)
 
 
 def _gpus(spec: RunSpec, cluster_gpus: int) -> int:

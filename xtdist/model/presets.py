@@ -139,16 +139,17 @@ def expand(model: Mapping[str, Any]) -> dict[str, Any]:
         near = holding or [repr(n) for n in (nearest(name.lower(), PRESETS),) if n]
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(PRESETS)}"
         raise ConfigError(f"preset: got {name!r}; {hint}")
-    return _merged(to_mapping(PRESETS[name].config), changes)
+    return merged(to_mapping(PRESETS[name].config), changes)
 
 
-def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``: of single fields of a part, or, with another ``kind``, of all."""
+    tree = dict(base)
     for key, value in changes.items():
-        old = merged.get(key)
+        old = tree.get(key)
         part = isinstance(value, Mapping) and isinstance(old, dict) and changes_part(old, value)
-        merged[key] = _merged(old, value) if part else value  # type: ignore[arg-type]
-    return merged
+        tree[key] = merged(old, value) if part else value  # type: ignore[arg-type]
+    return tree
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xtdist.checkpoint import CheckpointStore, Commit
 from xtdist.checkpoint.naming import step_of
+from xtdist.checkpoint.start import start_from
 from xtdist.config import NonNegativeInt, configclass, derive_seed
 from xtdist.data import Loader, View, open_view
 from xtdist.model.wrapper import build_model
@@ -169,9 +170,6 @@ def _build(job: WorkerJob) -> Run:
         pad_id=data.tokenizer.pad_id,
         generator=generator,
     )
-    module = TrainModule(objective)
-    split = spec.split(dist.get_world_size())
-    engine = build_engine(spec, module, split=split, device=device)
     record = state.Record(
         spec=spec,
         data=data,
@@ -181,6 +179,10 @@ def _build(job: WorkerJob) -> Run:
     state.keep_chat_template(spec.checkpoint.chat_template, folder)
     store = CheckpointStore(spec.checkpoint.place(folder))
     commit = state.find_commit(store, record.identity)
+    if commit is None and spec.checkpoint.start_from is not None:
+        start_from(net, spec.checkpoint.start_from)
+    split = spec.split(dist.get_world_size())
+    engine = build_engine(spec, TrainModule(objective), split=split, device=device)
     with phases("restore"):
         position = state.restore(engine, commit) if commit else state.Position()
     return Run(

@@ -30,6 +30,9 @@ class CheckpointSpec:
         lower_is_better: of ``metric``; null: known of losses, perplexities, bits and accuracies.
         max_misses: a save that fails (disk full, store not reachable) is tried again a few steps
             later; that many failures in a row end the run.
+        start_from: a new run begins with these weights: a run, a checkpoint or a weights folder
+            (also one of ``xtdist import``). The model must be theirs, which
+            ``model: {preset: weights:FOLDER}`` says in short; a run that goes on does not read it.
         chat_template: a jinja2 file that goes into every weights folder, so that the model can be
             served for conversations (:mod:`xtdist.checkpoint.chat_template`).
     """
@@ -43,6 +46,7 @@ class CheckpointSpec:
     metric: str = "eval/valid/loss"
     lower_is_better: bool | None = None
     max_misses: PositiveInt = 5
+    start_from: str | None = None
     chat_template: str | None = None
 
     def __post_init__(self) -> None:

@@ -15,7 +15,6 @@ from xtdist.config import ConfigError, NonNegativeInt, configclass, within
 from xtdist.config.load import Expand
 from xtdist.model.config import ModelConfig
 from xtdist.model.options import resolve
-from xtdist.model.presets import expand
 from xtdist.objective.base import check_trainable
 from xtdist.objective.checks import (
     check_critic_config,
@@ -35,6 +34,7 @@ from xtdist.train.spec.loop import LoopSpec
 from xtdist.train.spec.metrics import check_metrics
 from xtdist.train.spec.sequence import check_sequence_parallel
 from xtdist.train.spec.stability import StabilitySpec
+from xtdist.train.spec.start import expand_model
 from xtdist.train.spec.workers import WorkersSpec
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -44,10 +44,11 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 class RunSpec:
     """The whole config tree of a run. Its folder is ``<output>/<name>``.
 
-    A file or an override may name a preset: ``model: {preset: llama-125m, depth: 24}``.
+    A file or an override may name a preset: ``model: {preset: llama-125m, depth: 24}``, or weights
+    whose model it is: ``{preset: weights:FOLDER}``.
     """
 
-    presets: ClassVar[Mapping[str, Expand]] = {"model": expand}
+    presets: ClassVar[Mapping[str, Expand]] = {"model": expand_model}
 
     name: str
     output: str = "runs"
@@ -153,19 +154,22 @@ class RunSpec:
         )
 
 
-def fit_to_data(spec: RunSpec, *, vocab_size: int) -> RunSpec:
-    """Fill in what follows from the rest: vocabulary and longest sequence.
+def fit_to_data(spec: RunSpec, *, vocab_size: int, required: int | None = None) -> RunSpec:
+    """Fill in what follows from the rest: vocabulary and longest sequence. A model that begins with
+    weights has their vocabulary, which must hold the first ``required`` ids.
 
     Raises:
         ConfigError: the model is given these and they contradict the data.
     """
     model, seq_len = spec.model, spec.data.seq_len
-    if model.num_tokens not in (0, vocab_size):
+    least = vocab_size if required is None or spec.data.documents == "packed" else required
+    own = spec.checkpoint.start_from is not None and model.num_tokens >= least
+    if model.num_tokens not in (0, vocab_size) and not own:
         raise ConfigError(
             f"model.num_tokens: got {model.num_tokens}, but the dataset's tokenizer has "
             f"{vocab_size}: leave it out"
         )
     model = dataclasses.replace(
-        model, num_tokens=vocab_size, max_seq_len=model.max_seq_len or seq_len
+        model, num_tokens=model.num_tokens or vocab_size, max_seq_len=model.max_seq_len or seq_len
     )
     return dataclasses.replace(spec, model=model)
