@@ -16,8 +16,7 @@ from docker.utils.build import exclude_paths
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from sqlalchemy.engine import make_url
-
-from tests.validators import program
+from validators import program
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "infra/docker").glob("*.Dockerfile"))
@@ -174,7 +173,8 @@ def test_the_password_of_the_database_is_read_from_its_file_and_in_no_command_li
     url = make_url(uri)
     assert (url.password, url.username, url.host, url.port) == (password, "mlflow", "db", 5432)
     assert url.database == "tracking"
-    assert "p@ss" not in arguments and "%40" not in arguments
+    assert "p@ss" not in arguments
+    assert "%40" not in arguments
     assert "--artifacts-destination s3://mlflow" in arguments
     assert "--allowed-hosts mlflow:5000" in arguments
 
@@ -191,4 +191,5 @@ def test_every_option_given_to_mlflow_server_exists() -> None:
 
     known = {name for parameter in server.params for name in parameter.opts}
     given = re.findall(r"--[a-z-]+", (ROOT / "infra/docker/mlflow.sh").read_text())
-    assert given and set(given) <= known
+    assert given
+    assert set(given) <= known
