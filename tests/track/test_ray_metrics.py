@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from xtdist.track import Tracker
-from xtdist.track.ray_metrics import CHECKPOINTS, GAUGES, NOTES, PHASES, STEPS, RayMetrics
+from xtdist.track.ray_metrics import CHECKPOINTS, GAUGES, NOTES, PHASES, RANKS, STEPS, RayMetrics
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_gauges_are_set_once_a_second_with_the_newest_values_and_counters_always
 
 
 def test_names_are_valid_for_prometheus_and_there_once() -> None:
-    names = [m.name for m in (*GAUGES, PHASES, CHECKPOINTS, STEPS, NOTES)]
+    names = [m.name for m in (*GAUGES, PHASES, RANKS, CHECKPOINTS, STEPS, NOTES)]
     assert len(set(names)) == len(names)
     assert all(n.startswith("xtdist_train_") and n.replace("_", "a").isalpha() for n in names)
 
@@ -71,5 +71,7 @@ def test_a_tracker_reports_to_ray_only_where_ray_runs(
         with Tracker(tmp_path) as tracker:
             tracker.log(1, {"train/loss": 2.0})
             tracker.note(1, "warning: slow")
+            tracker.ranks([0.5, 0.25])
         assert bool(told) == running
     assert (NOTES.name, 1, None) in told
+    assert [value for name, value, _ in told if name == RANKS.name] == [0.5, 0.25]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 PHASE_TAGGED = "xtdist_train_phase_seconds"
@@ -41,6 +41,9 @@ GAUGES = (
     RayMetric("xtdist_train_cuda_reserved_gigabytes", "perf/cuda_reserved_gb", "rank 0's peak"),
 )
 PHASES = RayMetric(PHASE_TAGGED, "perf/<phase>_s", "seconds of the newest step by tag phase")
+RANKS = RayMetric(
+    "xtdist_train_rank_seconds", "", "own work in a step, without waits for others, by tag rank"
+)
 CHECKPOINTS = RayMetric(
     "xtdist_train_checkpoint_seconds", "perf/checkpoint_s", "what saves kept steps waiting"
 )
@@ -63,6 +66,7 @@ class RayMetrics:
         keys = ("run",)
         self._gauges = {m.record: Gauge(m.name, m.meaning, tag_keys=keys) for m in GAUGES}
         self._phases = Gauge(PHASES.name, PHASES.meaning, tag_keys=("run", "phase"))
+        self._ranks = Gauge(RANKS.name, RANKS.meaning, tag_keys=("run", "rank"))
         self._steps = Counter(STEPS.name, STEPS.meaning, tag_keys=keys)
         self._notes = Counter(NOTES.name, NOTES.meaning, tag_keys=keys)
         self._checkpoints = Histogram(
@@ -89,6 +93,11 @@ class RayMetrics:
         if self._clock() >= self._next:
             self._next = self._clock() + INTERVAL_S
             self._set()
+
+    def ranks(self, seconds: Sequence[float]) -> None:
+        """What each rank's own work took in a step, by rank."""
+        for rank, value in enumerate(seconds):
+            self._ranks.set(value, tags={**self._tags, "rank": str(rank)})
 
     def note(self) -> None:
         """Count a warning or an intervention."""

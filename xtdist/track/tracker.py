@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -38,6 +38,11 @@ class Tracker:
         self._file.append(step, metrics)
         if self._ray is not None:
             self._ray.log(step, metrics)
+
+    def ranks(self, seconds: Sequence[float]) -> None:
+        """What each rank's own work took in a step; only Ray's metrics have it."""
+        if self._ray is not None:
+            self._ray.ranks(seconds)
 
     def note(self, step: int, text: str) -> None:
         """A warning or an intervention, for the run's ``notes.jsonl`` and the console."""

@@ -91,6 +91,8 @@ class Log(Callback):
         columns = list(zip(*every, strict=True))
         most = {name: max(column) for name, column in zip(state, columns[1:], strict=True)}
         metrics = {name: value for name, value in most.items() if not math.isnan(value)}
+        if run.tracker is not None and any(columns[0]):
+            run.tracker.ranks(columns[0])
         slowest = slowest_of(columns[0])
         if slowest is not None:
             metrics["perf/slowest_rank"] = float(slowest.rank)
