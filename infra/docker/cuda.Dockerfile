@@ -42,7 +42,9 @@ RUN apt-get update \
  && useradd --uid 1000 --gid 1000 --create-home xtdist \
  && install --directory --owner=1000 --group=1000 /opt/xtdist
 COPY --from=build /opt/venv /opt/venv
+# HOME: Ray's launcher takes it from here, not from the user, and puts its files there.
 ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/home/xtdist \
     PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
