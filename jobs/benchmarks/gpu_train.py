@@ -272,6 +272,7 @@ def _speed_row(variant: Variant, name: str, device: torch.device, *, runs: int) 
     )
 
 
+PLAN_CLOSE = 0.1
 MEMORY: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("plain", {}, {}),
     ("feed-forwards computed again", {}, {"recompute": {"only": "feedforward"}}),
@@ -286,25 +287,26 @@ MEMORY: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 
 
 def memory(device: str, *, quick: bool) -> Iterator[Row]:
-    """The most that steps hold on the GPU, against what is estimated before a run starts. More
-    than the estimate and the reserve that is kept free is a failure: such a run would not fit."""
+    """The most that steps hold on the GPU, against what `xtdist plan` says before a run starts:
+    off by more than a tenth is a failure."""
     if (reason := missing()) is not None:
         yield Row("DeepSpeed", reason)
         return
-    from xtdist.train.footprint import USABLE, footprint
+    from xtdist.plan import Device, make_plan
 
     place = settle(device)
+    cuda = place.type == "cuda"
     load = QUICK[0] if quick else Load(name="llama-125m", batch=16, seq_len=1024)
     for name, engine, model in MEMORY:
         variant = Variant(load=load, engine=engine, model=model)
-        found = footprint(variant.spec(), TOKENIZER, device=place.type, world=1)
-        wanted = found.state + found.fixed + load.batch * found.per_sequence
+        whole = Device("this", 2**50, cuda=cuda)
+        found = make_plan(variant.spec(), TOKENIZER, whole, alone=True).chosen.memory
         text = (
-            f"estimated {wanted / common.MIB:,.0f} MiB, of them weights, gradients and optimizer "
-            f"{found.state / common.MIB:,.0f}"
+            f"planned {found.peak / common.MIB:,.0f} MiB, of them a forward and backward pass "
+            f"{found.activations / common.MIB:,.0f}"
         )
         training = Training(variant, place)
-        if place.type != "cuda":
+        if not cuda:
             losses = [training.step() for _ in range(2)]
             training.close()
             yield Row(name, f"{text}; not measured on a CPU", not np.isfinite(losses).all())
@@ -317,10 +319,9 @@ def memory(device: str, *, quick: bool) -> Iterator[Row]:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated()
         training.close()
-        text += f"; held at most {peak / common.MIB:,.0f} MiB = {peak / wanted:.0%} of that"
-        yield Row(
-            f"{load.name}, {load.batch} × {load.seq_len}, {name}", text, peak > wanted / USABLE
-        )
+        text += f"; held at most {peak / common.MIB:,.0f} MiB = {peak / found.peak:.0%} of that"
+        off = abs(found.peak / peak - 1)
+        yield Row(f"{load.name}, {load.batch} × {load.seq_len}, {name}", text, off > PLAN_CLOSE)
 
 
 def resumed(device: str, *, quick: bool) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from xtdist.config import UserError
 VERBS = {
     "prepare": "text to Arrow shards of tokens",
     "data": "check, show and copy datasets; which documents a batch holds",
+    "plan": "what a run needs: memory by ZeRO stage, time, disk; starts nothing",
     "train": "train a model on Ray",
     "sweep": "many runs of one config, to find the best",
     "evaluate": "validation loss beside a bigram model and xz",
@@ -24,7 +25,8 @@ VERBS = {
     "generate": "continue a prompt: greedy, sampling, beams, contrastive, mask-predict",
     "serve": "an OpenAI-compatible endpoint on Ray Serve",
     "register": "give weights a name in MLflow's registry, for models:/name@alias",
-    "plot": "loss curves of runs",
+    "plot": "curves of runs, overlaid: a PNG and one HTML page",
+    "report": "one HTML page about a run",
     "config": "the resolved config and where each value comes from",
     "doctor": "is this machine, or each node of a cluster, fit for a run",
     "demo": "all of the above on a small model",

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from xtdist.cli.plan import EPILOG, OPTIONS, add_options, show
 from xtdist.config import ConfigError, load
 from xtdist.config.load import parse_value
 from xtdist.launch.datasets import data_paths, local_path
@@ -24,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="send it to this Ray cluster's job server (http://host:8265) with `ray job submit`",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check what can be without a cluster, show the plan, and end",
+    )
+    parser.epilog = f"With --dry-run: {EPILOG}"
+    add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,6 +39,13 @@ def run(args: argparse.Namespace) -> int:
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
     spec = loaded.config
+    if args.dry_run:
+        if args.submit:
+            raise ConfigError("train: --dry-run sends nothing; leave out --submit")
+        return show(spec, args, checks=True)
+    for name in OPTIONS:
+        if getattr(args, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: only --dry-run has it; leave it out")
     if args.submit:
         return _submit(args, spec)
     try:

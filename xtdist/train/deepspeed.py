@@ -24,6 +24,8 @@ from xtdist.train.spec.engine import CpuOffload, EngineSpec, LossScale, Offload
 
 BUCKETS = {"cuda": 200_000_000, "cpu": 2_000_000}
 """Numbers that are sent at once."""
+MAX_LIVE = 10**9
+"""Parameters that stage 3 holds gathered at once."""
 
 
 def build_engine(spec: RunSpec, module: nn.Module, *, split: Split, device: torch.device) -> Any:
@@ -80,7 +82,7 @@ def _zero(spec: RunSpec, *, gpu: bool) -> dict[str, Any]:
         "allgather_bucket_size": _or(engine.allgather_bucket, bucket),
         "stage3_prefetch_bucket_size": _or(engine.prefetch_bucket, bucket // 10),
         "stage3_param_persistence_threshold": engine.persist_below,
-        "stage3_max_live_parameters": 10**9,
+        "stage3_max_live_parameters": MAX_LIVE,
         "stage3_max_reuse_distance": 10**9,
         "sub_group_size": 10**9,
         "reduce_scatter": True,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -19,7 +20,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xtdist.config import ConfigError, ResourceError
-from xtdist.data import Tokenizer
 from xtdist.model import TransformerWrapper
 from xtdist.objective import Objective, Prepared, build_objective
 from xtdist.train.spec import RunSpec
@@ -44,7 +44,16 @@ class Footprint:
         return int((free - self.state - self.fixed) // self.per_sequence)
 
 
-def footprint(spec: RunSpec, tokenizer: Tokenizer, *, device: str, world: int) -> Footprint:
+class Ids(Protocol):
+    """What an objective has to know of a tokenizer."""
+
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+
+
+def footprint(spec: RunSpec, tokenizer: Ids, *, device: str, world: int) -> Footprint:
     """Of ``spec``, whose precision is resolved, on one of ``world`` workers.
 
     Raises:
@@ -52,18 +61,13 @@ def footprint(spec: RunSpec, tokenizer: Tokenizer, *, device: str, world: int) -
     """
     with torch.device("meta"):
         objective = _objective(spec, tokenizer)
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
     try:
-        one, two = (_kept(spec, tokenizer, objective, device=device, rows=n) for n in (1, 2))
+        one, two = (_kept(spec, tokenizer, device=device, rows=n) for n in (1, 2))
     except RuntimeError as e:
         raise ConfigError(
             "batch.micro_batch_tokens: got 'auto', but the memory of this model depends on what it "
             f"reads (a mixture of experts, for example); give a number ({str(e)[:80]}…)"
         ) from None
-    finally:
-        log.setLevel(level)
     parameters = sum(p.numel() for p in objective.parameters())
     state = state_bytes(parameters, spec.engine, world=world, on_cpu=device == "cpu")
     return Footprint(state=state, fixed=max(2 * one - two, 0), per_sequence=two - one)
@@ -88,7 +92,7 @@ def state_bytes(parameters: int, engine: EngineSpec, *, world: int, on_cpu: bool
     )
 
 
-def fit_micro_batch(spec: RunSpec, tokenizer: Tokenizer, device: torch.device) -> RunSpec:
+def fit_micro_batch(spec: RunSpec, tokenizer: Ids, device: torch.device) -> RunSpec:
     """``spec`` with ``batch.micro_batch_tokens`` chosen, the same by all ranks; call it before
     anything is built.
 
@@ -130,16 +134,32 @@ def free_bytes(device: torch.device) -> float:
     return free / int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
 
 
-def _kept(
-    spec: RunSpec, tokenizer: Tokenizer, objective: Objective, *, device: str, rows: int
-) -> int:
+def _kept(spec: RunSpec, tokenizer: Ids, *, device: str, rows: int) -> int:
     """Bytes that a forward pass of ``rows`` sequences keeps."""
+    with traced(spec, tokenizer, device=device, rows=rows) as (net, prepared):
+        return kept_bytes(net.losses, prepared, net.parameters())
+
+
+@contextmanager
+def traced(
+    spec: RunSpec, ids: Ids, *, device: str, rows: int
+) -> Iterator[tuple[Objective, Prepared]]:
+    """The network of ``spec`` in the engine's precision and ``rows`` sequences for it, both without
+    content."""
+    with torch.device("meta"):
+        objective = _objective(spec, ids)
     tokens = torch.zeros(rows, spec.data.seq_len + 1, dtype=torch.long)
     prepared = objective.prepare(tokens, seed=0, sample_ids=torch.arange(rows))
     mode = FakeTensorMode()
-    with mode, _Known(), torch.device(device):
-        net = _cast(_objective(spec, tokenizer), DTYPES[spec.engine.precision])
-        return kept_bytes(net.losses, _faked(prepared, mode, device), net.parameters())
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with mode, _KnownNumbers(), torch.device(device):
+            net = _cast(_objective(spec, ids), DTYPES[spec.engine.precision])
+            yield net, _faked(prepared, mode, device)
+    finally:
+        log.setLevel(level)
 
 
 def kept_bytes(
@@ -161,7 +181,7 @@ def kept_bytes(
     return sum(storage.nbytes() for storage in storages.values())
 
 
-class _Known(TorchDispatchMode):
+class _KnownNumbers(TorchDispatchMode):
     """Answers what depends on numbers that are not there: every place counts, numbers are 0."""
 
     def __torch_dispatch__(
@@ -175,7 +195,7 @@ class _Known(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _objective(spec: RunSpec, tokenizer: Tokenizer) -> Objective:
+def _objective(spec: RunSpec, tokenizer: Ids) -> Objective:
     return build_objective(
         spec.objective,
         TransformerWrapper.from_config(spec.model),
