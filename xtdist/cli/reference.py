@@ -25,8 +25,8 @@ ROOTS: Mapping[str, type] = {
 HEAD = """# Every key of every config
 
 Made of the types that read them (`python -m xtdist.cli.reference`). A part has a table of its keys;
-where a key takes one of several kinds, `kind:` says which, and each kind has a part of its own below.
-`xtdist config FILE --all` shows the values of a file and where each comes from.
+where a key takes one of several kinds, `kind:` says which, and each kind has a part of its own
+below. `xtdist config FILE --all` shows the values of a file and where each comes from.
 """
 
 
@@ -77,11 +77,11 @@ def _default_of(cls: type, name: str) -> Any:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-        return "**needed**"
-    value = field.default
+    value, factory = field.default, field.default_factory
     if value is dataclasses.MISSING:
-        value = field.default_factory()  # type: ignore[misc]
+        if factory is dataclasses.MISSING:
+            return "**needed**"
+        value = factory()
     if dataclasses.is_dataclass(value):
         kind = getattr(value, "kind", None)
         return f"`{{kind: {kind}}}`" if isinstance(kind, str) else "its defaults"
@@ -104,7 +104,7 @@ def _words(hint: Any) -> str:
         return f"a list of {_words(args[0])}"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return f"names, each with {_words(args[1])}"
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return f"[{hint.__name__}](#{_anchor(hint)})"
     names = {int: "a whole number", float: "a number", str: "text", bool: "`true` or `false`"}
     return names.get(hint, str(getattr(hint, "__name__", hint)))
