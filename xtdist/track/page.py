@@ -42,6 +42,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.tests["missing"] = lambda value: type(value).__name__ == "Missing"
     pages = resources.files("xtdist.track").joinpath("pages")
     style, script = (pages.joinpath(n).read_text("utf-8") for n in ("page.css", "charts.js"))
     policy = (
