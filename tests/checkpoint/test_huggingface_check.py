@@ -39,6 +39,7 @@ def test_every_preset_can_be_exported(name: str) -> None:
     [
         ({"norm": {"kind": "layernorm"}}, "llama", ["norm.kind"]),
         ({"causal": False}, "llama", ["causal"]),
+        ({"position": {"kind": "learned"}}, "llama", ["position.kind"]),
         ({"position": {"dim": 32}}, "llama", ["position.dim"]),
         ({"feedforward": {"kind": "moe", "top_k": 1}}, "mixtral", ["feedforward.top_k"]),
         (

@@ -161,7 +161,7 @@ def test_keys_that_contradict_each_other_are_named(refused, make_config, changes
         (["trian"], "invalid choice: 'trian' (choose from"),
         ([], "required: VERB"),
         (["train"], "required: config"),
-        (["evaluate", "runs/x"], "required: --data"),
+        (["evaluate", "runs/x"], "one of the arguments --data --tasks is required"),
         (["generate", "runs/x", "--prompt", "a", "--method", "best"], "invalid choice: 'best'"),
         (["serve", "runs/x", "--port", "http"], "invalid int value: 'http'"),
     ],

@@ -84,6 +84,7 @@ def test_generation_ends_where_theirs_does(both: tuple[Path, Any, Any]) -> None:
     assert found[0] == free[: free.index(stop)]
 
 
+@pytest.mark.slow
 def test_a_local_task_gives_the_same_numbers_without_a_network(
     both: tuple[Path, Any, Any],
     tmp_path: Path,
@@ -124,8 +125,6 @@ def test_what_can_not_be_is_refused_with_the_way_out(
         "task: x\ndataset_path: json\ndataset_kwargs: {data_files: {test: lost.jsonl}}\n"
     )
     for words, said in (
-        (["--tasks", str(TASK), "--data", "x"], "either --data"),
-        ([], "either --data"),
         (["--tasks", str(TASK), "--limit", "0"], "--limit: got 0"),
         (["--tasks", str(TASK), "--seq-len", "8"], "--seq-len"),
         (["--data", "x", "--limit", "8"], "--limit"),

@@ -9,32 +9,13 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
+from xtdist.checkpoint.huggingface.check import ONLY_TRAINING
 from xtdist.checkpoint.layout import read_manifest, verify
 from xtdist.checkpoint.weights import TENSORS, find_weights, load_state, read_config
 from xtdist.config import CheckpointError, DataError, to_mapping
 from xtdist.data import Tokenizer, load_tokenizer
 from xtdist.model.config import ModelConfig
 from xtdist.nn.position.config import LearnedConfig
-
-MAY_DIFFER = (
-    "recompute",
-    "branch_init",
-    "layer_dropout",
-    "context_dropout",
-    "emb_dropout",
-    "embedding.gradient",
-    "attn_z_loss_weight",
-    "attention.backend",
-    "attention.dropout",
-    "attention.dropout_out",
-    "attention.zero_init_out",
-    "feedforward.dropout",
-    "feedforward.dropout_out",
-    "feedforward.zero_init_output",
-    "feedforward.balance_loss_weight",
-    "feedforward.z_loss_weight",
-)
-"""Places in a model's config that say how it is trained, not what it computes."""
 
 
 def check_start(folder: str, model: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -48,7 +29,7 @@ def check_start(folder: str, model: ModelConfig, tokenizer: Tokenizer) -> None:
     """
     path = find_weights(folder)
     theirs = read_config(path).model
-    may = (*MAY_DIFFER, *(() if isinstance(model.position, LearnedConfig) else ("max_seq_len",)))
+    may = (*ONLY_TRAINING, *(() if isinstance(model.position, LearnedConfig) else ("max_seq_len",)))
     rows = [
         f"  model.{place}: the weights' {a!r}, this run's {b!r}"
         for place, a, b in _differences(to_mapping(theirs), to_mapping(model))

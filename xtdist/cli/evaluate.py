@@ -16,15 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "weights",
         help="a run folder, a checkpoint, or a weights folder; RUN/weights-ema: averaged weights",
     )
-    parser.add_argument("--data", help="the dataset folder (made by prepare)")
-    parser.add_argument("--seq-len", type=int, help="window; the model's longest by default")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", help="the dataset folder (made by prepare)")
+    what.add_argument(
         "--tasks",
         nargs="+",
         metavar="NAME_OR_YAML",
         help="instead of --data: tasks of the lm-evaluation-harness by name, YAML files of tasks, "
         "or folders of them",
     )
+    parser.add_argument("--seq-len", type=int, help="window; the model's longest by default")
     parser.add_argument("--limit", type=int, help="so many documents of each task; all by default")
     parser.add_argument(
         "--json",
@@ -34,8 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if bool(args.data) == bool(args.tasks):
-        raise ConfigError("evaluate: give either --data, a dataset folder, or --tasks")
     saved = Path(args.json) if args.json else None
     if args.tasks:
         if args.seq_len is not None:

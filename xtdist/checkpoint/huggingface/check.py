@@ -71,7 +71,7 @@ def family_of(config: ModelConfig) -> Family:
     """The architecture that is nearest to ``config``."""
     attention, ff = config.attention, config.feedforward
     expert = ff.expert if isinstance(ff, MoEConfig) else ff
-    if isinstance(config.position, LearnedConfig):
+    if isinstance(config.position, LearnedConfig) and ff.kind != "glu":
         return FAMILIES["gpt2"]
     if isinstance(ff, MoEConfig):
         return FAMILIES["mixtral"]
