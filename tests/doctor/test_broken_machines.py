@@ -137,6 +137,9 @@ def test_mlflow_that_is_down_and_one_that_refuses(server: Server) -> None:
     assert (found.level, "401" in found.what) == ("red", True)
     assert SECRET not in repr((refused, found))
     assert str(server.seen[0]).startswith("Basic ")
+    inside = read_tracking(f"http://me:{SECRET}@{server.address}", {}, write=False)
+    assert SECRET not in repr((inside, judge_tracking(inside, user=False)))
+    assert server.seen[-1] == server.seen[0]
 
 
 def test_a_job_server_that_asks_for_no_token(server: Server) -> None:

@@ -34,8 +34,10 @@ def read_doors(gcs: str, dashboard: str | None) -> Doors:
 
 
 def jobs_without_token(dashboard: str) -> int | None:
+    """The status of a list of jobs; None: no answer. Past any proxy, as Ray's own nodes."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"http://{dashboard}/api/jobs/", timeout=LIMIT_S) as reply:
+        with direct.open(f"http://{dashboard}/api/jobs/", timeout=LIMIT_S) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as e:
         return e.code

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from xtdist.doctor.finding import Finding, amber, green, red
 
@@ -35,6 +36,7 @@ class TrackingFacts:
 def read_tracking(uri: str, env: Mapping[str, str], *, write: bool) -> TrackingFacts:
     """Ask for an experiment; ``write``: also make a run in ``xtdist-doctor``, and delete it."""
     server = _Server(uri, env)
+    uri = server.uri
     doing = "read"
     try:
         server.call("experiments/search", {"max_results": 1})
@@ -50,13 +52,19 @@ def read_tracking(uri: str, env: Mapping[str, str], *, write: bool) -> TrackingF
 
 
 class _Server:
+    """``uri``: without the user and password that it may hold."""
+
     def __init__(self, uri: str, env: Mapping[str, str]) -> None:
-        self._uri = uri.rstrip("/")
+        url = urlsplit(uri)
+        self.uri = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl().rstrip("/")
         self.ahead_s: float | None = None
         self._headers = {"Content-Type": "application/json"}
         user, token = env.get("MLFLOW_TRACKING_USERNAME"), env.get("MLFLOW_TRACKING_TOKEN")
+        password = env.get("MLFLOW_TRACKING_PASSWORD", "")
+        if user is None and url.username is not None:
+            user, password = unquote(url.username), unquote(url.password or "")
         if user is not None:
-            pair = f"{user}:{env.get('MLFLOW_TRACKING_PASSWORD', '')}"
+            pair = f"{user}:{password}"
             self._headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         elif token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -64,7 +72,7 @@ class _Server:
     def call(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
         """POST; the answer's tree."""
         request = urllib.request.Request(
-            f"{self._uri}/api/2.0/mlflow/{what}", json.dumps(body).encode(), self._headers
+            f"{self.uri}/api/2.0/mlflow/{what}", json.dumps(body).encode(), self._headers
         )
         with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
             date = reply.headers.get("Date")
