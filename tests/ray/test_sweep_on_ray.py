@@ -65,7 +65,8 @@ def test_an_interrupted_sweep_goes_on_and_stops_what_is_worse(
 ) -> None:
     """One trial at a time: first a good one, which is interrupted; the same command finishes it,
     stops the next two at their first validation, and repeats nothing when it is given again."""
-    base = make_config("long-swept", {"workers.count": 1, "loop.steps": 600})
+    own = {"workers.count": 1, "loop.steps": 600, "checkpoint.every": 600, "checkpoint.keep": 1}
+    base = make_config("long-swept", own)
     asha = {"kind": "asha", "grace_steps": 100, "reduction_factor": 3}
     rates = [3e-3, NEVER, 2 * NEVER, TOO_MUCH]
     config = write_sweep(base, "halving", rates, stop=asha, max_concurrent=1)
@@ -73,7 +74,7 @@ def test_an_interrupted_sweep_goes_on_and_stops_what_is_worse(
     folder = base.parent / "sweeps" / "halving"
 
     first = cluster.start(*words)
-    for _ in range(600):
+    for _ in range(3000):
         if "eval/valid/loss" in read_series(folder / "trial-000"):
             break
         time.sleep(0.1)
