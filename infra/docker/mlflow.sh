@@ -13,6 +13,9 @@ print(f"postgresql://{user}:{quoted}@{host}/{name}")')
   export MLFLOW_BACKEND_STORE_URI
 fi
 : "${MLFLOW_BACKEND_STORE_URI:?the address of the database, or POSTGRES_PASSWORD_FILE and its companions}"
+if [ "${1:-}" = upgrade ]; then # the tables, after a new version; make a backup first
+  exec python -c 'import os; from mlflow.db import commands; commands(["upgrade", os.environ["MLFLOW_BACKEND_STORE_URI"]])'
+fi
 # Hosts that requests may name: a browser that was lured here names another one.
 exec mlflow server --host 0.0.0.0 --port 5000 --workers "${MLFLOW_WORKERS:-2}" \
   --artifacts-destination "$MLFLOW_ARTIFACTS" --allowed-hosts "${MLFLOW_HOSTS:-localhost:5000}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -140,14 +141,16 @@ def test_the_two_images_differ_in_torch_and_in_what_gpus_need_only() -> None:
     assert len(cpu ^ cuda) == 8  # one of each, on both sides
 
 
-def run_mlflow(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_mlflow(
+    tmp_path: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """infra/docker/mlflow.sh with an `mlflow` that says what it was given."""
     fake = tmp_path / "mlflow"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$MLFLOW_BACKEND_STORE_URI" "$*"\n')
     fake.chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
-        ["sh", ROOT / "infra/docker/mlflow.sh"],
+        ["sh", ROOT / "infra/docker/mlflow.sh", *arguments],
         env={"PATH": path, **environment},
         capture_output=True,
         text=True,
@@ -193,3 +196,16 @@ def test_every_option_given_to_mlflow_server_exists() -> None:
     given = re.findall(r"--[a-z-]+", (ROOT / "infra/docker/mlflow.sh").read_text())
     assert given
     assert set(given) <= known
+
+
+@pytest.mark.long  # MLflow makes its tables
+def test_the_tables_of_the_database_are_upgraded_when_that_is_asked_for(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    done = run_mlflow(
+        tmp_path, "upgrade", MLFLOW_ARTIFACTS="s3://mlflow", MLFLOW_BACKEND_STORE_URI=uri
+    )
+    assert done.returncode == 0, done.stderr
+    tables = sqlite3.connect(tmp_path / "mlflow.db").execute(
+        "select name from sqlite_master where type = 'table'"
+    )
+    assert {"runs", "registered_models", "alembic_version"} <= {name for (name,) in tables}

@@ -192,6 +192,18 @@ def test_mlflow_is_known_by_the_names_that_its_clients_use(chart: Any) -> None:
     assert "AWS_ACCESS_KEY_ID" not in environment, "the service account's role is its identity"
 
 
+def test_the_database_is_upgraded_before_the_server_starts_when_that_is_asked_for(
+    chart: Any,
+) -> None:
+    for upgrade in (False, True):
+        values = merged(laptop(), {"mlflow": {"upgradeDatabase": upgrade}})
+        deployment = of(render(chart, values), "Deployment", "-mlflow")
+        pod = deployment["spec"]["template"]["spec"]
+        assert [c["args"] for c in pod.get("initContainers", [])] == [["upgrade"]] * upgrade
+        if upgrade:
+            assert pod["initContainers"][0]["env"] == pod["containers"][0]["env"]
+
+
 def test_rules_and_dashboard_are_those_of_infra_monitoring(chart: Any) -> None:
     things = render(chart, yaml.safe_load((CHART / "ci/eks.yaml").read_text()))
     rules = sorted((ROOT / "infra/monitoring/rules").glob("*.yml"))
