@@ -9,7 +9,7 @@ import os, pathlib, urllib.parse
 password = pathlib.Path(os.environ["POSTGRES_PASSWORD_FILE"]).read_text().strip()
 user, host, name = (os.environ[k] for k in ("POSTGRES_USER", "POSTGRES_HOST", "POSTGRES_DB"))
 quoted = urllib.parse.quote(password, safe="")
-print(f"postgresql://{user}:{quoted}@{host}/{name}")')
+print(f"postgresql+psycopg2://{user}:{quoted}@{host}/{name}")')
   export MLFLOW_BACKEND_STORE_URI
 fi
 : "${MLFLOW_BACKEND_STORE_URI:?the address of the database, or POSTGRES_PASSWORD_FILE and its companions}"
