@@ -13,7 +13,7 @@ import pytest
 from report_runs import HOSTILE, give_config, losses
 
 from xtdist.cli.main import main
-from xtdist.report import write_report
+from xtdist.report import try_report, write_report
 from xtdist.track.environment import without_secrets
 from xtdist.track.plots import loss_html
 
@@ -157,6 +157,11 @@ def test_a_run_of_any_state_has_a_report(run, tmp_path, change, words):
     give_config(run)
     change(run)
     assert words in said(Parsed(write_report(run, tmp_path / "r.html", remote=False)))
+
+
+def test_a_report_that_can_not_be_made_fails_no_run(tmp_path, caplog):
+    assert try_report(tmp_path) is None
+    assert "no report was written" in caplog.text
 
 
 @pytest.mark.parametrize("verb", ["plot", "report"])

@@ -1,5 +1,5 @@
 """One HTML page about a run, from what its folder holds."""
 
-from xtdist.report.page import write_report
+from xtdist.report.page import try_report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["try_report", "write_report"]

@@ -143,7 +143,8 @@ def goodput(folder: RunFolder) -> dict[str, Any] | Missing:
     for bucket in BUCKETS:
         share = 100 * found.seconds[bucket] / found.elapsed
         words = {"name": bucket, "words": BUCKET_WORDS[bucket]}
-        time = duration(found.seconds[bucket]) if share else "-"
+        time = duration(found.seconds[bucket]) if found.seconds[bucket] >= 0.5 else "< 1s"
+        time = time if share else "-"
         rows.append(
             {**words, "seconds": found.seconds[bucket], "time": time, "at": at, "share": share}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from xtdist.track.environment import without_secrets
 from xtdist.track.events import number, read_rows
 from xtdist.track.page import write_page
 from xtdist.track.text import duration
+
+_log = logging.getLogger(__name__)
 
 
 def write_report(
@@ -43,6 +46,16 @@ def write_report(
         )
     except OSError as e:
         raise ResourceError(f"{path}: can't be written ({e.strerror}); give --output") from None
+
+
+def try_report(run_folder: str | Path) -> Path | None:
+    """The page at a run's end, without asking object stores; None, with a warning, if it can't be
+    made: a run does not fail for its report."""
+    try:
+        return write_report(run_folder, remote=False)
+    except Exception as e:
+        _log.warning("%s: no report was written: %s", run_folder, e)
+        return None
 
 
 def gather(folder: RunFolder, *, remote: bool) -> dict[str, Any]:
