@@ -131,6 +131,14 @@ def test_the_image_installs_what_pyproject_asks_for_in_pinned_versions(file: Pat
     assert {canonicalize_name(Requirement(line).name) for line in lines} <= pinned
 
 
+def test_the_server_of_mlflow_has_the_clients_version() -> None:
+    text = (ROOT / "infra/docker/mlflow.Dockerfile").read_text()
+    (names,) = re.findall(r"pip install --constraint constraints\.txt ([\w -]+\w) \\", text)
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    for name in names.split():
+        assert [line for line in lines if line.startswith(f"{name}==")], name
+
+
 def test_the_two_images_differ_in_torch_and_in_what_gpus_need_only() -> None:
     cpu, cuda = (
         {f"{n} {r}" for n, r in instructions(ROOT / f"infra/docker/{kind}.Dockerfile")}
