@@ -77,7 +77,11 @@ def test_down_ends_one_cluster_and_leaves_the_other(cluster, tmp_path):
     assert second.env["RAY_ADDRESS"] != cluster.env["RAY_ADDRESS"]
     assert answers(second)
     folder = (second.state / "tmp").read_text().strip()
-    assert processes_naming(folder)
+    of_one = len(processes_naming(folder))
+    join = local_sh("join", str(second.state), cpus=1)
+    assert join.returncode == 0, join.stderr
+    assert "127.0.0.2 joined" in join.stderr
+    assert len(processes_naming(folder)) > of_one > 0
     assert local_sh("down", str(second.state)).returncode == 0
     assert processes_naming(folder) == []
     assert not Path(folder).exists()
@@ -95,6 +99,13 @@ def test_down_leaves_a_stranger_with_the_same_process_number_alone(tmp_path):
     assert stranger.poll() is None
     stranger.communicate(b"\n")
     assert stranger.returncode == 0
+
+
+def test_nothing_joins_a_cluster_that_is_not_there(tmp_path):
+    out = local_sh("join", str(tmp_path))
+    assert out.returncode == 1
+    assert "no cluster" in out.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_down_without_a_cluster_is_nothing_to_do(tmp_path):
