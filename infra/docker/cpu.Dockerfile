@@ -29,10 +29,10 @@ LABEL org.opencontainers.image.title="xtdist" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 # g++: torch.compile and DeepSpeed's communication kernel are compiled at first use.
-# wget: KubeRay's probes. Debian keeps one version of each, which is why none is named here.
+# libaio: offloading to NVMe. wget: KubeRay's probes. Debian keeps one version of each, which is why none is named here.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ wget \
+ && apt-get install --yes --no-install-recommends g++ libaio-dev wget \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1000 xtdist \
  && useradd --uid 1000 --gid 1000 --create-home xtdist \

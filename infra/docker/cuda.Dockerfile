@@ -1,6 +1,7 @@
 # xtdist on NVIDIA GPUs. CUDA's libraries come with torch's wheels: the host brings the driver and the
-# container toolkit, nothing else, and the base is the same small one. nvcc is not here: nothing that
-# xtdist uses compiles CUDA code at run time.
+# container toolkit, nothing else, and the base is the same small one. No CUDA toolkit is here: Triton
+# brings what torch.compile needs. Offloading to NVMe alone is compiled against one: for that, build on
+# this image, install NVIDIA's toolkit of torch's CUDA version, and set CUDA_HOME.
 #   docker build -f infra/docker/cuda.Dockerfile -t xtdist:0.1.0-cuda .
 # An older driver wants wheels for an older CUDA: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128
 # A digest nails the base down; `docker buildx imagetools inspect python:3.11.14-slim-bookworm` says it:
@@ -33,10 +34,10 @@ LABEL org.opencontainers.image.title="xtdist" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 # g++: what torch.compile and Triton write is compiled at first use.
-# wget: KubeRay's probes. Debian keeps one version of each, which is why none is named here.
+# libaio: offloading to NVMe. wget: KubeRay's probes. Debian keeps one version of each, which is why none is named here.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ wget \
+ && apt-get install --yes --no-install-recommends g++ libaio-dev wget \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1000 xtdist \
  && useradd --uid 1000 --gid 1000 --create-home xtdist \
