@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLORS", "loss_html", "loss_png", "smooth", "thin"]
 
-COLORS = ("#3266c9", "#d9642a", "#0f7f60", "#a8479b", "#8c7100", "#546070")
+COLORS = ("#3266c9", "#d9642a", "#0f7f60", "#a8479b", "#4a2600", "#8a95a1")
 LEFT_OUT = 0.995  # of the losses are in the picture: the highest would press all else flat
 _SMALL = ("train/lr", "train/grad_norm", "perf/tokens_per_s")
 
