@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from test_plan_memory import Ids, spec_of
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +27,8 @@ from xtdist.train.spec import RunSpec
 from xtdist.train.state import checkpoint_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = sorted(p for p in (ROOT / "jobs/configs").glob("*.yaml") if "objective" in p.read_text())
+CONFIGS = {p: yaml.safe_load(p.read_text()) for p in (ROOT / "jobs/configs").glob("*.yaml")}
+RUNS = sorted(p for p, tree in CONFIGS.items() if {"batch", "loop"} <= tree.keys())
 
 
 def counted(model):
@@ -102,8 +104,8 @@ def test_time_cost_and_disk_follow_from_counts():
 
 @pytest.mark.slow
 def test_sharded_states_agree_with_deepspeeds_own_estimates():
-    """Of bf16 on 8 GPUs. Its stage 2 counts a second, 16-bit copy of a rank's gradients, which ours does not
-    have with contiguous ones; its stage 3 the largest layer gathered, ours up to 10⁹ numbers."""
+    """Of bf16 on 8 GPUs. Theirs count a second, 16-bit copy of a rank's gradients, and at stage 3
+    the largest layer gathered, where ours has up to 10⁹ numbers."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
@@ -130,6 +132,7 @@ def test_sharded_states_agree_with_deepspeeds_own_estimates():
     assert ours == pytest.approx(theirs - largest, rel=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", RUNS, ids=lambda p: p.stem)
 def test_every_config_of_a_run_has_a_plan(config, capsys):
     code = main(["plan", str(config), "model.num_tokens=4096", "--gpu", "h100", "--json"])
@@ -140,6 +143,28 @@ def test_every_config_of_a_run_has_a_plan(config, capsys):
     assert {row["change"]["engine.zero_stage"] for row in tree["memory"]} == {0, 1, 2, 3}
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_a_plan(name, tmp_path, capsys):
+    tree = {
+        "name": "preset",
+        "data": {"path": "/none", "seq_len": 128},
+        "model": {"preset": name},
+        "batch": {"tokens_per_step": 1024, "micro_batch_tokens": 512},
+        "loop": {"steps": 10},
+        "workers": {"count": 2},
+    }
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    words = ["plan", str(config), "--gpu", "h100", "--gpus", "4", "--json"]
+    code = main([*words, f"model.num_tokens={PRESETS[name].num_tokens}"])
+    tree = json.loads(capsys.readouterr().out)
+    assert code == (0 if tree["fits"] else 1)
+    assert tree["fits"] or tree["cure"] is not None
+    assert tree["workers"] == 4
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_a_way_out_and_exit_code_1(capsys):
     words = ["plan", str(ROOT / "jobs/configs/demo_ar.yaml"), "model.num_tokens=4096"]
     assert main([*words, "--memory-gb", "0.1"]) == 1
