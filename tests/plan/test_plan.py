@@ -132,7 +132,7 @@ def test_sharded_states_agree_with_deepspeeds_own_estimates():
     assert ours == pytest.approx(theirs - largest, rel=0.001)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("config", RUNS, ids=lambda p: p.stem)
 def test_every_config_of_a_run_has_a_plan(config, capsys):
     code = main(["plan", str(config), "model.num_tokens=4096", "--gpu", "h100", "--json"])

@@ -17,6 +17,8 @@ from xtdist.connect import check_room, connect, disconnect
 from xtdist.files import write_atomic
 from xtdist.launch.driver import Driver, TrainingFailedError
 from xtdist.launch.fit import Worker
+from xtdist.launch.planned import FILE as PLAN_FILE
+from xtdist.launch.planned import planned
 from xtdist.launch.preflight import Plan, config_before, preflight, resolve
 from xtdist.launch.room import Room
 from xtdist.track import Ledger, MlflowRun, finish_run, open_run, read_series
@@ -82,7 +84,7 @@ def run_training(
             print(f"going on from the checkpoint at step {plan.done_step}", flush=True)
             for line in _changes(plan):
                 print(f"  changed since then: {line}", flush=True)
-        with _own_folder(plan) as lease:
+        with _own_folder(plan) as lease, planned(plan, ray.cluster_resources()):
             return _train(plan, worker, lease, stop or threading.Event())
     finally:
         if started:
@@ -178,7 +180,8 @@ def _open_tracking(plan: Plan) -> MlflowRun | None:
 
 def _close_tracking(folder: Path, run: MlflowRun | None, *, status: RunStatus) -> None:
     """Plots and config to MLflow, then the run's end. A tracking error never fails a run."""
-    artifacts = [p for p in (folder / "config.yaml", folder / IN_FORCE_FILE) if p.is_file()]
+    written = (folder / "config.yaml", folder / IN_FORCE_FILE, folder / PLAN_FILE)
+    artifacts = [p for p in written if p.is_file()]
     if read_series(folder):  # a run that failed at its start has nothing to plot
         artifacts.append(loss_png([folder], folder / "loss.png"))
         artifacts.append(loss_html([folder], folder / "loss.html"))
