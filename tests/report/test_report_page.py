@@ -173,8 +173,13 @@ def test_a_folder_that_is_no_run_is_one_message(tmp_path, capsys, verb):
 
 
 def test_what_is_secret_in_a_command_is_left_out():
-    told = without_secrets("train a.yaml x=https://me:pw@host/x api_key=k1 --token t2 name=a")
-    assert told == "train a.yaml x=https://***@host/x api_key=*** --token *** name=a"
+    told = without_secrets(
+        "train a.yaml x=https://me:pw@host/x api_key=k1 --token t2 batch.tokens_per_step=512"
+    )
+    assert (
+        told
+        == "train a.yaml x=https://***@host/x api_key=*** --token *** batch.tokens_per_step=512"
+    )
 
 
 def errors_of(browser) -> list[dict]:

@@ -20,7 +20,7 @@ from xtdist.files import append_line
 
 FILE = "environment.jsonl"
 _SECRET = re.compile(r"(?<=://)[^/\s@]+@")
-_NAMED = re.compile(r"(?i)((?:token|secret|password|passwd|api[_-]?key)[\w.]*[= ])\S+")
+_NAMED = re.compile(r"(?i)((?:token(?!s)|secret|password|passwd|api[_-]?key)[\w.]*[= ])\S+")
 
 
 def write_environment(run_folder: str | Path) -> None:
