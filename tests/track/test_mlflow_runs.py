@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from xtdist.config import ConfigError, ResourceError, from_mapping
 from xtdist.track import MlflowRun, TrackConfig, Tracker, finish_run, metric_history, open_run
+from xtdist.track.datasets import Context, TokenData
 from xtdist.track.lookup import RUN_FILE
 from xtdist.track.records import MetricLog
 from xtdist.track.shipper import CURSOR_FILE, MlflowWriter
@@ -60,8 +61,13 @@ def test_a_run_has_params_tags_dataset_config_metrics_and_an_end(
     plot.write_bytes(b"png")
     assert run.log_artifact(plot)
     assert run.log_text("a: 1\n", "config.yaml")
-    assert run.log_dataset("ab" * 32, str(tmp_path / "data"), {"tokens": 5})
-    assert run.log_dataset("ab" * 32, str(tmp_path / "data"), {"tokens": 5})
+    contexts: tuple[Context, ...] = ("training", "validation")
+    data = [
+        TokenData(path=str(tmp_path / "d"), dataset_id="ab" * 32, context=c, tokens=5, documents=2)
+        for c in contexts
+    ]
+    assert run.log_inputs(data)
+    assert run.log_inputs(data)
     assert finish_run(run, "FINISHED")
 
     client = MlflowClient(run.uri)
@@ -78,8 +84,14 @@ def test_a_run_has_params_tags_dataset_config_metrics_and_an_end(
     assert points(run, "train/loss") == [(s, 1 / s) for s in range(1, 2001)]
     assert math.isnan(points(run, "eval/valid/loss")[0][1])
     assert {a.path for a in client.list_artifacts(run.run_id)} == {"loss.png", "config.yaml"}
-    (dataset,) = stored.inputs.dataset_inputs
-    assert json.loads(dataset.dataset.profile) == {"dataset_id": "ab" * 32, "tokens": 5}
+    linked = {i.tags[0].value: i.dataset for i in stored.inputs.dataset_inputs}
+    assert len(stored.inputs.dataset_inputs) == 2
+    for context, split in (("training", "train"), ("validation", "valid")):
+        dataset = linked[context]
+        assert (dataset.name, dataset.digest) == (f"d/{split}", "ab" * 16)
+        facts = {"dataset_id": "ab" * 32, "split": split, "tokens": 5, "documents": 2}
+        assert json.loads(dataset.profile) == facts
+        assert json.loads(dataset.schema)["mlflow_colspec"][0]["name"] == "token_ids"
 
 
 def test_by_default_everything_stays_in_the_run_folder(

@@ -17,14 +17,13 @@ from xtdist.connect import check_room, connect, disconnect
 from xtdist.files import write_atomic
 from xtdist.launch.driver import Driver, TrainingFailedError
 from xtdist.launch.fit import Worker
-from xtdist.launch.planned import FILE as PLAN_FILE
 from xtdist.launch.planned import planned
 from xtdist.launch.preflight import Plan, config_before, preflight, resolve
 from xtdist.launch.room import Room
-from xtdist.track import Ledger, MlflowRun, finish_run, open_run, read_series
+from xtdist.launch.tracking import open_tracking
+from xtdist.track import Ledger
+from xtdist.track.environment import write_environment
 from xtdist.track.mlflow import RunStatus, flatten
-from xtdist.track.plots import loss_html, loss_png
-from xtdist.train.callbacks.in_force import FILE as IN_FORCE_FILE
 from xtdist.train.loop import train_worker
 from xtdist.train.run import WorkerJob
 from xtdist.train.spec import RunSpec
@@ -127,6 +126,7 @@ def _own_folder(plan: Plan) -> Iterator[Lease]:
         folder.mkdir(parents=True, exist_ok=True)
         lease.acquire()
         write_atomic(folder / "config.yaml", yaml.safe_dump(to_mapping(plan.spec), sort_keys=False))
+        write_environment(folder)
     except OSError as e:
         lease.release()
         raise ResourceError(f"output: {folder} can't be written ({e.strerror})") from None
@@ -137,55 +137,25 @@ def _own_folder(plan: Plan) -> Iterator[Lease]:
 
 def _train(plan: Plan, worker: Worker, lease: Lease, stop: threading.Event) -> Outcome:
     folder, total = plan.folder, plan.spec.loop.steps
-    tracked = _open_tracking(plan)
+    tracking = open_tracking(plan)
     job = WorkerJob(
         spec=plan.spec,
         folder=str(folder),
-        mlflow=tracked,
+        mlflow=tracking.run,
         gpu=bool(plan.gpus_per_worker),
         epoch=lease.epoch,
     )
     Ledger(folder).start(plan.done_step)
     driver = Driver(plan, to_mapping(job), worker, lease, stop)
-    error = driver.run()
+    with tracking.following():
+        error = driver.run()
     step = driver.newest
     early = stopped_early(folder, step)
     finished = error is None and (step >= total or early)
     status: RunStatus = "FINISHED" if finished else "KILLED" if error is None else "FAILED"
-    _close_tracking(folder, tracked, status=status)
+    tracking.close(status)
     if summary := driver.attempts.summary():
         print(summary, flush=True)
     if error is not None:
         raise error
     return Outcome(folder, step, step if early else total, reused=False)
-
-
-def _open_tracking(plan: Plan) -> MlflowRun | None:
-    run = open_run(
-        plan.spec.track,
-        run_folder=plan.folder,
-        name=plan.spec.name,
-        params=to_mapping(plan.spec),
-        tags={
-            "dataset_id": ", ".join(c.dataset_id for c in plan.corpora),
-            "parameters": str(plan.parameters),
-        },
-    )
-    if run is not None:
-        for corpus in plan.corpora:
-            profile = {"tokens": corpus.tokens, "documents": corpus.documents}
-            run.log_dataset(corpus.dataset_id, corpus.path, profile)
-    return run
-
-
-def _close_tracking(folder: Path, run: MlflowRun | None, *, status: RunStatus) -> None:
-    """Plots and config to MLflow, then the run's end. A tracking error never fails a run."""
-    written = (folder / "config.yaml", folder / IN_FORCE_FILE, folder / PLAN_FILE)
-    artifacts = [p for p in written if p.is_file()]
-    if read_series(folder):  # a run that failed at its start has nothing to plot
-        artifacts.append(loss_png([folder], folder / "loss.png"))
-        artifacts.append(loss_html([folder], folder / "loss.html"))
-    if run is not None:
-        for path in artifacts:
-            run.log_artifact(path)
-        finish_run(run, status)

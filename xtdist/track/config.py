@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from xtdist.config import ConfigError, NonNegativeInt, PositiveFloat, configclass
+from xtdist.config import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveFloat, configclass
 
 
 @configclass
@@ -39,6 +39,13 @@ class TrackConfig:
 
     ``parent_run``: the id of an MLflow run in the same store; a run that begins is its child.
 
+    ``upload_weights_mb``: kept checkpoints are MLflow's models; weights up to this size (10^6
+    bytes) are uploaded with them. 0: none, the models refer to the run's storage. That is the
+    default because the weights are there already, and because retention deletes them there only.
+
+    ``system_every_s``: how often each node's CPU, memory, disk, network and GPUs are measured
+    (``system/<node>/…``); 0 = never.
+
     ``peak_tflops``: what one device can do, in 10¹² operations a second, for the share of it that
     training uses (perf/mfu); null = from a table of GPUs, for 16-bit precision. A CPU, or fp32, has
     no such share unless it is given.
@@ -48,6 +55,8 @@ class TrackConfig:
     uri: str | None = None
     experiment: str = "xtdist"
     parent_run: str | None = None
+    upload_weights_mb: NonNegativeFloat = 0
+    system_every_s: NonNegativeFloat = 10
     peak_tflops: PositiveFloat | None = None
     stragglers: StragglerConfig = StragglerConfig()
 

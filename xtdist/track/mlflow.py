@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xtdist.config import ConfigError
+from xtdist.track.datasets import TokenData, dataset_input
 from xtdist.track.records import Series
 
 if TYPE_CHECKING:
@@ -65,23 +66,13 @@ class MlflowRun:
 
         return self._attempt("tags", send)
 
-    def log_dataset(self, dataset_id: str, path: str, profile: Mapping[str, Any]) -> bool:
-        """Link the dataset that the run reads; ``profile`` is any plain facts (tokens, ...)."""
+    def log_inputs(self, data: Sequence[TokenData]) -> bool:
+        """Link the datasets that the run reads; again is harmless."""
 
         def send(client: MlflowClient) -> None:
-            from mlflow.entities import Dataset, DatasetInput, InputTag
+            client.log_inputs(self.run_id, datasets=[dataset_input(d) for d in data])
 
-            dataset = Dataset(
-                name=Path(path).name,
-                digest=dataset_id[:32],
-                source_type="local",
-                source=json.dumps({"uri": path}),
-                profile=json.dumps({"dataset_id": dataset_id, **profile}),
-            )
-            tags = [InputTag("mlflow.data.context", "training")]
-            client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
-
-        return self._attempt("the dataset", send)
+        return self._attempt("the datasets", send)
 
     def set_ended(self, status: RunStatus) -> bool:
         """Mark the run as over; :func:`xtdist.track.shipper.finish_run` also sends the rest."""

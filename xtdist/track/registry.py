@@ -1,23 +1,30 @@
 """Models in MLflow's registry: which weights ``models:/name@alias`` and ``models:/name/3`` mean.
 
-A version that :func:`register` makes holds no files: its source is the place of a checkpoint's
-weights, on a disk that all machines see or an object store, and its tags are their digest and step.
-A version made otherwise, with a weights folder as its artifacts, is fetched to this host.
+A version that :func:`register` makes holds no weights: its tags are the place of a checkpoint's, on
+a disk that all machines see or an object store, their digest and step. If the checkpoint is a
+LoggedModel of its run (``xtdist.track.models``), the version is of that model, which MLflow can
+load too; a version that MLflow's own ``register_model`` makes of one means the same. A version made
+otherwise, with a weights folder as its artifacts, is fetched to this host.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtdist.config import ConfigError, ResourceError
 from xtdist.track.mlflow import brief, connect, tracking_uri
+from xtdist.track.models import DIGEST_TAG, PLACE_TAG, STEP_TAG, UPLOADED_TAG, logged_models
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 SCHEME = "models:/"
-DIGEST_TAG, STEP_TAG = "xtdist.digest", "xtdist.step"
 _FORM = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))")
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -70,15 +77,17 @@ def find_version(uri: str, *, registry: str | None = None) -> ModelVersion:
             found = client.get_model_version_by_alias(name, match["alias"])
         else:
             found = client.get_model_version(name, match["version"])
+        tags = _tags(client, found)
     except Exception as e:
         if getattr(e, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise ConfigError(f"{uri}: not in the registry: {brief(e)}") from None
         raise ResourceError(f"{uri}: the registry does not answer ({brief(e)})") from None
+    uploaded = tags.get(UPLOADED_TAG) == "true"
     return ModelVersion(
         name=name,
         version=int(found.version),
-        source=str(found.source),
-        digest=found.tags.get(DIGEST_TAG),
+        source=str(found.source if uploaded else tags.get(PLACE_TAG, found.source)),
+        digest=tags.get(DIGEST_TAG),
     )
 
 
@@ -99,7 +108,8 @@ def fetch_artifacts(version: ModelVersion, *, registry: str | None = None) -> Pa
         )
     except Exception as e:
         raise ResourceError(f"{version.uri}: its files can't be fetched ({brief(e)})") from None
-    return Path(found)
+    weights = Path(found) / "artifacts" / "weights"  # of a LoggedModel
+    return weights if weights.is_dir() else Path(found)
 
 
 def register(
@@ -121,11 +131,16 @@ def register(
     if _FORM.fullmatch(f"{SCHEME}{name}@{alias or 'a'}") is None:
         raise ConfigError(f"register: name {name!r}, alias {alias!r}: without '/' and '@'")
     client = _connect(registry, name)
-    tags = {DIGEST_TAG: digest, STEP_TAG: "" if step is None else str(step)}
+    tags = {DIGEST_TAG: digest, STEP_TAG: "" if step is None else str(step), PLACE_TAG: source}
     try:
+        model = _logged(client, run_id, digest)
+        at = source if model is None else f"{SCHEME}{model}"
         if not client.search_registered_models(f"name='{name}'", max_results=1):
             client.create_registered_model(name)
-        made = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
+        with _as_default(client.tracking_uri):
+            made = client.create_model_version(
+                name, source=at, run_id=run_id, tags=tags, model_id=model
+            )
         if alias is not None:
             client.set_registered_model_alias(name, alias, made.version)
     except Exception as e:
@@ -134,6 +149,37 @@ def register(
             "takes weights on an object store (checkpoint.url), not folders of this machine"
         ) from None
     return ModelVersion(name=name, version=int(made.version), source=source, digest=digest)
+
+
+def _logged(client: MlflowClient, run_id: str | None, digest: str) -> str | None:
+    """The id of the run's model with these weights."""
+    if run_id is None:
+        return None
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in logged_models(client, experiment, run_id):
+        if model.tags.get(DIGEST_TAG) == digest and str(model.status) == "READY":
+            return str(model.model_id)
+    return None
+
+
+@contextmanager
+def _as_default(uri: str) -> Iterator[None]:
+    """MLflow looks up ``models:/<id>`` at its default address, whatever the client's is."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # None: as if it had never been set
+
+
+def _tags(client: MlflowClient, version: Any) -> dict[str, str]:
+    """Its tags, and those of the LoggedModel that it is a version of."""
+    if not version.model_id:
+        return dict(version.tags)
+    return {**client.get_logged_model(version.model_id).tags, **version.tags}
 
 
 def _connect(registry: str | None, what: str) -> Any:

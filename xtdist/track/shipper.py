@@ -37,10 +37,9 @@ class MlflowWriter:
         self._run = run
         self._interval_s = interval_s
         self._path = Path(run.run_folder) / FILE
-        self._sent_bytes = read_cursor(run)
-        self._client: MlflowClient | None = None
+        self._shipment = Shipment(run)
+        self._sent_bytes = self._shipment.sent_bytes
         self._warned_away = False
-        self._warned_refused = False
         self._closing = threading.Event()
         self._wake = threading.Event()
         self._sent = threading.Condition()
@@ -83,17 +82,33 @@ class MlflowWriter:
 
     def _ship_some(self) -> bool:
         """Send one piece of the file; False if there was nothing left."""
-        tail = Tail(self._run.run_folder, offset=self._sent_bytes)
+        more = self._shipment.some()
+        with self._sent:
+            self._sent_bytes = self._shipment.sent_bytes
+            self._sent.notify_all()
+        return more
+
+
+class Shipment:
+    """The way of a folder's ``metrics.jsonl`` to MLflow, from where its cursor stands."""
+
+    def __init__(self, run: MlflowRun) -> None:
+        self._run = run
+        self.sent_bytes = read_cursor(run)
+        self._client: MlflowClient | None = None
+        self._warned_refused = False
+
+    def some(self) -> bool:
+        """Send one piece of the file; False if there was nothing left. Raises as MLflow does."""
+        tail = Tail(self._run.run_folder, offset=self.sent_bytes)
         records = tail.poll()
-        if tail.offset == self._sent_bytes:
+        if tail.offset == self.sent_bytes:
             return False
         if self._client is None:
             self._client = connect(self._run.uri)
         for points in _batches(records):
             self._send(self._client, points)
-        with self._sent:
-            self._sent_bytes = tail.offset
-            self._sent.notify_all()
+        self.sent_bytes = tail.offset
         write_cursor(self._run, tail.offset)
         return True
 

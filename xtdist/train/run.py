@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from xtdist.model.wrapper import build_model
 from xtdist.objective import build_objective
 from xtdist.optim import lr_at
 from xtdist.track import MlflowRun, Tracker
+from xtdist.track.system import system_metrics
 from xtdist.train import state
 from xtdist.train.deepspeed import build_engine, device_of
 from xtdist.train.footprint import fit_micro_batch
@@ -139,6 +141,9 @@ def start(job: WorkerJob, callbacks: Callable[[Run], list[Callback]]) -> Iterato
     """Build everything of one rank, resume if there is something to resume, clean up after."""
     with ExitStack() as stack:
         run = _build(job)
+        if job.mlflow is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+            every_s = job.spec.track.system_every_s
+            stack.enter_context(system_metrics(job.folder, every_s=every_s))
         if run.stepper.device.type == "cpu":
             stack.enter_context(timed_collectives(run.phases))
         stack.callback(run.stepper.engine.destroy)
