@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,15 @@ def test_computing_again_may_change_when_a_run_goes_on() -> None:
     check_identity(saved, {"model": {"depth": 2, "recompute": {"blocks": 1}}}, Path("x"))
     with pytest.raises(CheckpointError, match=r"model\.depth"):
         check_identity(saved, {"model": {"depth": 3, "recompute": {"blocks": 1}}}, Path("x"))
+
+
+def test_settings_that_came_after_a_checkpoint_are_at_their_defaults_in_it(make_spec: Any) -> None:
+    spec: RunSpec = make_spec("older", {})
+    now = identity(spec, open_data(spec, "train"), precision="fp32", step=2)
+    saved = json.loads(json.dumps(now))
+    del saved["model"]["attention"]["bias"], saved["objective"]["label_smoothing"]
+    check_identity(saved, now, Path("x"))
+    with_bias = json.loads(json.dumps(now))
+    with_bias["model"]["attention"]["bias"] = True
+    with pytest.raises(CheckpointError, match=r"model\.attention\.bias"):
+        check_identity(saved, with_bias, Path("x"))

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from xtdist.checkpoint import WeightsConfig
-from xtdist.config import CheckpointError, to_mapping
+from xtdist.config import CheckpointError, ConfigError, from_mapping, to_mapping
 from xtdist.data import View
+from xtdist.model.config import ModelConfig
+from xtdist.objective.config import ObjectiveConfig
 from xtdist.train.spec import RunSpec
 
 FREE = ("model.recompute.",)
@@ -72,7 +74,7 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], where: Path) -> N
     Raises:
         CheckpointError: naming every field that differs, with both values.
     """
-    a, b = _flatten(saved), _flatten(now)
+    a, b = _flatten(_completed(saved)), _flatten(now)
     rows = [
         f"  {key}: checkpoint {a.get(key)!r}, config {b.get(key)!r}"
         for key in sorted(set(a) | set(b))
@@ -85,6 +87,18 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], where: Path) -> N
             + "\nGive the run another name, put these keys back, or go back to a checkpoint from "
             "before the change: remove the newer ones."
         )
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of settings that came after it was saved: it had what these mean."""
+    found = dict(saved)
+    parts: dict[str, Any] = {"model": ModelConfig, "objective": ObjectiveConfig}
+    for key, cls in parts.items():
+        try:
+            found[key] = to_mapping(from_mapping(cls, saved[key]))
+        except (ConfigError, KeyError):  # settings that are no more: told as they are
+            continue
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
