@@ -1,4 +1,4 @@
-"""Make the buckets that are named, where they aren't there yet: ``python bucket.py mlflow runs``."""
+"""Make buckets that are named and not there yet: ``python bucket.py mlflow runs``."""
 
 import sys
 
