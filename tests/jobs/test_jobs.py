@@ -92,14 +92,8 @@ def check_serve(tree: dict[str, Any]) -> None:
 
 
 def test_there_is_a_script_for_every_stage():
-    assert {p.stem for p in SCRIPTS} == {
-        "prepare",
-        "train",
-        "evaluate",
-        "generate",
-        "serve",
-        "sweep",
-    }
+    stages = {"prepare", "train", "evaluate", "generate", "serve", "sweep", "doctor"}
+    assert {p.stem for p in SCRIPTS} == stages
     assert {p.stem for p in SCRIPTS} <= set(VERBS)
 
 

@@ -135,9 +135,12 @@ def test_mlflow_has_params_metrics_dataset_and_artifacts(first, dataset):
     assert run.data.params["optim.lr"] == "0.003"
     assert run.data.params["workers.count"] == "2"
     data = TokenDataset.open(dataset)
-    (given,) = run.inputs.dataset_inputs
-    assert json.loads(given.dataset.profile)["dataset_id"] == data.dataset_id
-    assert json.loads(given.dataset.profile)["tokens"] == data.total_tokens
+    given = {i.tags[0].value: json.loads(i.dataset.profile) for i in run.inputs.dataset_inputs}
+    assert {(name, d["split"], d["dataset_id"]) for name, d in given.items()} == {
+        ("training", "train", data.dataset_id),
+        ("validation", "valid", data.dataset_id),
+    }
+    assert sum(d["tokens"] for d in given.values()) == data.total_tokens
     artifacts = {a.path for a in client.list_artifacts(run_id)}
     assert {"loss.png", "loss.html", "config.yaml", "in_force.json"} <= artifacts
     for name in ("train/loss", "train/grad_norm", "eval/valid/loss"):

@@ -49,3 +49,4 @@ for folder in sys.argv[1:]:
     loaded, b = outcome(load_weights, folder)
     row = {"checked": checked, "loaded": loaded, "cpu_s": a + b, "grown_mib": rss_mib() - before}
     print(json.dumps(row), flush=True)
+os._exit(0)  # torch's own exit handlers import what nobody read a folder for

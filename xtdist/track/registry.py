@@ -167,12 +167,15 @@ def _as_default(uri: str) -> Iterator[None]:
     """MLflow looks up ``models:/<id>`` at its default address, whatever the client's is."""
     import mlflow
 
+    variable = os.environ.get(_URI_VARIABLE)  # MLflow writes it with each default address
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)  # None: as if it had never been set
+        mlflow.set_tracking_uri(None if before == variable else before)
+        if variable is not None:
+            os.environ[_URI_VARIABLE] = variable
 
 
 def _tags(client: MlflowClient, version: Any) -> dict[str, str]:
