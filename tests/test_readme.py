@@ -27,7 +27,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 MAKE = [b for b in BLOCKS if b.startswith("make ")]
 SHELL = [b for b in BLOCKS if not b.startswith("make ")]
 BIN = Path(sys.executable).parent
-SMALL_MODEL = {"dim": 32, "depth": 1, "heads": 2, "attention": {"dim_head": 16}}
+SMALL_MODEL = {"dim": 32, "depth": 1, "heads": 2, "attention": {"dim_head": 16, "kv_heads": 2}}
 
 
 def test_the_readme_has_commands() -> None:
@@ -118,7 +118,7 @@ def _small(name: str, tree: dict[str, Any], corpus: Path) -> dict[str, Any]:
     if "loop" in tree:
         tree["model"] |= SMALL_MODEL
         tree["data"]["seq_len"] = 128
-        tree["batch"] = {"tokens_per_step": 1024}
+        tree["batch"] = {"tokens_per_step": 128 * max(8, tree["workers"].get("count", 0))}
         tree["optim"]["schedule"] = {"kind": "cosine", "warmup_steps": 1}
         tree["loop"] |= {"steps": 4, "valid_every": 2, "sample_tokens": 4}
         tree["checkpoint"] = {"every": 2}
