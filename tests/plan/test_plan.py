@@ -20,14 +20,16 @@ from xtdist.objective import build_objective
 from xtdist.plan import Data, Device, count_parameters, known_device, make_plan
 from xtdist.plan.devices import MEMORY_GIB
 from xtdist.plan.flops import mean_keys, read_flops_per_token
-from xtdist.plan.memory import Activations, memory
 from xtdist.plan.variants import with_variant
+from xtdist.train.footprint import count, memory
 from xtdist.train.meters.flops import flops_per_token
 from xtdist.train.spec import RunSpec
 from xtdist.train.state import checkpoint_bytes
+from xtdist.train.trace import Activations
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {p: yaml.safe_load(p.read_text()) for p in (ROOT / "jobs/configs").glob("*.yaml")}
+NOTHING = Activations(((0, 0),))
 RUNS = sorted(p for p, tree in CONFIGS.items() if {"batch", "loop"} <= tree.keys())
 
 
@@ -110,18 +112,18 @@ def test_sharded_states_agree_with_deepspeeds_own_estimates():
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
     spec = spec_of({"precision": "bf16"}, stage=2, world=8)
-    found, _ = counted(spec.model)
-    n = found.total
-    two = memory(spec, found, Activations(0, 0), world=8, cuda=True)
+    numbers = count(spec, Ids())
+    n = numbers.total
+    two = memory(spec, numbers, NOTHING, world=8, cuda=True)
     _, theirs = estimate_zero2_model_states_mem_needs(
         n, num_gpus_per_node=8, num_nodes=1, cpu_offload=False, additional_buffer_factor=1.0
     )
     assert two.weights + two.gradients + two.optimizer == pytest.approx(theirs - n / 4, rel=0.001)
     spec = spec_of({"precision": "bf16"}, stage=3, world=8)
-    three = memory(spec, found, Activations(0, 0), world=8, cuda=True)
+    three = memory(spec, numbers, NOTHING, world=8, cuda=True)
     _, theirs, largest = estimate_zero3_model_states_mem_needs(
         n,
-        found.largest,
+        numbers.largest,
         num_gpus_per_node=8,
         num_nodes=1,
         cpu_offload=False,
@@ -151,7 +153,7 @@ def test_every_preset_has_a_plan(name, tmp_path, capsys):
         "data": {"path": "/none", "seq_len": 128},
         "model": {"preset": name},
         "batch": {"tokens_per_step": 1024, "micro_batch_tokens": 512},
-        "loop": {"steps": 10},
+        "loop": {"steps": 100},
         "workers": {"count": 2},
     }
     config = tmp_path / "run.yaml"

@@ -19,9 +19,9 @@ from xtdist.optim import check_schedule
 from xtdist.plan import Data, Device, RunPlan, known_device, make_plan
 from xtdist.plan.devices import RESERVED
 from xtdist.plan.report import report
-from xtdist.train.footprint import Ids
 from xtdist.train.meters.flops import peak_tflops
 from xtdist.train.spec import RunSpec, fit_to_data
+from xtdist.train.trace import Ids
 
 ASSUMED_VOCABULARY = 32_000
 EPILOG = """Exit code 1: what was asked for does not fit. What would is looked for in this order: a

@@ -2,8 +2,8 @@
 
 from xtdist.plan.devices import Device, known_device
 from xtdist.plan.make import Data, RunPlan, make_plan
-from xtdist.plan.memory import Memory
 from xtdist.plan.parameters import Parameters, count_parameters
+from xtdist.train.footprint import Memory
 
 __all__ = [
     "Data",

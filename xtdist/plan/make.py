@@ -15,14 +15,16 @@ from xtdist.nn.feedforward.moe import MoEConfig
 from xtdist.objective import build_objective
 from xtdist.plan.devices import Device
 from xtdist.plan.flops import read_flops_per_token
-from xtdist.plan.memory import Activations, Memory, memory, trace
 from xtdist.plan.parameters import Parameters, count_parameters
 from xtdist.plan.variants import Variant, chosen_variant, cures, offloads, recomputes, with_variant
-from xtdist.train.footprint import USABLE, Ids, footprint
+from xtdist.train.footprint import Memory, Numbers, count, memory
 from xtdist.train.hardware import resolve_precision
+from xtdist.train.masked import most_masked
 from xtdist.train.meters.flops import flops_per_token
+from xtdist.train.micro_batch import USABLE, Need, with_rows
 from xtdist.train.spec import RunSpec
 from xtdist.train.state import checkpoint_bytes
+from xtdist.train.trace import Activations, Ids, trace
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,12 @@ class _Bench:
     _traces: dict[Any, Activations] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.device.cuda and not torch.cuda.is_available():
+            self.notes.append(
+                f"modelled, not measured on {self.device.name} (no GPU here): all memory, its "
+                "passes as a CPU runs them; time and cost, from the peak in its data sheet and the "
+                "MFU given. Parameters, FLOP, tokens and disk are counted"
+            )
         if self.spec.batch.micro_batch_tokens == "auto":
             self.spec = self._filled(self.spec)
         if isinstance(self.spec.model.feedforward, MoEConfig):
@@ -245,11 +253,15 @@ class _Bench:
             )
         return count_parameters(objective, kinds=self.spec.model.kinds)
 
+    @cached_property
+    def numbers(self) -> Numbers:
+        return count(self.spec, self.ids)
+
     def row(self, variant: Variant) -> Row:
         spec = with_variant(self.spec, variant)
         found = memory(
             spec,
-            self.parameters,
+            self.numbers,
             self._activations(spec),
             world=spec.workers.count,
             cuda=self.device.cuda,
@@ -258,21 +270,27 @@ class _Bench:
 
     def _activations(self, spec: RunSpec) -> Activations:
         rows = spec.split(spec.workers.count).micro_batch
-        key = (spec.model, rows)
+        masked = most_masked(spec, rows=rows, world=spec.workers.count)
+        key = (spec.model, rows, masked)
         if key not in self._traces:
-            found = trace(_dense(spec), self.ids, device=self._place, rows=rows)
-            shared = spec.engine.sequence_parallel
-            self._traces[key] = Activations(found.kept // shared, found.peak // shared)
+            self._traces[key] = trace(
+                _dense(spec), self.ids, device=self._place, rows=rows, masked=masked
+            )
         return self._traces[key]
 
     def _filled(self, spec: RunSpec) -> RunSpec:
         """With the micro-batch that ``auto`` comes to on an empty device."""
-        need = footprint(_dense(spec), self.ids, device=self._place, world=spec.workers.count)
-        rows = max(need.sequences(USABLE * self.device.bytes), 1)
-        tokens = min(rows, spec.global_batch) * spec.data.seq_len
+        need = Need.of(
+            _dense(spec),
+            self.ids,
+            place=self._place,
+            world=spec.workers.count,
+            cuda=self.device.cuda,
+        )
+        spec = with_rows(spec, max(need.most_rows(USABLE * self.device.bytes), 1))
+        tokens = spec.batch.micro_batch_tokens
         self.notes.append(f"batch.micro_batch_tokens: auto comes to {tokens} on an empty device")
-        batch = dataclasses.replace(spec.batch, micro_batch_tokens=tokens)
-        return dataclasses.replace(spec, batch=batch)
+        return spec
 
 
 def _dense(spec: RunSpec) -> RunSpec:

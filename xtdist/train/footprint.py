@@ -1,227 +1,228 @@
-"""What a run needs of a device's memory, traced and counted without any of it."""
+"""Bytes of one worker's device in a training step: what stays, and the most there ever is.
+
+What a forward and a backward pass need beside weights and gradients is traced (``trace``). What the
+engine adds is written down here, as DeepSpeed 0.19 was measured to do it on CPUs
+(``tests/plan/test_plan_memory.py`` measures again). Where offloaded bytes lie is known from its
+source alone.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
-import psutil  # type: ignore[import-untyped]
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from xtdist.config import ConfigError, ResourceError
-from xtdist.model import TransformerWrapper
-from xtdist.objective import Objective, Prepared, build_objective
+from xtdist.model import muon_parameters
+from xtdist.optim import param_groups
+from xtdist.train.deepspeed import BUCKETS, MAX_LIVE
 from xtdist.train.spec import RunSpec
-from xtdist.train.spec.engine import EngineSpec
+from xtdist.train.trace import DTYPES, Activations, Ids, bare_objective
 
-USABLE = 0.8
-"""Of what is free: the rest is for what a backward pass needs besides, and for the allocator."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MUON_WORK = 14
+"""Bytes for each number of the matrix that Muon is making orthogonal."""
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes of one worker. ``state``: weights, gradients, optimizer. The others: what a forward
-    pass keeps for its backward pass."""
+class Numbers:
+    """How many a model has. ``trained``: that an optimizer changes. ``largest``: in one tensor.
+    ``muon``: that Muon changes; ``matrix``: in the largest tensor of these."""
 
-    state: int
-    fixed: int
-    per_sequence: int
-
-    def sequences(self, free: float) -> int:
-        """How many fit into ``free`` bytes beside the state."""
-        return int((free - self.state - self.fixed) // self.per_sequence)
+    total: int
+    trained: int
+    largest: int
+    muon: int = 0
+    matrix: int = 0
 
 
-class Ids(Protocol):
-    """What an objective has to know of a tokenizer."""
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker's device.
 
-    @property
-    def mask_id(self) -> int: ...
-    @property
-    def pad_id(self) -> int: ...
+    Attributes:
+        weights: in the precision of the engine, this worker's part; at stage 3 what is gathered.
+        gradients: at the end of a backward pass.
+        optimizer: fp32 weights, AdamW's or Muon's state, averages.
+        activations: the most of a forward or backward pass.
+        buffers: what is sent at once, copies that the engine keeps.
+        peak: the most at any moment of a step; less than the sum of the others where these are not
+            all there at once.
+        host: bytes of this worker in the host's memory, where something is offloaded.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int
+    peak: int
+    host: int = 0
 
 
-def footprint(spec: RunSpec, tokenizer: Ids, *, device: str, world: int) -> Footprint:
-    """Of ``spec``, whose precision is resolved, on one of ``world`` workers.
+def count(spec: RunSpec, ids: Ids) -> Numbers:
+    """Of the model of ``spec``.
 
     Raises:
-        ConfigError: what the network keeps depends on numbers, so that nothing can be traced.
+        ConfigError: its optimizer has nothing to do.
     """
     with torch.device("meta"):
-        objective = _objective(spec, tokenizer)
-    try:
-        one, two = (_kept(spec, tokenizer, device=device, rows=n) for n in (1, 2))
-    except RuntimeError as e:
-        raise ConfigError(
-            "batch.micro_batch_tokens: got 'auto', but the memory of this model depends on what it "
-            f"reads (a mixture of experts, for example); give a number ({str(e)[:80]}…)"
-        ) from None
-    parameters = sum(p.numel() for p in objective.parameters())
-    state = state_bytes(parameters, spec.engine, world=world, on_cpu=device == "cpu")
-    return Footprint(state=state, fixed=max(2 * one - two, 0), per_sequence=two - one)
-
-
-def state_bytes(parameters: int, engine: EngineSpec, *, world: int, on_cpu: bool) -> int:
-    """Bytes of weights, gradients and optimizer on one of ``world`` workers' devices: a copy of the
-    weights in fp32 and AdamW's two averages are 12 a parameter. What is offloaded from a GPU does
-    not count; on a CPU it lies in the same memory."""
-    stage, size = engine.zero_stage, DTYPES[engine.precision].itemsize
-    replicated = stage == 0 and engine.precision == "fp32"  # the weights are the fp32 copy
-    weights, optimizer = size * parameters, (8 if replicated else 12) * parameters
-    gradients = (4 if stage else size) * parameters
-    if engine.offload_optimizer is not None and not on_cpu:
-        optimizer = gradients = 0
-    if engine.offload_parameters is not None and not on_cpu:
-        weights = 0
-    return (
-        weights // (world if stage == 3 else 1)
-        + gradients // (world if stage >= 2 else 1)
-        + optimizer // (world if stage >= 1 else 1)
+        objective = bare_objective(spec, ids)
+    sizes = [p.numel() for p in objective.parameters()]
+    groups = param_groups(objective, spec.optim, muon_parameters(objective))
+    muon = [p.numel() for g in groups if g["algorithm"] == "muon" for p in g["params"]]
+    return Numbers(
+        total=sum(sizes),
+        trained=sum(group["elements"] for group in groups),
+        largest=max(sizes),
+        muon=sum(muon),
+        matrix=max(muon, default=0),
     )
 
 
-def fit_micro_batch(spec: RunSpec, tokenizer: Ids, device: torch.device) -> RunSpec:
-    """``spec`` with ``batch.micro_batch_tokens`` chosen, the same by all ranks; call it before
-    anything is built.
+def memory(
+    spec: RunSpec, numbers: Numbers, activations: Activations, *, world: int, cuda: bool
+) -> Memory:
+    """Of one of ``world`` workers that run ``spec``, whose precision is resolved."""
+    engine, n = spec.engine, numbers.total
+    cut = _Cut.of(spec, numbers, world=world, cuda=cuda)
+    stage, size = cut.stage, cut.size
+    sent = min(cut.bucket * _buckets(spec, cuda=cuda), n) * size if stage else 0
+    weights = size * n // (world if stage == 3 else 1)
+    fetched = stage == 3 and (world > 1 or (cuda and engine.offload_parameters is not None))
+    gathered = size * min(n, MAX_LIVE) if fetched else 0
+    state, grads = _state(spec, cut), _gradients(cut)
+    kept = 0 if cuda or stage not in (1, 2) else size * n  # DeepSpeed keeps what it flattened
+    if stage == 1 and size == 2 and not cut.offload:
+        kept += size * n
+    if cut.offload and stage < 3:
+        kept += size * numbers.largest  # through which gradients go to the host
+    here, away = state + grads.held, 0
+    if cut.offload:
+        away = here + _beside(cut)
+        here = 0
+        if engine.offload_parameters is not None:
+            away, weights = away + weights, 0
+        if not cuda:  # the host's memory is the device's
+            here, away = away, 0
 
-    Raises:
-        ResourceError: on all ranks, where some rank's memory does not hold one sequence.
-    """
-    if spec.batch.micro_batch_tokens != "auto":
-        return spec
-    need = footprint(spec, tokenizer, device=device.type, world=dist.get_world_size())
-    free = torch.tensor(USABLE * free_bytes(device), dtype=torch.float64, device=device)
-    dist.all_reduce(free, op=dist.ReduceOp.MIN)
-    sequences = need.sequences(float(free))
-    if sequences < 1:
-        total = need.state + need.fixed + need.per_sequence
-        raise ResourceError(
-            f"batch.micro_batch_tokens: auto, but one sequence needs about {total / 1e9:.2f} GB "
-            f"({need.state / 1e9:.2f} GB of them weights, gradients and optimizer) and a worker "
-            f"may use {float(free) / 1e9:.2f} GB; take a higher engine.zero_stage, more workers, "
-            "model.recompute, a shorter data.seq_len or a smaller model"
+    stays = here + weights + kept + (sent if stage == 3 else 0)
+    passes = gathered + (0 if stage == 3 else sent) + grads.with_passes(activations)
+    return Memory(
+        weights=weights + gathered,
+        gradients=grads.in_the_end(numbers) or (0 if away else grads.held),
+        optimizer=here - grads.held if here else 0,
+        activations=activations.peak,
+        buffers=kept + sent,
+        peak=stays + max(passes, grads.end, grads.update, grads.muon),
+        host=away,
+    )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What the engine does with ``numbers``. ``part``: of how many workers each has one; ``again``:
+    gradients are accumulated."""
+
+    stage: int
+    size: int
+    part: int
+    again: bool
+    offload: bool
+    bucket: int
+    numbers: Numbers
+
+    @classmethod
+    def of(cls, spec: RunSpec, numbers: Numbers, *, world: int, cuda: bool) -> _Cut:
+        engine, bucket = spec.engine, spec.engine.reduce_bucket
+        return cls(
+            stage=engine.zero_stage,
+            size=DTYPES[engine.precision].itemsize,
+            part=world if engine.zero_stage else 1,
+            again=spec.split(world).accumulation > 1,
+            offload=engine.offload_optimizer is not None,
+            bucket=BUCKETS["cuda" if cuda else "cpu"] if bucket == "auto" else bucket,
+            numbers=numbers,
         )
-    tokens = min(sequences, spec.global_batch) * spec.data.seq_len
-    return dataclasses.replace(
-        spec, batch=dataclasses.replace(spec.batch, micro_batch_tokens=tokens)
+
+    @property
+    def mine(self) -> int:
+        """fp32 numbers of all that is trained, this worker's part."""
+        return 4 * self.numbers.trained // self.part
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """``held``: at stage 3, all the time. During a backward pass: ``fixed`` bytes of the passes
+    before, ``each`` for each number whose gradient has come, ``late`` as soon as more than
+    ``bucket`` of them have. ``end``: when they are reduced. ``update``: with what AdamW computes
+    in; ``muon``: with what Muon does."""
+
+    fixed: int = 0
+    each: float = 0.0
+    late: int = 0
+    bucket: int = 0
+    held: int = 0
+    end: int = 0
+    update: int = 0
+    muon: int = 0
+
+    def in_the_end(self, numbers: Numbers) -> int:
+        """Of a pass."""
+        return self.fixed + int(self.each * numbers.trained) + self.late
+
+    def with_passes(self, activations: Activations) -> int:
+        """The most of both in a pass."""
+        return self.fixed + max(
+            int(live + self.each * n + self.late * (n > self.bucket))
+            for live, n in activations.moments
+        )
+
+
+def _gradients(cut: _Cut) -> _Gradients:
+    t, size, mine, half = cut.numbers.trained, cut.size, cut.mine, cut.size == 2
+    muon = 4 * cut.numbers.muon // cut.part
+    work = 2 * muon + MUON_WORK * cut.numbers.matrix if muon else 0
+    whole = size * t
+    if cut.stage == 0:
+        fixed, each = (whole, 0.0) if cut.again else (0, float(size))
+        update = whole + (4 * t if half else 0)
+        work = MUON_WORK * cut.numbers.matrix if muon else 0  # matrix by matrix
+        end = 2 * whole  # they are sent in a copy of all
+        return _Gradients(fixed, each, end=end, update=update, muon=whole + work)
+    if cut.stage == 3:
+        return _Gradients(held=mine, update=0 if cut.offload else mine, muon=work + muon)
+    if cut.offload:
+        fixed, each = (mine, 0.0) if half else (0, size / cut.part)
+        return _Gradients(fixed, each, update=fixed, muon=fixed + work)
+    if cut.stage == 1:
+        fixed, each = (whole, 0.0) if cut.again or half else (0, float(size))
+        end = mine + (2 if half else 1) * whole
+        before = whole if half else mine + muon
+        return _Gradients(fixed, each, end=end, update=2 * mine, muon=before + work)
+    fixed = mine if cut.again or half else 0
+    before = mine if half else mine + muon
+    late = 0 if half else mine  # one buffer for all
+    return _Gradients(
+        fixed, late=late, bucket=cut.bucket, end=mine, update=2 * mine, muon=before + work
     )
 
 
-def free_bytes(device: torch.device) -> float:
-    """What this worker may still take of its device: on a CPU its share of what the machine, or the
-    container, has left."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    free = float(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = float((group / "memory.max").read_text())
-        free = min(free, limit - float((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no container, or "max"
-        pass
-    return free / int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+def _beside(cut: _Cut) -> int:
+    """Bytes in the host's memory that offloading needs more than the same without it."""
+    if cut.stage == 3:
+        return cut.mine
+    whole = cut.size * cut.numbers.trained // cut.part
+    accumulated = whole if cut.again and cut.size == 4 else 0
+    return cut.mine + whole + accumulated + cut.size * cut.numbers.largest
 
 
-def _kept(spec: RunSpec, tokenizer: Ids, *, device: str, rows: int) -> int:
-    """Bytes that a forward pass of ``rows`` sequences keeps."""
-    with traced(spec, tokenizer, device=device, rows=rows) as (net, prepared):
-        return kept_bytes(net.losses, prepared, net.parameters())
+def _state(spec: RunSpec, cut: _Cut) -> int:
+    """fp32 weights, where the engine has them beside; averages: AdamW has two, Muon one; EMA's."""
+    plain = cut.stage == 0 and cut.size == 4  # no engine around the optimizer
+    each = 8 + (0 if plain else 4) + (4 if spec.optim.ema is not None else 0)
+    return (each * cut.numbers.trained - 4 * cut.numbers.muon) // cut.part
 
 
-@contextmanager
-def traced(
-    spec: RunSpec, ids: Ids, *, device: str, rows: int
-) -> Iterator[tuple[Objective, Prepared]]:
-    """The network of ``spec`` in the engine's precision and ``rows`` sequences for it, both without
-    content."""
-    with torch.device("meta"):
-        objective = _objective(spec, ids)
-    tokens = torch.zeros(rows, spec.data.seq_len + 1, dtype=torch.long)
-    prepared = objective.prepare(tokens, seed=0, sample_ids=torch.arange(rows))
-    mode = FakeTensorMode()
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with mode, _KnownNumbers(), torch.device(device):
-            net = _cast(_objective(spec, ids), DTYPES[spec.engine.precision])
-            yield net, _faked(prepared, mode, device)
-    finally:
-        log.setLevel(level)
-
-
-def kept_bytes(
-    forward: Callable[[Prepared], Any], prepared: Prepared, parameters: Iterable[nn.Parameter]
-) -> int:
-    """Bytes of the storages that autograd keeps after ``forward``, besides the parameters'."""
-    known = {p.untyped_storage()._cdata for p in parameters}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            storages[storage._cdata] = storage
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = forward(prepared)
-    del out  # alive until here, and all that it keeps with it
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-class _KnownNumbers(TorchDispatchMode):
-    """Answers what depends on numbers that are not there: every place counts, numbers are 0."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.ops.aten.nonzero.default:
-            (x,) = args
-            return torch.empty(x.numel(), x.ndim, dtype=torch.long, device=x.device)
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 0.0 if args[0].dtype.is_floating_point else 0
-        return func(*args, **(kwargs or {}))
-
-
-def _objective(spec: RunSpec, tokenizer: Ids) -> Objective:
-    return build_objective(
-        spec.objective,
-        TransformerWrapper.from_config(spec.model),
-        mask_id=tokenizer.mask_id,
-        pad_id=tokenizer.pad_id,
-    )
-
-
-def _cast(net: Objective, dtype: torch.dtype) -> Objective:
-    """``net`` in ``dtype``, as the engine has it; ``Module.to`` can't swap fake parameters."""
-    done: dict[int, nn.Parameter] = {}
-    for module in net.modules():
-        for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
-            if id(p) not in done:
-                done[id(p)] = nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
-            setattr(module, name, done[id(p)])
-        for name, b in module.named_buffers(recurse=False):
-            if b.is_floating_point():
-                setattr(module, name, b.to(dtype))
-    return net
-
-
-def _faked(prepared: Prepared, mode: FakeTensorMode, device: str) -> Prepared:
-    tensors = {
-        f.name: mode.from_tensor(value).to(device)
-        for f in dataclasses.fields(prepared)
-        if isinstance(value := getattr(prepared, f.name), Tensor)
-    }
-    return dataclasses.replace(prepared, **tensors)
+def _buckets(spec: RunSpec, *, cuda: bool) -> int:
+    """Two where one is sent while another fills."""
+    overlaps = cuda if spec.engine.overlap_comm == "auto" else spec.engine.overlap_comm
+    return 2 if overlaps else 1

@@ -25,10 +25,10 @@ from xtdist.track import MlflowRun, Tracker
 from xtdist.track.system import system_metrics
 from xtdist.train import state
 from xtdist.train.deepspeed import build_engine, device_of
-from xtdist.train.footprint import fit_micro_batch
 from xtdist.train.hardware import resolve_engine
 from xtdist.train.meters import Phases
 from xtdist.train.meters.collectives import timed_collectives
+from xtdist.train.micro_batch import fit_micro_batch
 from xtdist.train.sequence import sequence_group
 from xtdist.train.spec import RunSpec
 from xtdist.train.stability.interventions import Interventions, read_together
