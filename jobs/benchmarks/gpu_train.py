@@ -32,7 +32,7 @@ from xtdist.model import build_model
 from xtdist.model.presets import PRESETS, preset
 from xtdist.objective import AutoregressiveWrapper
 
-NEEDED = {"deepspeed": "deepspeed", "pyarrow": "pyarrow", "psutil": "psutil"}
+NEEDED = ("deepspeed", "psutil", "pyarrow", "rich", "safetensors")
 STAGES = (0, 1, 2, 3)
 MFU_GOAL = 0.5
 CPU = {"kind": "cpu"}
@@ -42,7 +42,7 @@ TOKENIZER: Any = SimpleNamespace(mask_id=1, pad_id=0)
 
 def missing() -> str | None:
     """What is not installed here; None: nothing."""
-    lacks = [pip for name, pip in NEEDED.items() if importlib.util.find_spec(name) is None]
+    lacks = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     return f"not run: {', '.join(lacks)} not installed" if lacks else None
 
 

@@ -120,12 +120,13 @@ def memory(
 @dataclass(frozen=True)
 class _Cut:
     """What the engine does with ``numbers``. ``part``: of how many workers each has one; ``again``:
-    gradients are accumulated."""
+    gradients are accumulated; ``flat``: in one fp32 tensor, with which AdamW computes."""
 
     stage: int
     size: int
     part: int
     again: bool
+    flat: bool
     offload: bool
     bucket: int
     numbers: Numbers
@@ -138,6 +139,7 @@ class _Cut:
             size=DTYPES[engine.precision].itemsize,
             part=world if engine.zero_stage else 1,
             again=spec.split(world).accumulation > 1,
+            flat=engine.precision == "bf16" and engine.zero_stage == 2,
             offload=engine.offload_optimizer is not None,
             bucket=BUCKETS["cuda" if cuda else "cpu"] if bucket == "auto" else bucket,
             numbers=numbers,
@@ -198,11 +200,12 @@ def _gradients(cut: _Cut) -> _Gradients:
         end = mine + (2 if half else 1) * whole
         before = whole if half else mine + muon
         return _Gradients(fixed, each, end=end, update=2 * mine, muon=before + work)
-    fixed = mine if cut.again or half else 0
+    fixed = mine if cut.again else 0
+    late = 0 if cut.again and half else mine  # one buffer for all
     before = mine if half else mine + muon
-    late = 0 if half else mine  # one buffer for all
+    update = mine if cut.flat else 2 * mine
     return _Gradients(
-        fixed, late=late, bucket=cut.bucket, end=mine, update=2 * mine, muon=before + work
+        fixed, late=late, bucket=cut.bucket, end=mine, update=update, muon=before + work
     )
 
 
