@@ -5,8 +5,9 @@
     python jobs/benchmarks/gpu.py --device cpu --quick  # the same code with tiny sizes
 
 Needs torch, einops, jaxtyping, numpy, pydantic and PyYAML; with x-transformers it does more, and
-with deepspeed, psutil, pyarrow, rich and safetensors it trains. Nothing is installed or started: the package is read from the checkout
-that the script lies in. Ends with 1 when a check fails, 3 when something is missing.
+with deepspeed, psutil, pyarrow, rich and safetensors it trains. Nothing is installed or started:
+the package is read from the checkout that the script lies in. Ends with 1 when a check fails, 3
+when something is missing.
 """
 
 from __future__ import annotations
