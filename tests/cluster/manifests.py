@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import subprocess
 from collections.abc import Iterator
@@ -19,16 +20,17 @@ CLUSTER_OF = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("r
 
 
 @functools.cache
-def _built(folder: str) -> str:
+def _built(folder: str) -> list[dict[str, Any]]:
     kubectl = program("kubectl", get="apt install kubernetes-client")
     command = [kubectl, "kustomize", str(KUBERAY / folder)]
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    return out.stdout
+    return list(yaml.safe_load_all(out.stdout))
 
 
 def built(folder: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(_built(folder)))
+    """The objects of a folder, for the caller to change."""
+    return copy.deepcopy(_built(folder))
 
 
 def of_ray(folder: str) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@ how they were called."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "slurm" / "train.sbatch"
@@ -31,10 +32,13 @@ esac
 
 @dataclass
 class Slurm:
-    """``folder`` holds the programs that stand for Slurm's (and others, by :meth:`program`)."""
+    """``folder`` holds the programs that stand for Slurm's (and others, by :meth:`program`).
+    ``environment`` is what sbatch is called with, beside the tests' own."""
 
     folder: Path
     job: int
+    environment: dict[str, str] = field(default_factory=dict)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         (self.folder / "bin").mkdir()
@@ -55,7 +59,11 @@ class Slurm:
     def state(self) -> Path:
         return self.folder / f".xtdist-{self.job}"
 
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[bytes]:
         """``sbatch train.sbatch WORDS``, on this allocation."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))}
         kept |= {
@@ -67,11 +75,39 @@ class Slurm:
             "SLURM_CPUS_PER_TASK": "1",
             "OMP_NUM_THREADS": "1",
         }
-        return subprocess.Popen(
-            [str(SCRIPT), *words],
-            env=kept | env,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with open(self.folder / "log", "w") as log:
+            child = subprocess.Popen(
+                [str(SCRIPT), *words],
+                env=kept | self.environment | env,
+                cwd=self.folder,
+                stdout=log,  # a pipe would be held open by what the script leaves
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # what it leaves can be told by its session
+            )
+        self.started.append(child)
+        return child
+
+    def run(self, *words: str, timeout_s: float = 60, **env: str) -> int:
+        """The job's exit code."""
+        return self.start(*words, **env).wait(timeout_s)
+
+    def end(self) -> None:
+        """Kill what is left of all jobs."""
+        for child in self.started:
+            for pid in processes_of(child.pid):
+                os.kill(pid, signal.SIGKILL)
+            child.wait()
+
+
+def processes_of(session: int) -> dict[int, str]:
+    """What runs in a session, and its command line. Ray's processes stay in that of ray start."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, _, of = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(of) == session and state not in "ZX":
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+    return found

@@ -15,6 +15,7 @@ import yaml
 from manifests import FOLDERS, ROOT, built
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
+from small_demo import make_small_demo
 from validators import program
 
 from xtdist.cli.main import VERBS
@@ -110,13 +111,8 @@ def test_every_secret_that_a_manifest_wants_is_made():
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_walk_through_for_this_machine(tmp_path):
-    for name in ("jobs", "cluster"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "corpus").mkdir()
-    for i in range(30):
-        text = f"def read_file_{i}(path):\n    return open(path)\n" * 40
-        (tmp_path / "corpus" / f"{i}.txt").write_text(text)
-    _make_small(tmp_path)
+    make_small_demo(tmp_path)
+    shutil.copytree(ROOT / "cluster", tmp_path / "cluster")
     (script,) = re.findall(r"```bash\n(.*?)```", section("On this machine"), re.DOTALL)
     try:
         out = _bash(script, tmp_path)
@@ -143,19 +139,3 @@ def _bash(script: str, folder: Path) -> str:
     )
     assert out.returncode == 0, f"{script}\n{out.stdout}"
     return out.stdout
-
-
-def _make_small(folder: Path) -> None:
-    configs = folder / "jobs" / "configs"
-    prepare = yaml.safe_load((configs / "prepare_demo.yaml").read_text())
-    prepare["source"] = {"kind": "files", "path": str(folder / "corpus")}
-    prepare |= {"tokenizer": {"kind": "byte"}, "valid_fraction": 0.2}
-    (configs / "prepare_demo.yaml").write_text(yaml.safe_dump(prepare))
-    run = yaml.safe_load((configs / "demo_ar.yaml").read_text())
-    run["model"] |= {"dim": 32, "depth": 1, "heads": 2, "attention": {"dim_head": 16}}
-    run["data"]["seq_len"] = 64
-    run["batch"] = {"tokens_per_step": 256}
-    run["optim"]["schedule"] = {"kind": "cosine", "warmup_steps": 1}
-    run["loop"] |= {"steps": 4, "valid_every": 4, "valid_windows": 4, "sample_prompts": []}
-    run["checkpoint"] = {"every": 4}
-    (configs / "demo_ar.yaml").write_text(yaml.safe_dump(run))

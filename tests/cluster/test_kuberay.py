@@ -4,8 +4,10 @@ it says about tokens, resources and runs fits together."""
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import shlex
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,23 @@ SERVE = [f for f in FOLDERS if f.startswith("serve")]
 OF_KUBERNETES = ("v1", "apps/v1", "batch/v1", "networking.k8s.io/v1")
 
 
+@functools.cache
 def validator(name: str) -> Draft202012Validator:
     schema = yaml.safe_load((SCHEMAS / f"{name}.yaml").read_text())
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
 
-def strict(thing: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Kubernetes' own schemas, closed. Each is read once: the library reads its definitions, which
+    are large, for every object."""
     module("kubernetes_validate", get="pip install kubernetes-validate")
-    import kubernetes_validate
+    from kubernetes_validate import utils
 
-    kubernetes_validate.validate(copy.deepcopy(thing), "1.31", strict=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", functools.cache(utils.schema_contents))
+        yield lambda thing: utils.validate(copy.deepcopy(thing), "1.31", strict=True)
 
 
 def containers(thing: dict[str, Any]) -> list[dict[str, Any]]:
@@ -64,7 +72,7 @@ def asked(thing: dict[str, Any]) -> dict[str, Decimal]:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_object_is_valid(folder):
+def test_every_object_is_valid(folder, strict):
     for thing in built(folder):
         if thing["apiVersion"] == "ray.io/v1":
             validator("kuberay").validate(thing)
