@@ -99,7 +99,7 @@ def test_time_cost_and_disk_follow_from_counts():
     assert tree["seconds"] == pytest.approx(seconds)
     assert tree["cost"] == pytest.approx(seconds / 3600 * 2 * 3.0)
     assert tree["epochs"] == pytest.approx(tokens / 20_480)
-    size = checkpoint_bytes(plan.parameters.total, averaged=False)
+    size = checkpoint_bytes(plan.parameters.total, averaged=False, size=4)
     assert tree["checkpoint_bytes"] == size
     assert plan.kept == 2  # of ten steps, one at their end, and one that is being written
 

@@ -24,7 +24,7 @@ from xtdist.train.meters.flops import flops_per_token
 from xtdist.train.micro_batch import USABLE, Need, with_rows
 from xtdist.train.spec import RunSpec
 from xtdist.train.state import checkpoint_bytes
-from xtdist.train.trace import Activations, Ids, trace
+from xtdist.train.trace import DTYPES, Activations, Ids, trace
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,10 @@ def make_plan(
         flops_per_token=flops_per_token(spec.model, spec.data.seq_len),
         read_flops_per_token=read_flops_per_token(spec, data.mean_length if data else None),
         checkpoint_bytes=checkpoint_bytes(
-            bench.parameters.total, averaged=spec.optim.ema is not None
+            bench.parameters.total,
+            averaged=spec.optim.ema is not None,
+            size=DTYPES[precision].itemsize,
+            muon=bench.numbers.muon,
         ),
         data_tokens=data.tokens if data else None,
         mfu=mfu,

@@ -137,10 +137,12 @@ def check_disk(engine: Any, root: Path, *, averaged: bool) -> None:
         )
 
 
-def checkpoint_bytes(parameters: int, *, averaged: bool) -> int:
-    """About what one checkpoint takes on disk; ``averaged``: with averaged weights."""
+def checkpoint_bytes(parameters: int, *, averaged: bool, size: int = 4, muon: int = 0) -> int:
+    """About what one checkpoint takes on disk. ``averaged``: with averaged weights; ``size``: bytes
+    of each of the weights to serve; ``muon``: parameters that have one moment."""
     each = BYTES_PER_PARAMETER + (BYTES_OF_AVERAGE if averaged else 0)
-    return parameters * each + 1_000_000
+    each -= (4 - size) * (2 if averaged else 1)
+    return parameters * each - 4 * muon + 1_000_000
 
 
 def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
