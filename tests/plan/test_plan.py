@@ -17,7 +17,7 @@ from xtdist.config import ConfigError, load
 from xtdist.model.presets import PRESETS
 from xtdist.model.wrapper import TransformerWrapper, build_model
 from xtdist.objective import build_objective
-from xtdist.plan import Data, Device, count_parameters, known_device, make_plan
+from xtdist.plan import Data, Device, count_parameters, known_device, make, make_plan
 from xtdist.plan.devices import MEMORY_GIB
 from xtdist.plan.flops import mean_keys, read_flops_per_token
 from xtdist.plan.variants import with_variant
@@ -211,6 +211,17 @@ def test_without_a_dataset_what_is_assumed_is_said(capsys):
     assert main([*words, "model.num_tokens=4096"]) == 0
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert not any("ASSUMED" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "here", "said"), [("h100", False, 1), ("h100", True, 0), ("cpu", False, 0)]
+)
+def test_what_no_gpu_was_there_to_measure_is_said_in_one_line(gpu, here, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here)
+    monkeypatch.setattr(make, "trace", lambda *args, **kwargs: NOTHING)
+    plan = make_plan(spec_of({"precision": "bf16"}), Ids(), known_device(gpu), alone=True)
+    notes = [note for note in plan.notes if "not measured on h100: memory" in note]
+    assert len(notes) == said
 
 
 @pytest.mark.parametrize("window", [None, 0, 5, 40])

@@ -226,9 +226,8 @@ class _Bench:
     def __post_init__(self) -> None:
         if self.device.cuda and not torch.cuda.is_available():
             self.notes.append(
-                f"modelled, not measured on {self.device.name} (no GPU here): all memory, its "
-                "passes as a CPU runs them; time and cost, from the peak in its data sheet and the "
-                "MFU given. Parameters, FLOP, tokens and disk are counted"
+                f"modelled, not measured on {self.device.name}: memory (passes as on a CPU), time "
+                "and cost (peak x MFU)"
             )
         if self.spec.batch.micro_batch_tokens == "auto":
             self.spec = self._filled(self.spec)
