@@ -85,7 +85,8 @@ def memory(
     engine, n = spec.engine, numbers.total
     cut = _Cut.of(spec, numbers, world=world, cuda=cuda)
     stage, size = cut.stage, cut.size
-    sent = min(cut.bucket * _buckets(spec, cuda=cuda), n) * size if stage else 0
+    each = 4 if stage == 1 and cut.offload else size
+    sent = min(cut.bucket * _buckets(spec, cuda=cuda), n) * each if stage else 0
     weights = size * n // (world if stage == 3 else 1)
     fetched = stage == 3 and (world > 1 or (cuda and engine.offload_parameters is not None))
     gathered = size * min(n, MAX_LIVE) if fetched else 0
@@ -192,6 +193,9 @@ def _gradients(cut: _Cut) -> _Gradients:
         return _Gradients(fixed, each, end=end, update=update, muon=whole + work)
     if cut.stage == 3:
         return _Gradients(held=mine, update=0 if cut.offload else mine, muon=work + muon)
+    if cut.offload and cut.stage == 1:  # they go to the host when the last pass is over
+        fixed, each = (4 * t, 0.0) if cut.again or half else (0, 4.0)
+        return _Gradients(fixed, each, update=fixed, muon=fixed + work)
     if cut.offload:
         fixed, each = (mine, 0.0) if half else (0, size / cut.part)
         return _Gradients(fixed, each, update=fixed, muon=fixed + work)
@@ -214,7 +218,7 @@ def _beside(cut: _Cut) -> int:
     if cut.stage == 3:
         return cut.mine
     whole = cut.size * cut.numbers.trained // cut.part
-    accumulated = whole if cut.again and cut.size == 4 else 0
+    accumulated = whole if cut.again and cut.size == 4 and cut.stage == 2 else 0
     return cut.mine + whole + accumulated + cut.size * cut.numbers.largest
 
 
