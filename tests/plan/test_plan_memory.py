@@ -155,6 +155,12 @@ def specs_of_optimizers(world: int) -> dict[str, RunSpec]:
                 specs[f"offload {words}, {name}"] = spec_of(
                     changes, rows=1, stage=stage, world=world
                 )
+    away = {**SMALL_BATCH, "engine": OFFLOADS["optimizer"]}
+    for stage in (1, 2):
+        changes = {**away, "precision": "bf16", "accumulation": 1}
+        specs[f"offload, one pass, {stage}"] = spec_of(changes, rows=3, stage=stage, world=world)
+    changes = {**away, "optim": {"kind": "muon"}}
+    specs["offload, Muon, 3"] = spec_of(changes, rows=1, stage=3, world=world)
     return specs
 
 

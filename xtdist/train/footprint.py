@@ -192,13 +192,19 @@ def _gradients(cut: _Cut) -> _Gradients:
         end = 2 * whole  # they are sent in a copy of all
         return _Gradients(fixed, each, end=end, update=update, muon=whole + work)
     if cut.stage == 3:
-        return _Gradients(held=mine, update=0 if cut.offload else mine, muon=work + muon)
+        copied = 0 if cut.offload else muon  # offloaded, they have a place of their own
+        return _Gradients(held=mine, update=0 if cut.offload else mine, muon=work + copied)
     if cut.offload and cut.stage == 1:  # they go to the host when the last pass is over
-        fixed, each = (4 * t, 0.0) if cut.again or half else (0, 4.0)
+        fixed, each = (4 * t, 0.0) if cut.again else (0, 4.0)
         return _Gradients(fixed, each, update=fixed, muon=fixed + work)
     if cut.offload:
-        fixed, each = (mine, 0.0) if half else (0, size / cut.part)
-        return _Gradients(fixed, each, update=fixed, muon=fixed + work)
+        fixed = mine if half and cut.again else 0
+        late = mine if half and not cut.again else 0
+        each = 0.0 if half else size / cut.part
+        end = fixed + late
+        return _Gradients(
+            fixed, each, late=late, bucket=cut.bucket, end=end, update=end, muon=end + work
+        )
     if cut.stage == 1:
         fixed, each = (whole, 0.0) if cut.again or half else (0, float(size))
         end = mine + (2 if half else 1) * whole
