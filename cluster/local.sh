@@ -71,6 +71,7 @@ case $verb in
       settings
       export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=${RAY_TRAIN_HEALTH_CHECK_INTERVAL_S:-0.5}
       export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=1  # no other node could take over
+      export RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=${RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD:-0}
       export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1
       rm -f "$state/ray.log"
       setsid "$ray" start --head --block --port 0 --temp-dir "$tmp" --disable-usage-stats \

@@ -43,6 +43,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/xtdist \
     PYTHONUNBUFFERED=1 \
     RAY_AUTH_MODE=token \
+    RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0 \
     RAY_USAGE_STATS_ENABLED=0
 WORKDIR /opt/xtdist
 COPY jobs jobs

@@ -31,7 +31,7 @@ from xtdist.decode import EngineConfig, GenerationParams
 from xtdist.serve.config import AppConfig, LimitsConfig, ServeConfig, ServedModel
 
 KEY = "xt-" + "b" * 43
-SIZES = EngineConfig(max_sequences=32, max_waiting=64, max_sequence_tokens=512, seed=1)
+SIZES = EngineConfig(max_sequences=32, max_waiting=32, max_sequence_tokens=512, seed=1)
 LIMITS = LimitsConfig(send_timeout_s=5.0)
 
 

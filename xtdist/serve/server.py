@@ -22,6 +22,7 @@ from xtdist.serve.plan import check_memory, plan_of
 
 log = logging.getLogger(__name__)
 _DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+_OWN_THREAD = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
 _ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 _OURS = re.compile(r"^xtdist\.config\.errors\.\w+: ")
 _LOOK_S, _SAY_EVERY_S = 0.2, 15.0
@@ -87,7 +88,7 @@ def run(config: ServeConfig, *, address: str | None = None, block: bool = True) 
     if not (address or os.environ.get(ADDRESS) or _connected()):
         check_port(config.host, config.port)  # nothing of ours can listen there yet
         check_memory([plan_of(spec, config) for spec in config.models], config)
-    _prepare_proxy(config)
+    _prepare_environment(config)
     with ExitStack() as undo:
         if connect(address):
             undo.callback(disconnect)
@@ -147,9 +148,11 @@ def _check_place(config: ServeConfig) -> bool:
     return bool(status.proxies)
 
 
-def _prepare_proxy(config: ServeConfig) -> None:
-    """Ray Serve reads the choice of its proxy from the environment, in every one of its processes:
-    it is set before Ray starts."""
+def _prepare_environment(config: ServeConfig) -> None:
+    """Ray Serve reads these from the environment, in every one of its processes: they are set
+    before Ray starts."""
+    # Our event loop never blocks: each token goes from it to the socket without another thread.
+    os.environ.setdefault(_OWN_THREAD, "0")
     if config.proxy == "ray":
         if os.environ.get(HA_PROXY) == "1":
             raise ConfigError(
