@@ -24,6 +24,7 @@ from xtdist.config.messages import of_unknown_key
 
 T = TypeVar("T")
 MAX_BYTES = 1_000_000
+_CREDENTIALS = re.compile(r"://[^/\s@]*@")
 Expand = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -183,7 +184,8 @@ def _apply(
     keys = path.split(".")
     if not eq or not all(keys):
         raise ConfigError(f"override {text!r}: write it as key.path=value, as in optim.lr=3e-4")
-    source, node = f"override {text!r}", tree
+    # A user and password in an address are refused later, in a sentence that names the source.
+    source, node = f"override {_CREDENTIALS.sub('://…@', text)!r}", tree
     for i, key in enumerate(keys):
         allowed = _keys(cls, tuple(keys[:i]))
         if key not in allowed and not takes_any_key(cls, tuple(keys[:i])):

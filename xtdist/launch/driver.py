@@ -9,7 +9,6 @@ are asked to save and end, and more are started: no step is lost by growing.
 from __future__ import annotations
 
 import json
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from xtdist.launch.failures import EARLY, ERROR, HANG_FILE, NO_ROOM, PREEMPTED, 
 from xtdist.launch.fit import Worker, fit
 from xtdist.launch.preflight import Plan
 from xtdist.launch.room import POLL_S, NoRoomError, Room
+from xtdist.launch.signals import stop_on_signal
 from xtdist.track.records import FILE as METRICS_FILE
 from xtdist.train.loop import ERROR_FILE
 from xtdist.train.run import STOP_FILE
@@ -64,7 +64,7 @@ class Driver:
 
     def run(self) -> Exception | None:
         """Attempts until the run is done, stopped (None), or has failed for good (the error)."""
-        with self._stop_on_signal():
+        with stop_on_signal(self._save_and_end):
             while True:
                 self._clear()
                 if self.stop.is_set():
@@ -191,27 +191,11 @@ class Driver:
                     watch.growing.set()
                     (self.plan.folder / STOP_FILE).touch()
 
-    @contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM has the workers save and end; the second one is obeyed."""
-
-        def handler(number: int, frame: object) -> None:
-            _say("\nstopping: saving a checkpoint first (once more: at once)")
-            self.stop.set()
-            if not self.lease.lost:
-                (self.plan.folder / STOP_FILE).touch()
-            signal.signal(number, previous[signal.Signals(number)])
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        previous = {n: signal.signal(n, handler) for n in numbers}
-        try:
-            yield
-        finally:
-            for n in numbers:
-                signal.signal(n, previous[n])
+    def _save_and_end(self) -> None:
+        _say("\nstopping: saving a checkpoint first (once more: at once)")
+        self.stop.set()
+        if not self.lease.lost:
+            (self.plan.folder / STOP_FILE).touch()
 
 
 def newest_step(plan: Plan) -> int:

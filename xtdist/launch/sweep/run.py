@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from xtdist.connect import check_room, connect, disconnect
 from xtdist.launch.datasets import local_path
 from xtdist.launch.preflight import resolve
 from xtdist.launch.room import Room
+from xtdist.launch.signals import stop_on_signal
 from xtdist.launch.sweep.draw import Trial, shown, trials_of
 from xtdist.launch.sweep.records import Result, results_of, settle
 from xtdist.launch.sweep.spec import AshaConfig, SweepSpec
@@ -80,7 +80,7 @@ def run_sweep(sweep: SweepSpec) -> SweepOutcome:
             progress = Progress(sweep, folder, ready, stop, _say)
             _say(_summary(sweep, progress, at_once))
             if len(progress.known) < len(trials):
-                with _stop_on_signal(folder, stop):
+                with stop_on_signal(lambda: _save_and_end(folder, stop)):
                     address = ray.get_runtime_context().gcs_address
                     tune_trials(progress, address=address, at_once=at_once)
             results = results_of(sweep, [t.values for t in trials], folder)
@@ -172,25 +172,9 @@ def _summary(sweep: SweepSpec, progress: Progress, at_once: int) -> str:
     return f"sweep    {sweep.name} in {progress.folder}: {total} trials{over}, {at_once} at a time"
 
 
-@contextmanager
-def _stop_on_signal(folder: Path, stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM has the trials save and end; the second one is obeyed."""
-
-    def handler(number: int, frame: object) -> None:
-        _say("\nstopping: the trials save checkpoints first (once more: at once)")
-        end_all(folder, stop)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {n: signal.signal(n, handler) for n in numbers}
-    try:
-        yield
-    finally:
-        for n in numbers:
-            signal.signal(n, previous[n])
+def _save_and_end(folder: Path, stop: threading.Event) -> None:
+    _say("\nstopping: the trials save checkpoints first (once more: at once)")
+    end_all(folder, stop)
 
 
 def _say(line: str) -> None:
