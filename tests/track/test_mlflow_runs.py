@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from xtdist.config import ConfigError, ResourceError, from_mapping, load
+from xtdist.config import ConfigError, ResourceError, configclass, from_mapping, load
 from xtdist.track import MlflowRun, TrackConfig, Tracker, finish_run, metric_history, open_run
 from xtdist.track.datasets import Context, TokenData
 from xtdist.track.lookup import RUN_FILE
@@ -259,10 +259,14 @@ def test_a_config_that_can_not_work_is_refused(plain: dict, message: str) -> Non
 
 
 def test_an_override_is_not_repeated_with_its_password(tmp_path: Path) -> None:
-    path = tmp_path / "track.yaml"
-    path.write_text("experiment: e\n")
+    @configclass
+    class Run:
+        track: TrackConfig = TrackConfig()
+
+    path = tmp_path / "run.yaml"
+    path.write_text("track: {experiment: e}\n")
     with pytest.raises(ConfigError, match="://…@host") as error:
-        load(TrackConfig, path, ["uri=https://me:secret@host"])
+        load(Run, path, ["track.uri=https://me:secret@host"])
     assert "secret" not in str(error.value)
 
 
