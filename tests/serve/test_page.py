@@ -230,15 +230,17 @@ def test_a_gap_is_filled_step_by_step_and_can_be_looked_at_again(page, site):
     (choice,) = asked_directly(site, body, "/v1/infill")
     shown = texts(page)[0]
     assert shown == choice["text"]
-    frames = int(page.js("document.querySelector('.replay input').max"))
-    assert 2 <= frames <= 6  # the model's own steps; on a busy machine two come as one piece
+    last = int(page.js("document.querySelector('.replay input').max"))
+    assert 2 <= last <= 6  # the model's own steps; on a busy machine two come as one piece
     left = []
-    for step in range(7):
+    for step in range(last + 1):
         page.fill(".replay input", step)
         left.append(texts(page)[0].count("░"))
     frames = httpx.post(site + "/v1/infill", json=body, timeout=60).text.split("\n\n")
     choices = [c for f in frames if f[6:7] == "{" for c in json.loads(f[6:])["choices"]]
-    assert left == [12, *(c["so_far"].count("░") for c in choices)]
+    told = [12, *(c["so_far"].count("░") for c in choices)]
+    assert left == told if len(told) == len(left) else left == sorted(left, reverse=True)
+    assert (left[0], left[-1]) == (12, 0)
     assert texts(page)[0] == shown
     assert page.js("document.querySelector('#tip').hidden")
 
