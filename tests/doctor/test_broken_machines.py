@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from xtdist.cli.main import main
+from xtdist.config import ConfigError, load
 from xtdist.data.storage.config import CacheConfig
+from xtdist.doctor import tracking
 from xtdist.doctor.collective import Rank, free_port, run_rank
 from xtdist.doctor.doors import jobs_without_token, listens_everywhere
 from xtdist.doctor.limited import limited, output_of
@@ -23,9 +26,13 @@ from xtdist.doctor.machine import judge_disk, read_cpus, read_disk, read_memory
 from xtdist.doctor.storage import Place, judge_place, remove_mark, seen_marks, try_place
 from xtdist.doctor.surroundings import judge_sessions, judge_token, judge_variables
 from xtdist.doctor.surroundings import read_surroundings as look
+from xtdist.doctor.target import target_of
 from xtdist.doctor.tracking import judge_tracking, read_tracking
 from xtdist.doctor.versions import judge_versions, read_versions, wanted_versions
+from xtdist.track.config import TrackConfig
+from xtdist.train.spec import RunSpec
 
+ROOT = Path(__file__).parents[2]
 SECRET = "hunter2-never-shown"
 
 
@@ -49,6 +56,9 @@ class Server(HTTPServer):
     """Answers ``status`` to everything; keeps the requests' headers."""
 
     status = 200
+    answer = b'{"experiments": []}'
+    location: str | None = None
+    drip_s = 0.0
 
     def __init__(self) -> None:
         self.seen: list[str | None] = []
@@ -59,8 +69,13 @@ class Server(HTTPServer):
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 server.seen.append(self.headers.get("Authorization"))
                 self.send_response(server.status)
+                if server.location is not None:
+                    self.send_header("Location", server.location)
                 self.end_headers()
-                self.wfile.write(b'{"experiments": []}')
+                with contextlib.suppress(OSError):
+                    for byte in server.answer:
+                        time.sleep(server.drip_s)
+                        self.wfile.write(bytes([byte]))
 
             do_GET = do_POST
 
@@ -140,6 +155,46 @@ def test_mlflow_that_is_down_and_one_that_refuses(server: Server) -> None:
     inside = read_tracking(f"http://me:{SECRET}@{server.address}", {}, write=False)
     assert SECRET not in repr((inside, judge_tracking(inside, user=False)))
     assert server.seen[-1] == server.seen[0]
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"null", b"", b'{"experiments": 3}', b"7"])
+def test_something_that_is_not_mlflow(answer: bytes, server: Server) -> None:
+    server.answer = answer
+    found = judge_tracking(read_tracking(f"http://{server.address}", {}, write=True), user=False)
+    assert found[0].level == "red"
+
+
+def test_an_mlflow_that_never_ends_its_answer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "WHOLE_S", 0.3)
+    server.answer, server.drip_s = b" " * 20, 0.1
+    facts = read_tracking(f"http://{server.address}", {}, write=False)
+    assert "no answer in 0.3 s" in str(facts.error)
+
+
+def test_the_password_does_not_follow_a_redirection(server: Server) -> None:
+    with Server() as other:
+        threading.Thread(target=other.serve_forever).start()
+        server.status, server.location = 302, f"http://{other.address}/"
+        facts = read_tracking(f"http://me:{SECRET}@{server.address}", {}, write=False)
+        other.shutdown()
+    assert (facts.error, other.seen) == ("HTTP 302", [])
+
+
+@pytest.mark.parametrize("uri", ["http://[::1", "http://h:abc", "http://a b/"])
+def test_what_is_no_address(uri: str) -> None:
+    found = judge_tracking(read_tracking(uri, {}, write=False), user=False)
+    assert found[0].level == "red"
+    with pytest.raises(ConfigError, match="track"):
+        TrackConfig(uri=uri)
+
+
+def test_a_database_is_a_place_to_write(tmp_path: Path) -> None:
+    spec = load(RunSpec, ROOT / "jobs/configs/demo_ar.yaml", ["track.uri=sqlite:////proc/x.db"])
+    places = {place.key: place for place in target_of(spec.config).places}
+    facts = try_place(places["track.uri"], mark="m", cache=CacheConfig())
+    assert judge_place(facts).level == "red"
 
 
 def test_a_job_server_that_asks_for_no_token(server: Server) -> None:

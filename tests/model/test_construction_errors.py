@@ -14,7 +14,7 @@ NAMES: dict[str, Any] = {"num_tokens": 40, "max_seq_len": 24}
 
 # keywords of the layers, and what the error says
 LAYERS: dict[str, tuple[dict[str, Any], str]] = {
-    "narrow feed-forward": ({"ff_mult": 0.01}, "ff_mult=0.01: .*inner width below 1 at dim=32"),
+    "narrow feed-forward": ({"ff_mult": 0.01}, "ff_mult=0.01: .*inner width of 0.32 at dim=32"),
     "shift": ({"shift_tokens": 32}, "shift_tokens: got 32, .*33 groups"),
     "shift of one": ({"shift_tokens": (0, 0, 0, 40)}, "shift_tokens: got 40"),
     "scale as text": ({"depth_scale_residual": "a"}, "depth_scale_residual: got 'a'; give True"),

@@ -183,6 +183,15 @@ def test_what_does_not_fit_is_said_with_a_way_out_and_exit_code_1(capsys):
         (["--memory-gb", "-1"], "--memory-gb"),
         (["workers.device=gpu", "model.num_tokens=100"], "name one: --gpu"),
         (["--gpus", "0"], "--gpus"),
+        (["--memory-gb", "1e300"], "from 0.1 to 100000"),
+        (["--mfu", "1e-320"], "from 0.001 to 1"),
+        (["--mfu", "nan"], "--mfu"),
+        (["model.depth=100000000"], "model.depth: got 100,000,000; give at most 16,384"),
+        (["model.dim=1000000000000"], "model.dim: got 1,000,000,000,000"),
+        (["--gpu", "cpu", "workers.device=gpu"], "workers.device=cpu"),
+        (["--gpu", "h100", "workers.device=cpu"], "workers.device=gpu"),
+        (["--gpu", "t4", "model.num_tokens=100"], "t4 has no bf16; give fp16 or fp32"),
+        (["--gpu", "v100-32", "engine.precision=bf16"], "v100-32 has no bf16"),
     ],
 )
 def test_a_mistake_is_one_message(words, message, capsys):
@@ -251,7 +260,7 @@ def test_operations_are_those_that_torch_counts():
 
 @pytest.mark.parametrize("name", [*MEMORY_GIB, "cpu"])
 def test_known_devices_have_memory_and_the_gpus_a_peak(name):
-    device = known_device(name)
+    device = known_device(name, precision="fp16")
     assert device.bytes > 2**30
     assert device.cuda == (name != "cpu")
     assert (device.tflops is None) == (name == "cpu")
@@ -261,3 +270,24 @@ def test_an_unknown_device_needs_its_memory():
     with pytest.raises(ConfigError, match="--memory-gb"):
         known_device("abacus")
     assert known_device("abacus", memory_gib=10, tflops=1.0).tflops == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [("h100", 989.4), ("h100-nvl", 835.5), ("H100 PCIe", 756.0), ("a100-80", 312.0), ("t4", 65.0)],
+)
+def test_a_peak_is_the_variants_own_and_of_16_bits(name, tflops):
+    assert known_device(name, precision="fp16").tflops == tflops
+    assert known_device(name, precision="fp32").tflops is None
+    assert known_device(name, precision="fp32", tflops=7.0).tflops == 7.0
+
+
+def test_the_time_in_fp32_is_not_guessed_from_a_16_bit_peak(capsys):
+    config = str(ROOT / "jobs/configs/demo_ar.yaml")
+    words = ["plan", config, "--gpu", "h100", "model.num_tokens=100", "--json"]
+    seconds = []
+    for more in ([], ["engine.precision=fp32"], ["engine.precision=fp32", "track.peak_tflops=50"]):
+        assert main([*words, *more]) == 0
+        seconds.append(json.loads(capsys.readouterr().out)["seconds"])
+    assert seconds[1] is None
+    assert seconds[2] == pytest.approx(seconds[0] * 989.4 / 50)

@@ -268,6 +268,10 @@ def test_an_override_is_not_repeated_with_its_password(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="://…@host") as error:
         load(Run, path, ["track.uri=https://me:secret@host"])
     assert "secret" not in str(error.value)
+    for key in ("track.uri", "track.urj"):
+        with pytest.raises(ConfigError, match="user=me&Password=…") as error:
+            load(Run, path, [f"{key}=postgresql:///db?user=me&Password=secret"])
+        assert "secret" not in str(error.value)
 
 
 def test_a_name_that_mlflow_can_not_search_is_refused(tmp_path: Path) -> None:

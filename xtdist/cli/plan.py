@@ -17,9 +17,8 @@ from xtdist.launch.datasets import check_datasets, corpora_of, known_data
 from xtdist.launch.preflight import preflight, resolve
 from xtdist.optim import check_schedule
 from xtdist.plan import Data, Device, RunPlan, known_device, make_plan
-from xtdist.plan.devices import RESERVED
+from xtdist.plan.devices import RESERVED, peak_at
 from xtdist.plan.report import report
-from xtdist.train.meters.flops import peak_tflops
 from xtdist.train.spec import RunSpec, fit_to_data
 from xtdist.train.trace import Ids
 
@@ -29,6 +28,13 @@ smaller micro-batch, recomputation of feed-forwards and of whole blocks, a highe
 optimizer offloaded, all of these together, more GPUs, the weights offloaded too."""
 OPTIONS = ("gpus", "gpu", "memory_gb", "peak_tflops", "mfu", "price_per_gpu_hour", "json")
 MFU = 0.4
+LIMITS = {
+    "gpus": (1, 1e6),
+    "mfu": (1e-3, 1),
+    "memory_gb": (0.1, 1e5),
+    "peak_tflops": (1e-3, 1e6),
+    "price_per_gpu_hour": (1e-6, 1e6),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +52,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--memory-gb", type=float, metavar="GB", help="of one device, as it is sold (2**30 bytes)"
     )
     parser.add_argument(
-        "--peak-tflops", type=float, metavar="T", help="dense 16-bit peak of one device"
+        "--peak-tflops",
+        type=float,
+        metavar="T",
+        help="dense peak of one device at the run's precision; the table's are of 16 bits",
     )
     parser.add_argument("--mfu", type=float, help=f"share of the peak reached ({MFU})")
     parser.add_argument("--price-per-gpu-hour", type=float, metavar="P", help="for the cost")
@@ -100,12 +109,11 @@ def plan_of(spec: RunSpec, args: argparse.Namespace, *, checks: bool = False) ->
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    for name in ("gpus", "mfu", "memory_gb", "peak_tflops", "price_per_gpu_hour"):
+    for name, (least, most) in LIMITS.items():
         value = getattr(args, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"--{name.replace('_', '-')}: got {value:g}; give a number above 0")
-    if args.mfu is not None and args.mfu > 1:
-        raise ConfigError(f"--mfu: got {args.mfu:g}; it is a share of the peak, at most 1")
+        if value is not None and not least <= value <= most:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag}: got {value:g}; give a number from {least:g} to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -144,13 +152,22 @@ def _without_data(spec: RunSpec, notes: list[str], *, why: str) -> tuple[RunSpec
 
 
 def _device(spec: RunSpec, args: argparse.Namespace) -> Device:
+    precision, wanted = spec.engine.precision, spec.workers.device
+    peak = args.peak_tflops or spec.track.peak_tflops
     if args.gpu is not None or args.memory_gb is not None:
-        name = args.gpu or "gpu"
-        return known_device(name, memory_gib=args.memory_gb, tflops=args.peak_tflops)
-    if torch.cuda.is_available() and spec.workers.device != "cpu":
+        device = known_device(
+            args.gpu or "gpu", precision=precision, memory_gib=args.memory_gb, tflops=peak
+        )
+        if wanted != "auto" and device.cuda != (wanted == "gpu"):
+            raise ConfigError(
+                f"--gpu: got {device.name!r}, but workers.device is {wanted!r}; set "
+                f"workers.device={'gpu' if device.cuda else 'cpu'}"
+            )
+        return device
+    if torch.cuda.is_available() and wanted != "cpu":
         name, whole = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1]
-        return Device(name, int(whole * (1 - RESERVED)), args.peak_tflops or peak_tflops(name))
-    if spec.workers.device == "gpu":
+        return Device(name, int(whole * (1 - RESERVED)), peak or peak_at(precision, name))
+    if wanted == "gpu":
         raise ConfigError("workers.device: got 'gpu'; this machine has none, name one: --gpu h100")
     share = psutil.virtual_memory().total // spec.workers.count
-    return Device("share of this machine's memory", share, args.peak_tflops, cuda=False)
+    return Device("share of this machine's memory", share, peak, cuda=False)

@@ -24,7 +24,8 @@ from xtdist.config.messages import of_unknown_key
 
 T = TypeVar("T")
 MAX_BYTES = 1_000_000
-_CREDENTIALS = re.compile(r"://[^/\s@]*@")
+_CREDENTIALS = re.compile(r"(://)[^/\s@]*(?=@)|([?&]\w*(?:password|token|secret)\w*=)[^&\s]*", re.I)
+MASKED = r"\1\2…"
 Expand = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -185,12 +186,13 @@ def _apply(
     if not eq or not all(keys):
         raise ConfigError(f"override {text!r}: write it as key.path=value, as in optim.lr=3e-4")
     # A user and password in an address are refused later, in a sentence that names the source.
-    source, node = f"override {_CREDENTIALS.sub('://…@', text)!r}", tree
+    source = f"override {_CREDENTIALS.sub(MASKED, text)!r}"
+    node = tree
     for i, key in enumerate(keys):
         allowed = _keys(cls, tuple(keys[:i]))
         if key not in allowed and not takes_any_key(cls, tuple(keys[:i])):
             hint = of_unknown_key(cls, tuple(keys[:i]), key, allowed)
-            raise ConfigError(f"override {text!r}: unknown key {key!r}; {hint}")
+            raise ConfigError(f"{source}: unknown key {key!r}; {hint}")
         if i < len(keys) - 1:
             child = node.get(key)
             if not isinstance(child, dict):

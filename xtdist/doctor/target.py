@@ -40,6 +40,9 @@ def target_of(spec: RunSpec | None) -> Target:
         places.append(Place("checkpoint.url", given, write=True))
     places += [Place(key, path, write=False) for key, path in data_paths(spec.data).items()]
     uri = spec.track.uri if spec.track.mlflow else None
+    if uri is not None and uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        places.append(Place("track.uri", str(folder.resolve()), write=True))
     return Target(
         output=output,
         places=tuple(places),

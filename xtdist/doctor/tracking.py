@@ -4,6 +4,7 @@ what a client of MLflow hides behind minutes of retries."""
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import time
 import urllib.error
@@ -15,8 +16,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from xtdist.doctor.finding import Finding, amber, green, red
+from xtdist.doctor.limited import limited
 
-LIMIT_S = 10.0
+LIMIT_S, WHOLE_S = 10.0, 20.0
+"""Of one read, and of all that is read."""
+MAX_BYTES = 10_000_000
 EXPERIMENT = "xtdist-doctor"
 MOST_SKEW_S = 60.0
 
@@ -35,27 +39,44 @@ class TrackingFacts:
 
 def read_tracking(uri: str, env: Mapping[str, str], *, write: bool) -> TrackingFacts:
     """Ask for an experiment; ``write``: also make a run in ``xtdist-doctor``, and delete it."""
-    server = _Server(uri, env)
+    try:
+        server = _Server(uri, env)
+    except ValueError as e:
+        return TrackingFacts("MLFLOW_TRACKING_URI", None, "read", f"no address: {e}")
     uri = server.uri
     doing = "read"
     try:
-        server.call("experiments/search", {"max_results": 1})
+        limited(lambda: server.call("experiments/search", {"max_results": 1}), seconds=WHOLE_S)
         if write:
             doing = "write"
-            server.try_run()
+            limited(server.try_run, seconds=WHOLE_S)
     except urllib.error.HTTPError as e:
         return TrackingFacts(uri, e.code, doing, f"HTTP {e.code}", server.ahead_s)
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, http.client.HTTPException) as e:
         reason = getattr(e, "reason", None)
         return TrackingFacts(uri, None, doing, str(reason or e) or type(e).__name__, None)
+    except (AttributeError, KeyError, TypeError):
+        return TrackingFacts(uri, None, doing, "what answers there is not MLflow", None)
     return TrackingFacts(uri, 200, ahead_s=server.ahead_s)
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """The user and password are for this server, not for one that it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class _Server:
-    """``uri``: without the user and password that it may hold."""
+    """``uri``: without the user and password that it may hold.
+
+    Raises:
+        ValueError: it is no address.
+    """
 
     def __init__(self, uri: str, env: Mapping[str, str]) -> None:
         url = urlsplit(uri)
+        self._open = urllib.request.build_opener(_Stay).open
         self.uri = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl().rstrip("/")
         self.ahead_s: float | None = None
         self._headers = {"Content-Type": "application/json"}
@@ -74,12 +95,14 @@ class _Server:
         request = urllib.request.Request(
             f"{self.uri}/api/2.0/mlflow/{what}", json.dumps(body).encode(), self._headers
         )
-        with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
+        with self._open(request, timeout=LIMIT_S) as reply:
             date = reply.headers.get("Date")
             if date:
                 self.ahead_s = time.time() - parsedate_to_datetime(date).timestamp()
-            tree: dict[str, Any] = json.loads(reply.read())
-            return tree
+            tree = json.loads(reply.read(MAX_BYTES))
+        if not isinstance(tree, dict):
+            raise TypeError("an answer that is no mapping")
+        return tree
 
     def try_run(self) -> None:
         found = self.call(

@@ -67,6 +67,14 @@ class RecomputeConfig:
     only: Literal["all", "feedforward"] = "all"
 
 
+def check_sizes(config: object, **most: int) -> None:
+    """Numbers so large are typos, and would end in an overflow or a loop without an end."""
+    for name, limit in most.items():
+        if getattr(config, name) > limit:
+            got = getattr(config, name)
+            raise ConfigError(f"{name}: got {got:,}; give at most {limit:,}")
+
+
 @configclass
 class LayersConfig:
     """A stack of blocks: by default ``depth`` times attention and feed-forward, pre-norm, with a
@@ -123,6 +131,7 @@ class LayersConfig:
     recompute: RecomputeConfig | None = None
 
     def __post_init__(self) -> None:
+        check_sizes(self, dim=2**20, depth=2**14, heads=2**14)
         for name, attention in (
             ("attention", self.attention),
             ("cross_attention", self.cross_attention),
@@ -170,10 +179,11 @@ class LayersConfig:
             )
         ff = self.feedforward
         expert = ff.expert if isinstance(ff, MoEConfig) else ff
-        if int(self.dim * expert.mult) < 1:
+        inner = self.dim * expert.mult
+        if not 1 <= inner < 2**26:
             raise ConfigError(
-                f"feedforward.mult: got {expert.mult}, an inner width below 1 at dim={self.dim}; "
-                "give more"
+                f"feedforward.mult: got {expert.mult}, an inner width of {inner:g} at "
+                f"dim={self.dim}; give one from 1 to {2**26:,}"
             )
 
     def _check_heads(self, name: str, attention: AttentionConfig) -> None:
@@ -258,6 +268,7 @@ class ModelConfig(LayersConfig):
     mup: MupConfig | None = None
 
     def __post_init__(self) -> None:
+        check_sizes(self, num_tokens=2**31, max_seq_len=2**31)
         super().__post_init__()
         if self.pool is not None and self.pool.kind == "cls" and self.causal:
             raise ConfigError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import psutil  # type: ignore[import-untyped]
 
 from xtdist.config import ConfigError
 from xtdist.config.fields import nearest
 from xtdist.train.meters.flops import peak_tflops
+from xtdist.train.spec.engine import Precision
 
 GIB = 2**30
 # Makers' names and memories in GB as they are sold (of 2**30 bytes, as CUDA tells them).
@@ -18,6 +20,8 @@ MEMORY_GIB = {
     "a100-80": 80,
     "b200": 180,
     "h100": 80,
+    "h100-nvl": 94,
+    "h100-pcie": 80,
     "h200": 141,
     "l4": 24,
     "l40s": 48,
@@ -26,14 +30,15 @@ MEMORY_GIB = {
     "t4": 16,
     "v100-32": 32,
 }
+NO_BF16 = ("t4", "v100-32")
 RESERVED = 0.06
 """Of a GPU: CUDA's context, NCCL's buffers, what the allocator can't use."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """``bytes``: what one worker may use. ``tflops``: dense 16-bit peak, None if it is not known.
-    ``cuda``: a GPU."""
+    """``bytes``: what one worker may use. ``tflops``: dense peak at the run's precision, None if it
+    is not known. ``cuda``: a GPU."""
 
     name: str
     bytes: int
@@ -42,12 +47,19 @@ class Device:
 
 
 def known_device(
-    name: str, *, memory_gib: float | None = None, tflops: float | None = None
+    name: str,
+    *,
+    precision: Literal["auto"] | Precision = "auto",
+    memory_gib: float | None = None,
+    tflops: float | None = None,
 ) -> Device:
     """A GPU by its name, or ``cpu``: this machine's memory.
 
+    Args:
+        precision: of the run. The table's peaks are those of 16 bits; fp32 has none there.
+
     Raises:
-        ConfigError: a name that is not in the table, without a memory.
+        ConfigError: a name that is not in the table, without a memory; or it lacks the precision.
     """
     key = name.lower().replace(" ", "-")
     if key == "cpu":
@@ -59,6 +71,14 @@ def known_device(
             f"--gpu: got {name!r}; {f'did you mean {near!r}? ' if near else ''}known are "
             f"{', '.join(MEMORY_GIB)} and cpu; of another one give --memory-gb and --peak-tflops"
         )
+    if precision in ("auto", "bf16") and key in NO_BF16:
+        raise ConfigError(
+            f"engine.precision: got {precision!r}, and {key} has no bf16; give fp16 or fp32"
+        )
     whole = (memory_gib or MEMORY_GIB[key]) * GIB
-    peak = tflops or peak_tflops(key.replace("rtx-", "RTX ").upper().rsplit("-", 1)[0])
-    return Device(key, int(whole * (1 - RESERVED)), peak)
+    return Device(key, int(whole * (1 - RESERVED)), tflops or peak_at(precision, key))
+
+
+def peak_at(precision: Literal["auto"] | Precision, name: str) -> float | None:
+    """Of a GPU of this name, by the table."""
+    return None if precision == "fp32" else peak_tflops(name)

@@ -52,7 +52,8 @@ def _compute(plan: RunPlan) -> str:
     if plan.read_flops_per_token is not None:
         text += f"; {human(plan.read_flops_per_token)}FLOP by the keys that are really read"
     if plan.seconds is None:
-        return f"{text}; the device's peak is not known: give --peak-tflops for the time"
+        lacking = f"the device's peak at {plan.spec.engine.precision} is not known"
+        return f"{text}; {lacking}: give --peak-tflops for the time"
     text += f"; {duration(plan.seconds)} at an MFU of {plan.mfu:g}"
     return text if plan.cost is None else f"{text}, cost {plan.cost:,.0f}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -65,13 +66,17 @@ class TrackConfig:
             raise ConfigError("track.experiment: got an empty name; give one, as in 'xtdist'")
         if self.uri is None:
             return
-        url = urlsplit(self.uri)
-        if url.password or url.username:
+        try:
+            url = urlsplit(self.uri)
+            server = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+            server = server and not re.search(r"\s", self.uri)
+        except ValueError as e:
+            raise ConfigError(f"track.uri: got no address ({e})") from None
+        if url.password or url.username or "password" in url.query.lower():
             raise ConfigError(
                 "track.uri: holds a user or password, which would be written into logs; "
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
             )
-        server = url.scheme in ("http", "https") and bool(url.netloc)
         file = self.uri.startswith("sqlite:///") and len(self.uri) > len("sqlite:///")
         if not server and not file:
             raise ConfigError(

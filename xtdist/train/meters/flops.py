@@ -44,13 +44,12 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """The 16-bit peak of a GPU by the name that CUDA gives it; None for one not in the table."""
-    words = device_name.replace("-", " ").split()
+    """The 16-bit peak of a GPU by the name that CUDA gives it, in capitals or not; None for one not
+    in the table."""
+    words = device_name.lower().replace("-", " ").split()
     best = ""
     for name in PEAK_TFLOPS:
-        wanted = name.split()
-        held = all(word in words for word in wanted)
-        if held and len(name) > len(best):
+        if all(word in words for word in name.lower().split()) and len(name) > len(best):
             best = name
     return PEAK_TFLOPS.get(best)
 
