@@ -63,14 +63,15 @@ def write_theirs(folder: Path, name: str = "llama", **more: Any) -> Any:
 
     kind, changes = CASES[name]
     sizes = GPT2 if kind == "GPT2" else SIZES
+    tokenizer = train_bpe(["hello world, hello words of text "] * 30, 300)
     config = getattr(transformers, f"{kind}Config")(
-        **{**sizes, "bos_token_id": 297, "eos_token_id": 297, **changes, **more}
+        **{**sizes, "bos_token_id": None, "eos_token_id": tokenizer.eot_id, **changes, **more}
     )
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     randomize(model)
     model.save_pretrained(folder)
-    train_bpe(["hello world, hello words of text "] * 30, 300).save(folder / "tokenizer.json")
+    tokenizer.save(folder / "tokenizer.json")
     return model
 
 
@@ -141,6 +142,33 @@ def drop_tensor(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def swap_rows(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    stem = "model.layers.0.self_attn"
+    both = torch.cat([tensors[f"{stem}.{x}_proj.weight"] for x in "kv"])
+    tensors[f"{stem}.k_proj.weight"] = both[:16].clone()
+    tensors[f"{stem}.v_proj.weight"] = both[16:].clone()
+    save_file(tensors, folder / "model.safetensors")
+
+
+def nan(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
+def eight_bits(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    eight = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
+    save_file(eight, folder / "model.safetensors")
+
+
+def another_tokenizer(folder: Path) -> None:
+    tokenizer = train_bpe(["a b c d e " + chr(i) * 2 for i in range(33, 127)], 400)
+    tokenizer.save(folder / "tokenizer.json")
+    change(eos_token_id=tokenizer.eot_id)(folder)
+
+
 def pickle_only(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -162,9 +190,21 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "unknown activation": (change(hidden_act="xielu"), "hidden_act is 'xielu'"),
     "too deep": (change(num_hidden_layers=10**8), "depth.*more than"),
-    "too wide": (change(intermediate_size=10**8), "no saved tensor|numbers, its tensors hold"),
+    "too wide": (
+        change(intermediate_size=10**8),
+        "no saved tensor|numbers, its tensors hold|does not fit",
+    ),
     "no number": (change(hidden_size="large"), "hidden_size is 'large'"),
     "missing key": (change(rms_norm_eps=...), "rms_norm_eps is missing"),
+    "sizes whose sum is right": (swap_rows, "self_attn.k_proj.weight: its shape.*16, 48.*24 rows"),
+    "not a number": (nan, "model.norm.weight has NaN or infinity"),
+    "eight bits": (eight_bits, "tensors of torch.float8_e4m3fn"),
+    "end out of the vocabulary": (change(eos_token_id=10**9), "eos_token_id is 1000000000"),
+    "end that is no number": (change(eos_token_id={"a": 1}), "eos_token_id"),
+    "scaling without a name": (
+        change(rope_parameters={"rope_type": [], "rope_theta": 1e4}),
+        "rope_type is",
+    ),
     "other size": (change(intermediate_size=64), "shape does not fit"),
     "tensor too much": (add_tensor, "unknown, 'model.layers.0.self_attn.secret.weight'"),
     "tensor missing": (drop_tensor, "missing, 'model.norm.weight'"),
@@ -174,9 +214,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "no JSON": (lambda f: (f / "config.json").write_bytes(b"{" * 9) and None, "not JSON"),
     "small vocabulary": (
-        lambda f: train_bpe(["a b c d e " + chr(i) * 2 for i in range(33, 127)], 400).save(
-            f / "tokenizer.json"
-        ),
+        another_tokenizer,
         "do not belong together",
     ),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 from hf_folders import write_weights
@@ -18,7 +19,8 @@ from xtdist.cli.main import main
 from xtdist.config import ConfigError
 from xtdist.data import train_bpe
 from xtdist.evaluate.harness import HarnessLM
-from xtdist.evaluate.tasks import local_tasks, run_tasks
+from xtdist.evaluate.local_tasks import local_tasks
+from xtdist.evaluate.tasks import run_tasks
 
 TASK = Path(__file__).parents[2] / "jobs/tasks/next_word.yaml"
 WORDS = "The sun rises in the east. Water freezes and turns into ice. A dog barks at night. " * 20
@@ -134,3 +136,61 @@ def test_what_can_not_be_is_refused_with_the_way_out(
     ):
         assert main(["evaluate", str(weights), *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def change(**keys: Any) -> str:
+    """The text of the task there is, with other ``keys``."""
+    tree = yaml.safe_load(TASK.read_text()) | keys
+    tree["dataset_kwargs"] = {"data_files": {"test": str(TASK.with_suffix(".jsonl"))}}
+    return yaml.safe_dump(tree)
+
+
+WRONG = {
+    "column": (change(doc_to_text="{{nope}}"), "'nope' is undefined"),
+    "metric": (change(metric_list=[{"metric": "foo"}]), r"metric_list.0.metric: got 'foo'"),
+    "hub": (change(metric_list=[{"metric": "acc", "hf_evaluate": True}]), "never run"),
+    "aggregation": (change(metric_list=[{"metric": "acc", "aggregation": 3}]), "aggregation"),
+    "output": (change(output_type="foo"), "output_type: got 'foo'; give one of"),
+    "split": (change(test_split="nope"), "nope"),
+    "target": (change(doc_to_target="{{answer.real.x.y}}"), "next_word"),
+    "shots": (change(num_fewshot=-1), "num_fewshot: got -1"),
+    "key": (change(doc_to_txt="x"), "did you mean 'doc_to_text'"),
+    "syntax": (change(doc_to_text="{{text"), "TemplateSyntaxError"),
+    "group": (change(task=["a", "b"]), "not a task"),
+    "generation": (
+        change(output_type="generate_until", generation_kwargs={"max_gen_toks": "x"}),
+        "max_gen_toks",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_task_that_is_wrong_is_one_message(
+    both: tuple[Path, Any, Any], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, said = WRONG[name]
+    (tmp_path / "task.yaml").write_text(text)
+    words = ["evaluate", str(both[0]), "--tasks", str(tmp_path / "task.yaml")]
+    assert main([*words, "--json", str(tmp_path / "numbers.json")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "numbers.json").exists()
+
+
+def test_two_tasks_of_one_name_are_refused(
+    both: tuple[Path, Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(change())
+    assert main(["evaluate", str(both[0]), "--tasks", str(tmp_path)]) == 2
+    assert "'next_word' twice" in capsys.readouterr().err
+
+
+def test_a_template_runs_no_code(
+    both: tuple[Path, Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    popen = "cycler.__init__.__globals__.os.popen"
+    code = f"{{{{ {popen}('touch {tmp_path / 'run'}').read() }}}}"
+    (tmp_path / "task.yaml").write_text(change(doc_to_text=code))
+    assert main(["evaluate", str(both[0]), "--tasks", str(tmp_path / "task.yaml")]) == 2
+    assert "unsafe" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

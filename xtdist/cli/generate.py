@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from xtdist.checkpoint import load_weights
-from xtdist.config import ConfigError
+from xtdist.config import CheckpointError, ConfigError
 from xtdist.decode.text import FILL, METHODS, SEARCH, Settings, TextGenerator
 from xtdist.objective import NonAutoregressiveWrapper
 from xtdist.serve.client import RemoteModel
@@ -123,7 +123,10 @@ def _generate(args: argparse.Namespace) -> None:
     settings = _settings(args, room=generator.longest - sum(map(len, known)))
     for method in _methods(args, generator.methods()):
         pieces = generator.stream(args.prompt, method, settings, suffix=args.suffix or "")
-        _show(args, method, pieces)
+        try:
+            _show(args, method, pieces)
+        except FloatingPointError as e:
+            raise CheckpointError(f"{args.weights}: {e}") from None
 
 
 def _load(args: argparse.Namespace) -> TextGenerator:

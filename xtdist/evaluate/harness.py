@@ -137,7 +137,9 @@ class HarnessLM(TemplateLM):
         until = given.get("until") or ()
         stop = (until,) if isinstance(until, str) else tuple(dict.fromkeys(until))
         most = given.get("max_gen_toks", given.get("max_new_tokens"))
-        most = min(MAX_GEN_TOKENS, self.max_length // 2) if most is None else int(most)
+        most = min(MAX_GEN_TOKENS, self.max_length // 2) if most is None else most
+        if type(most) is not int or most < 1:
+            raise ConfigError(f"generation_kwargs.max_gen_toks: got {most!r}; give 1 or more")
         warm = given.get("temperature", 1.0)
         if not given.get("do_sample", "temperature" in given and warm > 0) or not warm:
             return GenerationParams(max_tokens=most, temperature=0.0, stop=stop)

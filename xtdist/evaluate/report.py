@@ -85,7 +85,7 @@ def evaluate(
     length = longest if seq_len is None else seq_len
     if not 1 <= length <= longest:
         raise ConfigError(f"--seq-len: got {length}; this model takes 1 to {longest}")
-    _make_room(saved)
+    make_room(saved)
     documents: Documents = loaded.meta.get("documents", "joined")
     known, wanted = _read(saved), (loaded.digest, valid.dataset_id, length, documents)
     if known and (known.weights, known.dataset, known.seq_len, known.documents) == wanted:
@@ -114,7 +114,7 @@ def _score(loaded: LoadedModel, valid: TokenDataset, seq_len: int, documents: Do
         )
 
 
-def _make_room(path: Path | None) -> None:
+def make_room(path: Path | None) -> None:
     """Find out now whether the report can be kept, not after the work."""
     if path is None:
         return

@@ -12,10 +12,9 @@ from rich.table import Table
 
 from xtdist.checkpoint import load_weights
 from xtdist.config import ConfigError
-from xtdist.config.load import read_yaml
+from xtdist.evaluate.report import make_room
 from xtdist.files import write_atomic
 
-YAML = (".yaml", ".yml")
 _BOOTSTRAPS = 1000
 
 
@@ -35,17 +34,23 @@ def run_tasks(
     """
     try:
         import lm_eval
+        from jinja2 import TemplateError
         from lm_eval.tasks import TaskManager
 
         from xtdist.evaluate.harness import HarnessLM
+        from xtdist.evaluate.local_tasks import YAML, built, local_tasks, sandbox_templates
     except ImportError:
         raise ConfigError(
             "--tasks: needs the extra evaluate: pip install 'xtdist[evaluate]'"
         ) from None
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit: got {limit}; give 1 or more, or leave it out for all")
-    local = [task for name in tasks if _is_path(name) for task in local_tasks(Path(name))]
-    names = [name for name in tasks if not _is_path(name)]
+    make_room(saved)
+    sandbox_templates()
+    paths = [name for name in tasks if name.endswith(YAML) or "/" in name or Path(name).is_dir()]
+    names = [name for name in tasks if name not in paths]
+    local = [task for path in paths for task in local_tasks(Path(path))]
+    _check_different([*names, *(task["task"] for task in local)])
     manager = TaskManager(include_defaults=bool(names))
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
@@ -53,14 +58,18 @@ def run_tasks(
             f"--tasks: {unknown[0]!r} is no task of the harness, and no YAML file or folder of them"
         )
     loaded = load_weights(weights)
-    found = lm_eval.simple_evaluate(
-        model=HarnessLM(loaded),
-        tasks=[*names, *local],
-        task_manager=manager,
-        limit=limit,
-        log_samples=False,
-        bootstrap_iters=_BOOTSTRAPS,
-    )
+    model = HarnessLM(loaded)
+    try:
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=[*names, *(built(manager, tree) for tree in local)],
+            task_manager=manager,
+            limit=limit,
+            log_samples=False,
+            bootstrap_iters=_BOOTSTRAPS,
+        )
+    except TemplateError as e:
+        raise ConfigError(f"--tasks: a template can't be filled in: {e}") from e
     report = {
         "weights": loaded.digest,
         "step": int(loaded.meta.get("step", 0)),
@@ -73,44 +82,11 @@ def run_tasks(
     return report
 
 
-def local_tasks(path: Path) -> list[dict[str, Any]]:
-    """The task of a YAML file, or those of a folder. Paths of data files are relative to the YAML;
-    Python functions (``!function``) are code and not read.
-
-    Raises:
-        ConfigError: no such file, no task in it, or no data where it says.
-    """
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in YAML)
-        if not files:
-            raise ConfigError(f"{path}: no YAML file of a task there")
-    return [_local_task(file) for file in files]
-
-
-def _local_task(file: Path) -> dict[str, Any]:
-    tree, _ = read_yaml(file)
-    if not isinstance(tree.get("task"), str) or "dataset_path" not in tree:
-        raise ConfigError(f"{file}: not a task: it must have task (a name) and dataset_path")
-    keywords = tree.get("dataset_kwargs")
-    if isinstance(keywords, dict) and "data_files" in keywords:
-        keywords["data_files"] = _absolute(keywords["data_files"], file.parent)
-    return tree
-
-
-def _absolute(files: Any, folder: Path) -> Any:
-    if isinstance(files, dict):
-        return {split: _absolute(value, folder) for split, value in files.items()}
-    if isinstance(files, list):
-        return [_absolute(value, folder) for value in files]
-    path = (folder / str(files)).resolve()
-    if not path.is_file():
-        raise ConfigError(f"dataset_kwargs.data_files: there is no {path}")
-    return str(path)
-
-
-def _is_path(name: str) -> bool:
-    return name.endswith(YAML) or "/" in name or Path(name).is_dir()
+def _check_different(names: Sequence[str]) -> None:
+    """The harness would keep one of two, and say nothing."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--tasks: {name!r} twice; give each task a name of its own (task:)")
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

@@ -171,7 +171,7 @@ def _window_from(keys: _Keys, kind: Family, depth: int) -> int | None:
 
 def _from_gpt2(keys: _Keys) -> Tree:
     dim, heads = keys.number("n_embd"), keys.number("n_head")
-    inner = keys.take("n_inner", None) or 4 * dim
+    inner = keys.number("n_inner", 4 * dim)
     return {
         "dim": dim,
         "depth": keys.number("n_layer"),

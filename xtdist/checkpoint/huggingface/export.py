@@ -18,7 +18,7 @@ from xtdist.checkpoint.chat_template import CHAT_TEMPLATE
 from xtdist.checkpoint.huggingface.check import blocking, family_of
 from xtdist.checkpoint.huggingface.configs import to_tree
 from xtdist.checkpoint.huggingface.families import FAMILIES, Family
-from xtdist.checkpoint.huggingface.tensors import to_theirs
+from xtdist.checkpoint.huggingface.tensors import check_finite, to_theirs
 from xtdist.checkpoint.huggingface.tokenizers import (
     blocking_tokenizer,
     note_roles,
@@ -87,7 +87,12 @@ def export(
     tensors = to_theirs(own_state(loaded.model), config, kind)
     if options.dtype != "saved":
         tensors = {name: t.to(getattr(torch, options.dtype)) for name, t in tensors.items()}
-    check_numbers(tensors, where=str(loaded.folder))
+    check_finite(
+        tensors,
+        where=str(loaded.folder),
+        hint="its training failed, or its numbers are too large for that type (--dtype bfloat16 "
+        "has room for them)",
+    )
     return _write(folder, loaded, kind, tensors, most_bytes=int(options.max_shard_gb * GB))
 
 
@@ -100,16 +105,6 @@ def _plain(loaded: LoadedModel) -> LoadedModel:
         model = TransformerWrapper.from_config(config)
     model.load_state_dict(weights, assign=True)
     return replace(loaded, model=model)
-
-
-def check_numbers(tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Raises CheckpointError for NaN and infinity, also those that a narrower type has made."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CheckpointError(
-                f"{where}: {name} has NaN or infinity as {tensor.dtype}: its training failed, or "
-                "its numbers are too large for that type (--dtype bfloat16 has room for them)"
-            )
 
 
 def _write(

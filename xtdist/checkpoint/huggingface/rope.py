@@ -79,13 +79,15 @@ def from_rope(tree: Mapping[str, Any], *, theta: float | None, longest: int, whe
             "remove one of them"
         )
     position = {"kind": "rotary", "theta": theta, "layout": "halves"}
-    kinds = {given.pop(key, None) for key in ("rope_type", "type")} - {None}
-    if len(kinds) > 1 or not all(isinstance(kind, str) for kind in kinds):
+    kinds = [given.pop(key) for key in ("rope_type", "type") if given.get(key) is not None]
+    if not all(isinstance(kind, str) for kind in kinds):
+        raise CheckpointError(f"{where}: rope_type is {kinds[0]!r:.80}; it must be a name")
+    if len(set(kinds)) > 1:
         raise CheckpointError(f"{where}: rope_type and type differ; remove one of them")
-    kind = next(iter(kinds), "default")
+    kind = kinds[0] if kinds else "default"
     if given.pop("partial_rotary_factor", 1) not in (1, None):
         raise CheckpointError(f"{where}: partial_rotary_factor: only whole heads are turned here")
-    return position | _from_scaling(str(kind), given, longest=longest, where=where)
+    return position | _from_scaling(kind, given, longest=longest, where=where)
 
 
 def _without_theta(tree: Mapping[str, Any]) -> Tree:

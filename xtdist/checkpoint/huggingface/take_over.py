@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,6 +35,7 @@ from xtdist.model.wrapper import TransformerWrapper
 from xtdist.objective.config import AutoregressiveConfig
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
@@ -77,8 +79,7 @@ def take_over(
     check_fits(tokenizer, config.num_tokens, where=str(source))
     chat, note = read_chat_template(source, tokenizer)
     state = to_ours(_tensors(files, config, kind), config, kind, where=str(source))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ResourceError(f"--output: {folder} is there already; remove it, or give another name")
+    _check_free(folder)
     meta = {"run": source.resolve().name, "step": 0, "xtdist": version("xtdist"), "from": kind.name}
     written = WeightsConfig(model=config, objective=AutoregressiveConfig(), meta=meta)
     with tempfile.TemporaryDirectory() as scratch:
@@ -92,6 +93,16 @@ def take_over(
         except OSError as e:
             raise ResourceError(f"--output: {folder} can't be written ({e.strerror})") from None
     return Imported(config=config, family=kind, notes=(note,) if note else ())
+
+
+def _check_free(folder: Path) -> None:
+    """Raises ResourceError for an output that is there, or that no name can be."""
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as e:
+        raise ResourceError(f"--output: {folder!s:.80} can't be written ({e.strerror})") from None
+    if taken:
+        raise ResourceError(f"--output: {folder} is there already; remove it, or give another name")
 
 
 def read_tree(folder: Path) -> dict[str, Any]:
@@ -192,10 +203,10 @@ def _tensors(files: Iterable[Path], config: ModelConfig, kind: Family) -> dict[s
     if not any(name.startswith(stem) for name in found):  # of the model without its head
         found = {name if name == "lm_head.weight" else stem + name: t for name, t in found.items()}
     dtypes = {t.dtype for t in found.values()}
-    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+    if len(dtypes) != 1 or not dtypes <= DTYPES:
         several = ", ".join(sorted(str(d) for d in dtypes))
         raise CheckpointError(
-            f"{file.parent}: tensors of {several}; one floating type is known here"
+            f"{file.parent}: tensors of {several}; here all are float32, float16 or bfloat16"
         )
     if config.tie_embedding and "lm_head.weight" in found:
         embedding = found.get(f"{stem}{'wte' if stem[0] == 't' else 'embed_tokens'}.weight")

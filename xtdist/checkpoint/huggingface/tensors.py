@@ -57,6 +57,13 @@ class Piece:
 
     def join(self, theirs: Mapping[str, Tensor]) -> Tensor:
         """As it stands here. Raises CheckpointError for a shape that does not fit."""
+        for part in self.parts:
+            shape = theirs[part.name].shape
+            if shape[:1] != (part.rows,):
+                raise CheckpointError(
+                    f"{part.name}: its shape does not fit config.json: {list(shape)}, and "
+                    f"{part.rows:,} rows there"
+                )
         try:
             found = [part.back(theirs[part.name]) for part in self.parts]
             whole = found[0] if len(found) == 1 else torch.cat(found)
@@ -268,10 +275,12 @@ def to_ours(
     """The other way round.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape; the first is named.
+        CheckpointError: a tensor is missing, unknown, of another shape or not of numbers; the
+            first is named.
     """
     pieces = list(Layout(config, kind).pieces())
     check_names(theirs, (part.name for piece in pieces for part in piece.parts), where=where)
+    check_finite(theirs, where=where, hint="its training failed, or its file was damaged")
     with torch.device("meta"):
         wanted = TransformerWrapper.from_config(config).state_dict()
     ours = {}
@@ -295,4 +304,13 @@ def check_names(found: Iterable[str], wanted: Iterable[str], *, where: str) -> N
             raise CheckpointError(
                 f"{where}: {len(names)} tensors {what}, {names[0]!r:.200} first: not the model "
                 "that config.json describes"
+            )
+
+
+def check_finite(tensors: Mapping[str, Tensor], *, where: str, hint: str) -> None:
+    """Raises CheckpointError for NaN and infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{where}: {name} has NaN or infinity as {str(tensor.dtype)[6:]}: {hint}"
             )

@@ -98,20 +98,31 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], roles: Mapping[str, 
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     raw = read_bounded(path, 256 * 2**20)
+    end = _end_of(config)
     if not roles:
         try:
-            return load_tokenizer(raw, name=str(path))
+            ours = load_tokenizer(raw, name=str(path))
         except DataError:
             pass  # not ours: it is taken over
+        else:
+            if end not in (None, ours.eot_id):
+                raise CheckpointError(
+                    f"{folder / 'config.json'}: eos_token_id is {end!r:.80}, and in "
+                    f"{TOKENIZER_FILE} {ours.eot_id} ends a text; correct one of them"
+                )
+            return ours
     try:
         spec = json.loads(raw)
         names = {t["id"]: t["content"] for t in spec["added_tokens"]}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: not a tokenizer.json of Hugging Face") from None
-    ends = config.get("eos_token_id")
-    end = ends[0] if isinstance(ends, list) and ends else ends
     asked: dict[str, str] = {}
-    if isinstance(end, int) and end in names:
+    if end is not None and "eot" not in roles:
+        if end not in names:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: eos_token_id is {end!r:.80}, no special token of "
+                f"{TOKENIZER_FILE}; correct it, or name the token that ends a text: --eot TOKEN"
+            )
         asked["eot"] = names[end]
     noted = config.get("xtdist")
     noted = noted.get("roles") if isinstance(noted, dict) else None
@@ -124,6 +135,14 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], roles: Mapping[str, 
         path=str(path), eot=asked.get("eot"), mask=asked.get("mask"), pad=asked.get("pad")
     )
     return make_tokenizer(chosen, lambda: ())
+
+
+def _end_of(config: Mapping[str, Any]) -> Any:
+    """``eos_token_id``; of several the first."""
+    ends = config.get("eos_token_id")
+    if isinstance(ends, list) and ends:
+        ends = ends[0]
+    return None if ends is None else ends if type(ends) is int else repr(ends)
 
 
 def note_roles(tokenizer: Tokenizer) -> Tree:
