@@ -132,7 +132,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "at model.heads=3 model.attention.kv_heads=2: .*it must divide heads",
     ),
-    "what is each trial's own": ({"space": {"output": RATE}}, "space: output is each trial's own"),
+    "what is each trial's own": ({"space": {"output": RATE}}, "gives each trial its output itself"),
+    "what holds each trial's own": (
+        {"space": {"track": {"kind": "choice", "values": [{"mlflow": False}]}}},
+        "space: track: a sweep gives each trial its track.parent_run itself",
+    ),
+    "a place within another": (
+        {"space": {"optim.lr": RATE, "optim": {"kind": "choice", "values": [{"lr": 0.5}]}}},
+        "optim.lr and optim set the same place",
+    ),
+    "a value twice": (
+        {"space": {"optim.lr": {"kind": "choice", "values": [0.1, 0.2, 0.1]}}},
+        "got 0.1 twice",
+    ),
     "a grid of a range": ({"search": {"kind": "grid"}}, "search.kind: got grid, and optim.lr"),
     "an empty range": (
         {"space": {"optim.lr": {"kind": "uniform", "low": 1.0, "high": 1.0}}},

@@ -20,8 +20,8 @@ from xtdist.config import (
 )
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,89}$")
-OURS = ("name", "output", "track.parent_run")
-"""Places that a sweep gives each trial itself."""
+OURS = ("name", "output", "track.parent_run", "track.mlflow", "track.uri")
+"""Places that a sweep gives each trial itself, or that are the same in all."""
 
 
 @configclass
@@ -34,6 +34,9 @@ class ChoiceConfig:
     def __post_init__(self) -> None:
         if not self.values:
             raise ConfigError("values: got none; give at least one")
+        for value in self.values:
+            if self.values.count(value) > 1:
+                raise ConfigError(f"values: got {value!r:.80} twice; give each once")
 
 
 @configclass
@@ -117,6 +120,11 @@ class NoStopConfig:
     kind: Literal["none"] = "none"
 
 
+def _overlap(a: str, b: str) -> bool:
+    """Whether one path is the other, or lies in it."""
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
+
+
 @configclass
 class SweepSpec:
     """A sweep; its folder is ``<output>/<name>``, and in it each trial's own.
@@ -152,8 +160,14 @@ class SweepSpec:
         if not self.space:
             raise ConfigError("space: got nothing; name at least one place in the run's config")
         for path, dimension in self.space.items():
-            if path in OURS or path.startswith("track.mlflow"):
-                raise ConfigError(f"space: {path} is each trial's own, given by the sweep")
+            for other in OURS:
+                if _overlap(path, other):
+                    raise ConfigError(f"space: {path}: a sweep gives each trial its {other} itself")
+            for other in self.space:
+                if other != path and _overlap(path, other):
+                    raise ConfigError(
+                        f"space: {path} and {other} set the same place; leave one out"
+                    )
             endless = isinstance(dimension, (UniformConfig, LogUniformConfig))
             if isinstance(self.search, GridConfig) and endless:
                 raise ConfigError(
