@@ -76,12 +76,13 @@ def overload(bench: Bench) -> str:
     before = _normal(bench, rate, number=10_000)
     usual = serve_load.quantile([r.first for r in before if r.good], 0.99)
     resident = [bench.server.resident_mib()]
-    due = poisson(OVERLOAD * rate, bench.sizes.seconds, seed=1)
+    end = bench.sizes.storm_s
+    due = poisson(OVERLOAD * rate, end, seed=1)
     bodies = [bench.body(20_000 + i, stream=False, stream_options=None) for i in range(len(due))]
 
     async def storm() -> tuple[list[Result], list[Result]]:
         storming = asyncio.ensure_future(bench.load(due, bodies))
-        await asyncio.sleep(bench.sizes.seconds)
+        await asyncio.sleep(end)
         count = int(bench.sizes.recovery_s / _PROBE_EVERY_S)
         probes = [bench.body(40_000 + i, max_tokens=4) for i in range(count)]
         times = [i * _PROBE_EVERY_S for i in range(count)]
@@ -89,7 +90,6 @@ def overload(bench: Bench) -> str:
 
     stormed, after = asyncio.run(storm())
     resident.append(bench.server.resident_mib())
-    end = bench.sizes.seconds
     useful = sum(r.tokens for r in stormed if r.good and r.end <= end) / end
     late = [r.due for r in after if not r.good or r.first > 2 * usual]
     back = (max(late) + _PROBE_EVERY_S) if late else 0.0

@@ -9,6 +9,7 @@ import json
 import pytest
 from tiny_server import MAX_SEQ_LEN, Http
 
+from xtdist.serve.backend import Backend
 from xtdist.serve.config import LimitsConfig
 
 LIMITS = LimitsConfig()
@@ -114,8 +115,24 @@ def test_what_is_refused_was_not_tokenized_and_never_reached_the_engine(
     assert long.json()["error"]["param"] == "prompt"
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/infill"])
+JSON = {"content-type": "application/json"}
+PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/infill"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_where_no_model_has_room_a_request_is_refused_unread(http, monkeypatch, path):
+    thread = http.served.thread
+    assert http.request("POST", path, content=b"{", headers=JSON).status_code == 400
+    full = dataclasses.replace(thread.stats, waiting=thread.engine.config.max_waiting)
+    monkeypatch.setattr(thread, "stats", full)
+    reply = http.request("POST", path, content=b"{", headers=JSON)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "queue_full")
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_a_full_queue_is_told_before_anything_is_tokenized(http, monkeypatch, path):
+    """Also where another model has room."""
+    monkeypatch.setattr(Backend, "check_room", lambda _: None)
     thread = http.served.thread
     bodies = {
         "/v1/completions": {"prompt": "x"},

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from xtdist.serve.config import LimitsConfig
 from xtdist.serve.engine_thread import EngineThread
-from xtdist.serve.errors import ApiError
+from xtdist.serve.errors import ApiError, overloaded
 from xtdist.serve.gate import Gate
 from xtdist.serve.metrics import Metrics
 from xtdist.serve.served import Served
@@ -48,6 +48,16 @@ class Backend:
         """All that may have requests."""
         threads = [served.thread for served in self.models]
         return threads if self.leaving is None else [*threads, self.leaving]
+
+    def check_room(self) -> None:
+        """Refuse a request before it is read when no model has room for any: in a flood, what is
+        spent on those that are refused is lost to the others.
+
+        Raises:
+            ApiError: 503 with the time to come back.
+        """
+        if self._models and not any(served.thread.has_room for served in self.models):
+            raise overloaded()
 
     def find(self, name: str) -> Served:
         """The model that answers a request; call it once for each.

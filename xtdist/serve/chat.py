@@ -41,6 +41,7 @@ def add_chat(app: FastAPI, backend: Backend) -> None:
 
     @app.post("/v1/chat/completions", **about)
     async def chat(request: Request) -> Response:
+        backend.check_room()
         body = parse_chat(await read_object(request, backend.limits))
         served = backend.find(body.model)
         served.thread.check_room()

@@ -29,6 +29,7 @@ def add_completions(app: FastAPI, backend: Backend) -> None:
 
     @app.post("/v1/completions", **about)
     async def completions(request: Request) -> Response:
+        backend.check_room()
         body = parse_request(await read_object(request, backend.limits))
         served = backend.find(body.model)
         served.thread.check_room()

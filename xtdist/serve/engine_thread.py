@@ -117,13 +117,18 @@ class EngineThread:
         """Engine requests that have not finished."""
         return len(self._jobs)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the queue was not full after the last step."""
+        return self.stats.waiting < self.engine.config.max_waiting
+
     def check_room(self) -> None:
         """Refuse a request for which there is no room now, before it is tokenized.
 
         Raises:
             ApiError: 503 with the time to come back.
         """
-        if self.stats.waiting >= self.engine.config.max_waiting:
+        if not self.has_room:
             raise overloaded()
 
     def submit(self, job: Job) -> None:

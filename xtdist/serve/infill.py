@@ -33,6 +33,7 @@ def add_infill(app: FastAPI, backend: Backend) -> None:
 
     @app.post("/v1/infill", **about)
     async def infill(request: Request) -> Response:
+        backend.check_room()
         body = parse_infill(await read_object(request, backend.limits))
         served = backend.find(body.model)
         served.thread.check_room()
