@@ -47,6 +47,16 @@ class Page(html.parser.HTMLParser):
         self._in = ""
 
 
+def test_losses_of_different_tokens_are_not_compared_without_a_word(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("a", "b")]
+    note = "tokenizers differ: compare bits per byte"
+    for texts, said in ((("x", "x"), False), (("x", "y"), True)):
+        for run, text in zip(runs, texts, strict=True):
+            (run / "tokenizer.json").write_text(text)
+        page = loss_html(runs, tmp_path / "plot.html").read_text(encoding="utf-8")
+        assert (note in page) == said
+
+
 def test_the_png_is_a_picture_with_a_line_in_each_panel(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     path = loss_png([run], tmp_path / "plots" / "loss.png")

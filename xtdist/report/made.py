@@ -55,7 +55,7 @@ def _source(path: str, command: list[str], *, differs: bool) -> str:
     names = [word.lstrip("-").partition("=")[0] for word in command if "=" in word]
     if any(path == n or path.startswith(f"{n}.") for n in names):
         return "command line"
-    return "config file or preset" if command else "not recorded"
+    return "config file or preset, or settled at the start" if command else "not recorded"
 
 
 def data(folder: RunFolder, *, remote: bool) -> dict[str, Any] | Missing:

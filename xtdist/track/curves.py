@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -39,12 +40,20 @@ MEMORY = ("perf/rss_gb", "perf/cuda_allocated_gb", "perf/cuda_reserved_gb")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What was recorded of a run. ``began``: seconds since 1970."""
+    """What was recorded of a run. ``began``: seconds since 1970. ``tokens``: which these are."""
 
     name: str
     series: Mapping[str, Series]
     marks: Sequence[Mark]
     began: float
+    tokens: str | None = None
+
+
+def note_on(runs: Sequence[Run]) -> str:
+    """Why their losses can't be compared; empty if they can."""
+    if len({run.tokens for run in runs} - {None}) < 2:
+        return ""
+    return "these runs' tokenizers differ: compare bits per byte, not losses per token"
 
 
 def read_run(folder: str | Path) -> Run:
@@ -55,7 +64,15 @@ def read_run(folder: str | Path) -> Run:
         series=series,
         marks=read_marks(folder),
         began=first_sign(list(series.values()), folder),
+        tokens=_tokenizer_of(Path(folder)),
     )
+
+
+def _tokenizer_of(folder: Path) -> str | None:
+    try:
+        return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:

@@ -19,6 +19,7 @@ from xtdist.track.curves import (
     Run,
     chart_data,
     loss_names,
+    note_on,
     read_runs,
     smooth,
     summary,
@@ -48,6 +49,7 @@ def loss_html(run_folders: Sequence[str | Path], output: str | Path) -> Path:
     runs = read_runs(run_folders)
     facts = {
         "title": ", ".join(run.name for run in runs),
+        "note": note_on(runs),
         "summary": summary(runs),
         "max_points": MAX_POINTS,
     }
@@ -70,6 +72,7 @@ def loss_png(run_folders: Sequence[str | Path], output: str | Path) -> Path:
     grid = figure.add_gridspec(3, 3, width_ratios=(1, 1, 1))
     big = figure.add_subplot(grid[:2, :2])
     _style(big, "loss (nats per token)")
+    big.set_title(note_on(runs), fontsize=8, color="#b3261e")
     for i, run in enumerate(runs):
         _draw_losses(big, run, COLORS[i % len(COLORS)], alone=len(runs) == 1)
         for mark in run.marks:
