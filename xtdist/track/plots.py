@@ -72,7 +72,8 @@ def loss_png(run_folders: Sequence[str | Path], output: str | Path) -> Path:
     grid = figure.add_gridspec(3, 3, width_ratios=(1, 1, 1))
     big = figure.add_subplot(grid[:2, :2])
     _style(big, "loss (nats per token)")
-    big.set_title(note_on(runs), fontsize=8, color="#b3261e")
+    note = note_on(runs)
+    big.text(0.02, 0.02, note, transform=big.transAxes, fontsize=8, color="#b3261e")
     for i, run in enumerate(runs):
         _draw_losses(big, run, COLORS[i % len(COLORS)], alone=len(runs) == 1)
         for mark in run.marks:
