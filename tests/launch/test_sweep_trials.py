@@ -205,7 +205,7 @@ def test_ends_are_told_once_and_too_many_failures_end_the_sweep(
         "trial-000 starts: x=0",
         "trial-000 step 10: eval/valid/loss 2.0000",
         "trial-000 finished at step 30",
-        "trial-001 stopped at step 10: others are better",
+        "trial-001 stopped by its value at step 10: others are better",
     ]
     # the next call tries those again that failed
     again = Progress(sweep, tmp_path, trials, threading.Event(), said.append)

@@ -244,9 +244,10 @@ def _find(folder: str | Path, wanted: str) -> Path:
     names = CheckpointStore(place).names()
     if names:
         return Path(place) / names[-1] / wanted
+    also = "; names of the registry are for xtdist serve" * (folder.parts[:1] == ("models:",))
     raise CheckpointError(
         f"{folder}: no weights there; give a run folder, a checkpoint in its checkpoints/, "
-        f"or a folder with {TENSORS}"
+        f"or a folder with {TENSORS}{also}"
     )
 
 

@@ -240,7 +240,7 @@ def _override_value(text: str) -> Any:
 def _dropped(part: str, *, old: Any, sources: dict[str, str], source: str) -> list[str]:
     """That a preset took the place of what the file says of ``part``."""
     gone = [key for key, _ in leaves(old, part) if key in sources]
-    if not isinstance(old, dict) or not gone:
+    if not isinstance(old, dict) or not gone or sources[part] == source:
         return []
     several = f"{', '.join(gone[:8])}{' …' if len(gone) > 8 else ''}"
     return [f"{source} replaces all of {part} in {sources[part]}: {several}"]

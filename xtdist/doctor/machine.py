@@ -167,7 +167,7 @@ def judge_disk(disk: Disk) -> Finding:
     if disk.error is not None:
         return red(check, f"{disk.path}: {disk.error}", f"ls -ld {disk.path}; mount | tail")
     used = 1 - disk.free / max(disk.total, 1.0)
-    what = f"{disk.path}: {disk.free / GB:.1f} GB free, {used:.0%} full"
+    what = f"{disk.path}: {disk.free / GB:.1f} of {disk.total / GB:.1f} GB free"
     fix = f"df -h {disk.path}; du -xh --max-depth=2 {disk.path} | sort -h | tail"
     if disk.use.startswith("Ray"):
         fix += " (or another disk: export RAY_TMPDIR=…)"

@@ -6,11 +6,12 @@ All of it is sent by the driver, in a thread: no step waits for it.
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import json
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,9 @@ def origin() -> dict[str, str]:
     packages = here["packages"]
     tags = {f"version.{n}": packages[n] for n in _VERSIONS if n in packages}
     tags |= {"version.python": here["python"]}
+    tags |= {"mlflow.source.name": "xtdist", "mlflow.source.type": "JOB"}
+    with suppress(OSError, KeyError):  # a user without a name, as in some containers
+        tags["mlflow.user"] = getpass.getuser()
     if here["git"]:
         tags |= {"mlflow.source.git.commit": here["git"], "git.dirty": str(here["changed"]).lower()}
     if ray.is_initialized():

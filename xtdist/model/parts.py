@@ -122,7 +122,8 @@ class MupConfig:
     The model of ``base_width``, the same but for ``dim`` and heads in proportion, is what it is
     without this. From there on, with m = dim / base_width: start values of embeddings and head
     stay, logits are divided by m, AdamW's rate of hidden matrices too (Muon's: see
-    ``xtdist.optim.groups``), and scores are scaled by 1/dim_head instead of its root.
+    ``xtdist.optim.groups``) and their weight decay is multiplied by m, so that rate times decay
+    stays (2405.13698); scores are scaled by 1/dim_head instead of its root.
 
     ``base_dim_head``: of a head at that width; null = as here, the width grows by more heads.
     """

@@ -39,7 +39,8 @@ def _lines(plan: RunPlan) -> list[Text]:
         f"{spec.data.seq_len}: {split.accumulation} x {split.micro_batch} sequences a worker",
         "run": f"{spec.loop.steps:,} steps, {human(plan.tokens)} tokens{epochs}",
         "compute": _compute(plan),
-        "disk": f"{size:.2f} GB a checkpoint, {plan.kept} at most: {size * plan.kept:.1f} GB",
+        "disk": f"{_short(size)} GB a checkpoint, {plan.kept} at most: "
+        f"{_short(size * plan.kept)} GB",
     }
     return [Text(f"{name:<8} {value}") for name, value in lines.items()]
 
@@ -104,4 +105,8 @@ def _notes(plan: RunPlan) -> list[Text]:
 
 
 def _gib(count: int) -> str:
-    return f"{count / GIB:.2f}" if count < 100 * GIB else f"{count / GIB:.0f}"
+    return _short(count / GIB)
+
+
+def _short(size: float) -> str:
+    return f"{size:.4f}" if 0 < size < 0.1 else f"{size:.2f}" if size < 100 else f"{size:.0f}"

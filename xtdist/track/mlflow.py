@@ -58,6 +58,12 @@ class MlflowRun:
         """Upload ``text`` as the artifact ``name``."""
         return self._attempt(f"the artifact {name}", lambda c: c.log_text(self.run_id, text, name))
 
+    def log_metric(self, name: str, value: float) -> bool:
+        """One number about the whole run; those of its steps come from its folder."""
+        return self._attempt(
+            f"the metric {name}", lambda c: c.log_metric(self.run_id, name, value, step=0)
+        )
+
     def set_tags(self, tags: Mapping[str, str]) -> bool:
         """Set or replace tags."""
 

@@ -187,6 +187,8 @@ def _finish(axes: Axes, *, zero: bool) -> None:
         axes.set_yticks([])
     elif zero:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    elif axes.get_ylim()[0] > 0:
+        axes.set_title("does not begin at 0", loc="right", fontsize=7, color="#5b646f")
     axes.set_xlabel("step", fontsize=8)
 
 

@@ -28,6 +28,9 @@ def node_name() -> str:
     return _UNSAFE.sub("_", socket.gethostname())[:60] or "node"
 
 
+FIRST_S = 1.0  # so that short runs have a sample too
+
+
 @contextmanager
 def system_metrics(run_folder: str | Path, *, every_s: float) -> Iterator[None]:
     """Write this node's metrics every ``every_s`` seconds (0: never) until the end of the block."""
@@ -41,7 +44,9 @@ def system_metrics(run_folder: str | Path, *, every_s: float) -> Iterator[None]:
         sample = Sample(node)
         step = max((r.step for r in Tail(folder).poll_all()), default=-1) + 1
         log = MetricLog(folder)
-        while not over.wait(every_s):
+        wait = min(every_s, FIRST_S)
+        while not over.wait(wait):
+            wait = every_s
             with suppress(OSError, psutil.Error):
                 log.append(step, sample.take())
                 step += 1

@@ -162,7 +162,9 @@ def _close_parent(parent: MlflowRun | None, files: Sequence[Path], outcome: Swee
     for path in files:
         parent.log_artifact(path)
     if outcome.best is not None:
-        parent.set_tags({"best_trial": outcome.best.name, "best_value": str(outcome.best.best)})
+        parent.set_tags({"best_trial": outcome.best.name})
+        if outcome.best.best is not None:
+            parent.log_metric("best_value", outcome.best.best)
     parent.set_ended("KILLED" if outcome.interrupted else "FINISHED")
 
 

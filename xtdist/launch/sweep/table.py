@@ -77,7 +77,16 @@ def _csv(sweep: SweepSpec, results: Sequence[Result]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["trial", "status", sweep.metric, "at_step", "last_step", *sweep.space, "folder", "error"]
+        [
+            "trial",
+            "status",
+            sweep.metric,
+            "at_step",
+            "last_validation",
+            *sweep.space,
+            "folder",
+            "error",
+        ]
     )
     for row in results:
         best = "" if row.best is None else row.best

@@ -63,7 +63,10 @@ class Progress:
         end = Ended(number=number, status=status, error=error)
         self.known[number] = end
         note_end(self.folder, end)
-        said = {"stopped": f"stopped at step {step}: others are better", "failed": error}
+        said = {
+            "stopped": f"stopped by its value at step {step}: others are better",
+            "failed": error,
+        }
         self.say(f"{self.trials[number].name} {said.get(status, f'{status} at step {step}')}")
         self.failed += status == "failed"
         most = self.sweep.max_failed
