@@ -32,7 +32,7 @@ from xtdist.serve.config import AppConfig, LimitsConfig, ServeConfig, ServedMode
 
 KEY = "xt-" + "b" * 43
 SIZES = EngineConfig(max_sequences=32, max_waiting=32, max_sequence_tokens=512, seed=1)
-LIMITS = LimitsConfig(send_timeout_s=5.0)
+LIMITS = LimitsConfig(send_timeout_s=5.0, max_wait_s=5.0)
 
 
 def free_port() -> int:

@@ -129,6 +129,19 @@ def test_where_no_model_has_room_a_request_is_refused_unread(http, monkeypatch, 
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "queue_full")
 
 
+def test_a_queue_that_takes_too_long_is_full(http, monkeypatch):
+    thread = http.served.thread
+    monkeypatch.setattr(thread, "max_wait_s", 5.0)
+    thread.turnover.note(8, 16.0)
+    replies = []
+    for waiting in (3, 2):
+        queue = dataclasses.replace(thread.stats, waiting=waiting)
+        monkeypatch.setattr(thread, "stats", queue)
+        replies.append(http.complete(prompt="x", max_tokens=1))
+    assert [reply.status_code for reply in replies] == [503, 200]
+    assert replies[0].headers["retry-after"] == "6"
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_full_queue_is_told_before_anything_is_tokenized(http, monkeypatch, path):
     """Also where another model has room."""

@@ -57,7 +57,7 @@ class Backend:
             ApiError: 503 with the time to come back.
         """
         if self._models and not any(served.thread.has_room for served in self.models):
-            raise overloaded()
+            raise overloaded(min(served.thread.wait_s for served in self.models))
 
     def find(self, name: str) -> Served:
         """The model that answers a request; call it once for each.

@@ -79,6 +79,9 @@ class LimitsConfig:
         max_unread_tokens: that the client has not taken; beyond it the request is ended.
         grammar_timeout_s: to compile structured_outputs.
         max_open_requests: of all callers, from the door to the end of the answer, per replica.
+        max_wait_s: for a turn, by the pace of the last turns; where it would take longer a request
+            is refused (503 with Retry-After), as where ``engine.max_waiting`` wait. None: only
+            their number counts.
     """
 
     max_header_bytes: PositiveInt = 32_768
@@ -102,6 +105,7 @@ class LimitsConfig:
     max_unread_tokens: PositiveInt = 4096
     grammar_timeout_s: PositiveFloat = 5.0
     max_open_requests: PositiveInt = 1024
+    max_wait_s: PositiveFloat | None = None
 
 
 @configclass

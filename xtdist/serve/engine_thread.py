@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -34,6 +35,7 @@ from xtdist.serve.errors import (
 from xtdist.serve.job import Event, Job, Params, Piece
 from xtdist.serve.metrics import Meter
 from xtdist.serve.protocol import refused
+from xtdist.serve.turnover import Turnover
 
 log = logging.getLogger(__name__)
 _MOST_FAILURES = 3  # steps in a row that may fail for their new requests
@@ -71,6 +73,7 @@ class EngineThread:
         engine: used by this thread only.
         max_unread_tokens: a job with more tokens that nobody has read is aborted before the next
             step.
+        max_wait_s: for a turn; where it takes longer there is no room.
         clock: monotonic seconds.
 
     Attributes:
@@ -84,6 +87,7 @@ class EngineThread:
         *,
         name: str,
         max_unread_tokens: int = 4096,
+        max_wait_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.engine = engine
@@ -94,6 +98,8 @@ class EngineThread:
         self.broken = False
         self.meter: Meter | None = None
         self.stats = engine.stats()
+        self.turnover = Turnover()
+        self.max_wait_s = max_wait_s
         self._max_unread_tokens = max_unread_tokens
         self._clock = clock
         self._ids = itertools.count()
@@ -118,9 +124,16 @@ class EngineThread:
         return len(self._jobs)
 
     @property
+    def wait_s(self) -> float:
+        """How long a request that comes now waits for its turn, as far as that is known."""
+        return self.turnover.wait_s(self.stats.waiting)
+
+    @property
     def has_room(self) -> bool:
-        """Whether the queue was not full after the last step."""
-        return self.stats.waiting < self.engine.config.max_waiting
+        """Whether the queue was not full, or too slow, after the last step."""
+        return (
+            self.stats.waiting < self.engine.config.max_waiting and self.wait_s <= self.max_wait_s
+        )
 
     def check_room(self) -> None:
         """Refuse a request for which there is no room now, before it is tokenized.
@@ -129,7 +142,7 @@ class EngineThread:
             ApiError: 503 with the time to come back.
         """
         if not self.has_room:
-            raise overloaded()
+            raise overloaded(self.wait_s)
 
     def submit(self, job: Job) -> None:
         """Hand a job over; call it in the event loop that reads the job.
@@ -211,8 +224,13 @@ class EngineThread:
                 self._drop(job)
         events += self._end_overdue(ending)
         if self.engine.has_work:
-            self._step_began = self._clock()
-            events += self._collect(self._step())
+            began = self._step_began = self._clock()
+            queued = bool(self._queued)
+            outputs = self._step()
+            starts = self._note_starts()
+            if queued:
+                self.turnover.note(starts, self._clock() - began)
+            events += self._collect(outputs)
             self._step_began = None
         events += self._end_lost()
         self.stats = self.engine.stats()
@@ -294,7 +312,6 @@ class EngineThread:
 
     def _collect(self, outputs: list[Output]) -> list[tuple[Job, Event]]:
         """The outputs of a step, by job."""
-        self._note_starts()
         by_job: dict[int, tuple[Job, Event]] = {}
         for output in outputs:
             if output.request_id not in self._jobs:
@@ -310,8 +327,10 @@ class EngineThread:
                     del job.live[output.request_id], self._jobs[output.request_id]
         return list(by_job.values())
 
-    def _note_starts(self) -> None:
-        """The step that was made is the first one of the jobs that are no longer queued."""
+    def _note_starts(self) -> int:
+        """The step that was made is the first one of the jobs that are no longer queued: of so
+        many requests."""
+        starts = 0
         if self._queued:
             waiting = self.engine.waiting
             for request_id in self._queued.difference(waiting):
@@ -319,6 +338,8 @@ class EngineThread:
                 if request_id in self._jobs:
                     job = self._jobs[request_id][0]
                     job.started = self._step_began if job.started is None else job.started
+                    starts += 1
+        return starts
 
     def _wake_loop(self, events: list[tuple[Job, Event]]) -> None:
         if not events or self._loop is None:

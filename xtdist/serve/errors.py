@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from typing import Any
 
@@ -61,13 +62,13 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
     return ApiError(400, message, param=param, code=code)
 
 
-def overloaded(retry_after_s: int = 1) -> ApiError:
-    """503: nothing is wrong with the request, the queue is full."""
+def overloaded(wait_s: float = 0.0) -> ApiError:
+    """503: nothing is wrong with the request, the queue is full. ``wait_s``: until a turn comes."""
     return ApiError(
         503,
         "the server's queue is full; try again",
         code="queue_full",
-        headers={"Retry-After": str(retry_after_s)},
+        headers={"Retry-After": str(min(max(math.ceil(wait_s), 1), 60))},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,7 +74,10 @@ def load_served(spec: ServedModel, config: AppConfig) -> Served:
     return Served(
         name=spec.name,
         thread=EngineThread(
-            engine, name=spec.name, max_unread_tokens=config.limits.max_unread_tokens
+            engine,
+            name=spec.name,
+            max_unread_tokens=config.limits.max_unread_tokens,
+            max_wait_s=config.limits.max_wait_s or math.inf,
         ),
         tokenizer=tokenizer,
         digest=expert.digest,
