@@ -14,9 +14,14 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def mix(x: int) -> int:
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & ONES
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & ONES
+    x = mixed(x)
     return x ^ (x >> 31)
+
+
+def mixed(x: int) -> int:
+    """Without the last step: that would change the lowest bit of the upper half."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & ONES
+    return ((x ^ (x >> 27)) * 0x94D049BB133111EB) & ONES
 
 
 def permuted(value: int, n: int, key: int) -> int:
@@ -30,10 +35,10 @@ def permuted(value: int, n: int, key: int) -> int:
         for i in range(1, 7):
             round_key = mix((key + i * GOLDEN) & ONES)
             if i % 2:
-                noise = mix((column + round_key) & ONES) >> 32
+                noise = mixed((column + round_key) & ONES) >> 32
                 row = (row + (noise * rows >> 32)) % rows
             else:
-                noise = mix((row + round_key) & ONES) >> 32
+                noise = mixed((row + round_key) & ONES) >> 32
                 column = (column + (noise * columns >> 32)) % columns
         value = row * columns + column
         if value < n:

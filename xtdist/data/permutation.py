@@ -107,8 +107,9 @@ _30, _27, _31, _32 = (np.uint64(bits) for bits in (30, 27, 31, 32))
 
 
 def _below(x: Words, side: Words) -> Words:
-    """``x`` (overwritten) hashed to [0, side), side ≤ 2^32: splitmix64 without its last step, which
-    the upper half does not need, and a multiplication in place of a division (Lemire 2019)."""
+    """``x`` (overwritten) hashed to [0, side), side ≤ 2^32: the upper half of splitmix64 without
+    its last step, which would change one bit of it, and a multiplication in place of a division
+    (Lemire 2019)."""
     x ^= x >> _30
     x *= _ONE
     x ^= x >> _27
