@@ -41,6 +41,7 @@ def ends(folder: Path) -> dict[str, str]:
     return {trial["name"]: trial["status"] for trial in whole["trials"]}
 
 
+@pytest.mark.long
 def test_a_trial_that_fails_does_not_end_the_sweep(cluster: Cluster, make_config: Any) -> None:
     data = yaml.safe_load(make_config("swept").read_text())["data"]["path"]
     here = os.path.relpath(data, cluster.state)  # as seen from where the command is given
