@@ -254,6 +254,8 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "ours"]
     with pytest.raises(ConfigError, match="max-shard-gb"):
         export(weights, tmp_path / "other", ExportOptions(max_shard_gb=0))
+    with pytest.raises(ConfigError, match="max-shard-gb"):
+        export(weights, tmp_path / "other", ExportOptions(max_shard_gb=float("inf")))
 
 
 def test_a_tokenizer_without_their_file_is_refused(tmp_path: Path) -> None:

@@ -239,6 +239,12 @@ def test_what_is_not_known_is_refused_by_name_and_nothing_is_written(
     assert not (tmp_path / "ours").exists()
 
 
+def test_a_mixture_of_one_expert_is_another_model_there(tmp_path: Path) -> None:
+    write_theirs(tmp_path / "hf", "mixtral", num_experts_per_tok=1)
+    with pytest.raises(CheckpointError, match="num_experts_per_tok is 1"):
+        take_over(tmp_path / "hf", tmp_path / "ours")
+
+
 def test_a_head_beside_a_tied_embedding_must_be_the_same(
     llama_folder: Path, tmp_path: Path
 ) -> None:

@@ -131,7 +131,12 @@ def _from_llama(keys: _Keys, kind: Family) -> Tree:
     moe: Tree = {"kind": "moe", "expert": expert}
     if kind.name == "mixtral":
         moe["experts"] = keys.number("num_local_experts")
-        moe["top_k"] = keys.number("num_experts_per_tok")
+        moe["top_k"] = keys.number("num_experts_per_tok", 2)
+        if moe["top_k"] == 1:
+            raise CheckpointError(
+                f"{keys.where}: num_experts_per_tok is 1; there the one expert's weight is scaled "
+                "to 1, here it is its probability: another model"
+            )
     rope = {n: keys.take(n, None) for n in ("rope_theta", "rope_scaling", "rope_parameters")}
     rope = {name: value for name, value in rope.items() if value is not None}
     return {

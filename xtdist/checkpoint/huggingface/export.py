@@ -75,8 +75,10 @@ def export(
         ResourceError: the folder is there already, or can't be written.
     """
     options, folder = options or ExportOptions(), Path(folder)
-    if not options.max_shard_gb > 0:
-        raise ConfigError(f"--max-shard-gb: got {options.max_shard_gb}; give more than 0")
+    if not 0 < options.max_shard_gb < 1e6:
+        raise ConfigError(
+            f"--max-shard-gb: got {options.max_shard_gb}; give more than 0, and less than a million"
+        )
     loaded = _plain(load_weights(weights))
     config = loaded.model.config
     kind = chosen(config, options.format)

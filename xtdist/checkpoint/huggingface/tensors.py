@@ -285,7 +285,10 @@ def to_ours(
         wanted = TransformerWrapper.from_config(config).state_dict()
     ours = {}
     for piece in pieces:
-        tensor = ours[piece.ours] = piece.join(theirs)
+        try:
+            tensor = ours[piece.ours] = piece.join(theirs)
+        except CheckpointError as e:
+            raise CheckpointError(f"{where}: {e}") from None
         if tensor.shape != wanted[piece.ours].shape:
             raise CheckpointError(
                 f"{where}: {piece.parts[0].name}: its shape does not fit config.json"
