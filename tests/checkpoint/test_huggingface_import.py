@@ -245,6 +245,30 @@ def test_a_mixture_of_one_expert_is_another_model_there(tmp_path: Path) -> None:
         take_over(tmp_path / "hf", tmp_path / "ours")
 
 
+def test_what_prompts_and_ends_are_there_and_not_here_is_said(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llama_folder, tmp_path / "hf")
+    end = json.loads((tmp_path / "hf/config.json").read_text())["eos_token_id"]
+    change(eos_token_id=[end, 5])(tmp_path / "hf")
+    spec = json.loads((tmp_path / "hf/tokenizer.json").read_text())
+    first = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            "<|endoftext|>": {"id": "<|endoftext|>", "ids": [end], "tokens": ["<|endoftext|>"]}
+        },
+    }
+    (tmp_path / "hf/tokenizer.json").write_text(json.dumps(spec))
+    found = take_over(
+        tmp_path / "hf", tmp_path / "ours", ImportOptions(roles={"eot": "<|endoftext|>"})
+    )
+    assert [note.split(":")[0] for note in found.notes] == ["eos_token_id", "tokenizer.json"]
+
+
 def test_a_head_beside_a_tied_embedding_must_be_the_same(
     llama_folder: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xtdist.config import ConfigError
 from xtdist.track import read_goodput
+from xtdist.track.curves import read_runs
 from xtdist.track.plots import loss_html, loss_png
 
 
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     for folder in runs:
         if not (folder / "metrics.jsonl").is_file():
             raise ConfigError(f"{folder}: no metrics.jsonl there; give the folder of a run")
+    read_runs(runs)
     output = Path(args.output) if args.output else runs[0]
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -72,9 +72,9 @@ class TrackConfig:
             server = server and not re.search(r"\s", self.uri)
         except ValueError as e:
             raise ConfigError(f"track.uri: got no address ({e})") from None
-        if url.password or url.username or "password" in url.query.lower():
+        if url.password or url.username or url.query:
             raise ConfigError(
-                "track.uri: holds a user or password, which would be written into logs; "
+                "track.uri: holds a user, password or query, which would be written into logs; "
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
             )
         file = self.uri.startswith("sqlite:///") and len(self.uri) > len("sqlite:///")

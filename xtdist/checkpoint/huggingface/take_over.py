@@ -27,7 +27,12 @@ from xtdist.checkpoint.huggingface.check import QK_EPS
 from xtdist.checkpoint.huggingface.configs import from_tree
 from xtdist.checkpoint.huggingface.families import Family, family
 from xtdist.checkpoint.huggingface.tensors import to_ours
-from xtdist.checkpoint.huggingface.tokenizers import check_fits, read_chat_template, read_tokenizer
+from xtdist.checkpoint.huggingface.tokenizers import (
+    check_fits,
+    notes_on,
+    read_chat_template,
+    read_tokenizer,
+)
 from xtdist.checkpoint.weights import MANIFEST, WeightsConfig, save_weights
 from xtdist.config import CheckpointError, ConfigError, ResourceError, from_mapping
 from xtdist.model.config import ModelConfig
@@ -92,7 +97,8 @@ def take_over(
             )
         except OSError as e:
             raise ResourceError(f"--output: {folder} can't be written ({e.strerror})") from None
-    return Imported(config=config, family=kind, notes=(note,) if note else ())
+    notes = [*([note] if note else []), *notes_on(source, tree)]
+    return Imported(config=config, family=kind, notes=tuple(notes))
 
 
 def _check_free(folder: Path) -> None:

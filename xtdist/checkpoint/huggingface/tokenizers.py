@@ -137,6 +137,22 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], roles: Mapping[str, 
     return make_tokenizer(chosen, lambda: ())
 
 
+def notes_on(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """What a model's prompts and ends are there, and are not here."""
+    notes = []
+    ends = config.get("eos_token_id")
+    if isinstance(ends, list) and len(ends) > 1:
+        notes.append(f"eos_token_id: {ends[0]} ends a text here, not also {ends[1:]}")
+    spec = json.loads((folder / TOKENIZER_FILE).read_bytes())
+    last = spec.get("post_processor") or {}
+    if any(p.get("type") == "TemplateProcessing" for p in (last, *last.get("processors", ()))):
+        notes.append(
+            f"{TOKENIZER_FILE}: its post_processor puts special tokens around a text; here a "
+            "prompt is its own tokens alone: write them out, or use a chat template"
+        )
+    return notes
+
+
 def _end_of(config: Mapping[str, Any]) -> Any:
     """``eos_token_id``; of several the first."""
     ends = config.get("eos_token_id")
