@@ -97,7 +97,7 @@ def blocking(config: ModelConfig, kind: Family) -> tuple[Problem, ...]:
         tree = from_tree(to_tree(config, kind), where="config.json")
         same = from_mapping(ModelConfig, tree)
     except (ConfigError, CheckpointError) as e:
-        return (*found.values(), Problem("", "this model", f"another one ({e})"))
+        return tuple(found.values()) or (Problem("", "this model", f"another one ({e})"),)
     for problem in _differences(_normal(config, kind), _normal(same, kind)):
         found.setdefault(problem.place, problem)
     return tuple(found[place] for place in sorted(found))
@@ -107,6 +107,8 @@ def _special(config: ModelConfig, kind: Family) -> Iterator[Problem]:
     """What the comparison can't see, or says worse."""
     ff = config.feedforward
     expert = ff.expert if isinstance(ff, MoEConfig) else ff
+    if kind.name == "mixtral" and not isinstance(ff, MoEConfig):
+        yield Problem("feedforward.kind", ff.kind, "moe")
     if kind.name == "llama" and config.dim % config.heads:
         fits = max(h for h in range(1, config.heads + 1) if config.dim % h == 0)
         yield Problem("heads", config.heads, f"{fits}, or another that divides dim={config.dim}")
