@@ -3,6 +3,7 @@ it does not know without a word, and runs no code of theirs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +36,32 @@ def sandbox_templates() -> None:
     utils.env = safe
 
 
+def choose(tasks: Sequence[str]) -> tuple[TaskManager, list[Any]]:
+    """What the harness takes: names of its own tasks, and the tasks of YAML files with their data.
+
+    Raises:
+        ConfigError: an unknown name, two of one name, or a file that is wrong.
+    """
+    paths = [name for name in tasks if name.endswith(YAML) or "/" in name or Path(name).is_dir()]
+    names = [name for name in tasks if name not in paths]
+    trees = [tree for path in paths for tree in local_tasks(Path(path))]
+    _check_different([*names, *(tree["task"] for tree in trees)])
+    manager = TaskManager(include_defaults=bool(names))
+    for name in names:
+        if not manager.match_tasks([name]):
+            raise ConfigError(
+                f"--tasks: {name!r} is no task of the harness, and no YAML file or folder of them"
+            )
+    return manager, [*names, *(_built(manager, tree) for tree in trees)]
+
+
+def _check_different(names: Sequence[str]) -> None:
+    """The harness would keep one of two, and say nothing."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--tasks: {name!r} twice; give each task a name of its own (task:)")
+
+
 def local_tasks(path: Path) -> list[dict[str, Any]]:
     """The task of a YAML file, or those of a folder. Paths of data files are relative to the YAML;
     Python functions (``!function``) are code and not read.
@@ -50,7 +77,7 @@ def local_tasks(path: Path) -> list[dict[str, Any]]:
     return [_local_task(file) for file in files]
 
 
-def built(manager: TaskManager, tree: dict[str, Any]) -> Any:
+def _built(manager: TaskManager, tree: dict[str, Any]) -> Any:
     """The harness's task of a checked ``tree``, with its data.
 
     Raises:

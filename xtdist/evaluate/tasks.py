@@ -35,10 +35,9 @@ def run_tasks(
     try:
         import lm_eval
         from jinja2 import TemplateError
-        from lm_eval.tasks import TaskManager
 
         from xtdist.evaluate.harness import HarnessLM
-        from xtdist.evaluate.local_tasks import YAML, built, local_tasks, sandbox_templates
+        from xtdist.evaluate.local_tasks import choose, sandbox_templates
     except ImportError:
         raise ConfigError(
             "--tasks: needs the extra evaluate: pip install 'xtdist[evaluate]'"
@@ -47,22 +46,13 @@ def run_tasks(
         raise ConfigError(f"--limit: got {limit}; give 1 or more, or leave it out for all")
     make_room(saved)
     sandbox_templates()
-    paths = [name for name in tasks if name.endswith(YAML) or "/" in name or Path(name).is_dir()]
-    names = [name for name in tasks if name not in paths]
-    local = [task for path in paths for task in local_tasks(Path(path))]
-    _check_different([*names, *(task["task"] for task in local)])
-    manager = TaskManager(include_defaults=bool(names))
-    unknown = [name for name in names if not manager.match_tasks([name])]
-    if unknown:
-        raise ConfigError(
-            f"--tasks: {unknown[0]!r} is no task of the harness, and no YAML file or folder of them"
-        )
+    manager, chosen = choose(tasks)
     loaded = load_weights(weights)
     model = HarnessLM(loaded)
     try:
         found = lm_eval.simple_evaluate(
             model=model,
-            tasks=[*names, *(built(manager, tree) for tree in local)],
+            tasks=chosen,
             task_manager=manager,
             limit=limit,
             log_samples=False,
@@ -80,13 +70,6 @@ def run_tasks(
     if saved is not None:
         write_atomic(saved, json.dumps(report, indent=1))
     return report
-
-
-def _check_different(names: Sequence[str]) -> None:
-    """The harness would keep one of two, and say nothing."""
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"--tasks: {name!r} twice; give each task a name of its own (task:)")
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
