@@ -43,6 +43,7 @@ class Checkpoints(Callback):
             check=partial(check_epoch, self._spec.lease_place(run.folder), run.epoch),
             retention=self._spec.retention,
         )
+        self._host = state.HostCopies()
         self._flying = self._wanted = False
         self._misses = self._all_misses = 0
         self._again_at = 0
@@ -92,7 +93,7 @@ class Checkpoints(Callback):
         return not busy, bool(due)
 
     def _submit(self, run: Run) -> None:
-        files = state.snapshot(run)
+        files = state.snapshot(run, self._host)
         meta = described(run)
         self._saver.submit(run.position.step, files, meta if dist.get_rank() == 0 else {})
         self._flying, self._wanted, self._began = True, False, time.monotonic()

@@ -8,6 +8,7 @@ is the step, so a resumed run repeats the one that was never interrupted bit for
 from xtdist.train.state.extras import gather, load_extra
 from xtdist.train.state.find import find_commit
 from xtdist.train.state.flats import Flat, flats
+from xtdist.train.state.host import HostCopies
 from xtdist.train.state.identity import Record, check_identity, identity
 from xtdist.train.state.position import Position
 from xtdist.train.state.restore import restore
@@ -24,6 +25,7 @@ from xtdist.train.state.snapshot import (
 __all__ = [
     "BYTES_PER_PARAMETER",
     "Flat",
+    "HostCopies",
     "Position",
     "Record",
     "check_disk",

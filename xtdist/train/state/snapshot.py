@@ -19,6 +19,7 @@ from xtdist.config import ResourceError
 from xtdist.data import TOKENIZER_FILE
 from xtdist.train.state.average import AVERAGE, averaged
 from xtdist.train.state.flats import flats
+from xtdist.train.state.host import HostCopies
 from xtdist.train.state.shards import EXTRA, Held, shard_name, write_shard
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ BYTES_OF_AVERAGE = 4 + 4  # with optim.ema: the average, weights to serve
 Writer = Callable[[Path], None]
 
 
-def snapshot(run: Run) -> dict[str, Writer]:
+def snapshot(run: Run, host: HostCopies) -> dict[str, Writer]:
     """What this rank has to write, by path in the checkpoint: each writer makes that file or, for
     ``weights`` and ``weights-ema`` (rank 0), that folder. All ranks call it together; training may
-    go on as soon as it returns, since everything was copied."""
+    go on as soon as it returns, since everything was copied, to where ``host`` had the last one:
+    the writers of an earlier snapshot must have ended."""
     engine = run.stepper.engine
     held: list[Held] = []
     for i, flat in enumerate(flats(engine)):
@@ -46,18 +48,19 @@ def snapshot(run: Run) -> dict[str, Writer]:
             tensors = flat.tensors() | {EXTRA + k: each[i] for k, each in run.extras.items()}
             for piece in flat.own():
                 parts = {k: t[piece.at : piece.at + piece.numel] for k, t in tensors.items()}
-                copies = {k: t.detach().to("cpu", copy=True) for k, t in parts.items()}
+                copies = {k: host.copy(f"{piece.name}|{k}", t) for k, t in parts.items()}
                 held.append(Held(piece, copies, flat.scalars()))
     name = shard_name(dist.get_rank(), dist.get_world_size())
     files: dict[str, Writer] = {name: partial(write_shard, held=held)}
-    files |= _weights(run, WEIGHTS)
+    files |= _weights(run, WEIGHTS, host)
     if AVERAGE in run.extras:
         with averaged(engine, run.extras[AVERAGE]):
-            files |= _weights(run, AVERAGED)
+            files |= _weights(run, AVERAGED, host)
+    host.wait()
     return files
 
 
-def _weights(run: Run, name: str) -> dict[str, Writer]:
+def _weights(run: Run, name: str, host: HostCopies) -> dict[str, Writer]:
     """The module's weights as they are now, to be written into the folder ``name`` by rank 0."""
     state = objective_state(run.stepper.engine)
     if state is None:
@@ -67,7 +70,7 @@ def _weights(run: Run, name: str) -> dict[str, Writer]:
     config = run.record.weights(step=run.position.step)
     write = partial(
         _write_weights,
-        state=_copies(state),
+        state=_copies(state, lambda key, tensor: host.copy(f"{name}/{key}", tensor)),
         config=config,
         tokenizer=tokenizer,
         chat_template=run.folder / CHAT_TEMPLATE if run.spec.checkpoint.chat_template else None,
@@ -145,14 +148,14 @@ def checkpoint_bytes(parameters: int, *, averaged: bool, size: int = 4, muon: in
     return parameters * each - 4 * muon + 1_000_000
 
 
-def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copies(state: dict[str, Tensor], copy: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     """Copies in host memory; tensors that share memory still do, so that they are written once."""
     copies: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     out = {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() else (id(tensor), ())
         if key not in copies:
-            copies[key] = tensor.detach().to("cpu", copy=True)
+            copies[key] = copy(name, tensor)
         out[name] = copies[key]
     return out
 
