@@ -6,7 +6,6 @@ import json
 import logging
 
 import torch.distributed as dist
-from torch._dynamo.utils import counters
 
 from xtdist.files import write_atomic
 from xtdist.track.notes import write_note
@@ -47,6 +46,8 @@ class InForce(Callback):
         if not self._compiles:
             return
         self._compiles = False
+        from torch._dynamo.utils import counters  # seconds to import
+
         graphs = counters["stats"]["unique_graphs"]
         if not graphs:
             raise RuntimeError("engine.compile is set, but the first step compiled no graph")
