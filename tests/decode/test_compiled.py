@@ -74,7 +74,7 @@ def test_compiled_steps_give_the_tokens_of_plain_ones(
     assert 3 not in steps
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_expert_and_amateur_never_share_a_graph(
     expert: TransformerWrapper, amateur: TransformerWrapper, steps: list[int]
 ) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeSpec
 from ranks import run_ranks
 from runs import checkpoints, folder_of, steps_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -256,7 +255,7 @@ def test_waiting_for_others_is_not_a_ranks_own_work() -> None:
     assert sum(buckets_of(lap).values()) == lap.total
 
 
-def test_a_run_tells_where_its_time_went_and_which_rank_is_slow(make_spec: MakeSpec) -> None:
+def test_a_run_tells_where_its_time_went_and_which_rank_is_slow(make_spec: Any) -> None:
     common = {
         "loop.steps": 6,
         "loop.valid_every": 0,
@@ -299,7 +298,7 @@ def test_a_run_tells_where_its_time_went_and_which_rank_is_slow(make_spec: MakeS
 
 
 @pytest.mark.long
-def test_steps_that_are_done_again_are_wasted(make_spec: MakeSpec) -> None:
+def test_steps_that_are_done_again_are_wasted(make_spec: Any) -> None:
     changes = {"loop.valid_every": 0, "checkpoint.every": 3}
     short = make_spec("again", {**changes, "loop.steps": 6})
     (outcome,) = run_ranks([short])

@@ -62,7 +62,7 @@ def test_models_full_of_options_train_as_in_a_plain_loop_and_their_weights_load(
     assert len(records(routed, "train/aux/balance")) == len(records(routed, "train/loss"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recomputed_activations_change_nothing_where_parameters_are_sharded(make_spec: Any) -> None:
     """What a dropout draws is drawn again alike."""
     blocks, feedforward = {"blocks": 1}, {"blocks": 2, "only": "feedforward"}
@@ -115,7 +115,7 @@ def test_masked_training_of_such_models_does_not_depend_on_the_number_of_workers
             assert records(two, key) == pytest.approx(records(one, key), rel=1e-5), key
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_models_full_of_options_train_in_bf16_close_to_fp32(make_spec: Any) -> None:
     half = {"engine.precision": "bf16", "engine.zero_stage": 3}
     specs = [option_spec(make_spec, name, half) for name in MODELS]
