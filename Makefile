@@ -31,7 +31,8 @@ test-fast: install
 	$(PYTEST) -m "not long and not slow and not ray"
 
 test-long: install
-	$(PYTEST)
+	$(PYTEST) -m "not alone"
+	$(BIN)/pytest -m alone
 
 check: install
 	$(BIN)/ruff check .

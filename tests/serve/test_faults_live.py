@@ -25,7 +25,12 @@ from xtdist.decode import Engine, EngineConfig, GenerationParams
 from xtdist.serve import LimitsConfig, ServeConfig, ServedModel, run
 from xtdist.serve.client import AsyncClient, Client, Retry, StreamBroken
 
-pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.long,
+    pytest.mark.alone,
+    pytest.mark.timeout(1500),
+]
 REPLICAS = 4
 HARM_S = 120.0
 KILL_EVERY_S = 5.0

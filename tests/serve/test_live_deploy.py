@@ -27,7 +27,7 @@ from tiny_server import free_port, save_tiny
 
 from xtdist.serve import new_key
 
-pytestmark = [pytest.mark.ray, pytest.mark.long]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.alone]
 REPO = Path(__file__).parents[2]
 PROMPT = "import "
 SIZES = {"max_sequences": 4, "max_waiting": 64, "seed": 7}

@@ -200,6 +200,7 @@ def test_what_the_cluster_can_not_take_is_said_and_the_running_server_stays(
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_a_second_application_goes_beside_the_first_and_away_again(server, weights, client):
     at = urllib.parse.urlsplit(server[0])
     beside = {

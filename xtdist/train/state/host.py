@@ -27,5 +27,5 @@ class HostCopies:
 
     def wait(self) -> None:
         """Until all copies are complete."""
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
