@@ -69,13 +69,13 @@ def disconnect() -> None:
 def _require_token() -> None:
     """Have a cluster that is started here answer only to holders of a token, in this environment.
 
-    Ray reads RAY_AUTH_MODE once, at its import. If that is past, the variable must stay as it was:
-    unset, ``ray.init`` turns the token on by itself; set now, only the children would see it.
+    Ray reads RAY_AUTH_MODE at its import, and a token once. If that is past, nothing is set, which
+    only the children would see: ``ray.init`` turns the token on by itself, and has one.
     """
-    if "ray" not in sys.modules:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    token = os.environ.get("RAY_AUTH_MODE", "token") == "token"
-    if token and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    if "ray" in sys.modules:
+        return
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 

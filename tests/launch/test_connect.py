@@ -1,8 +1,11 @@
-"""Addresses at which there is no cluster. (With one: tests/ray.)"""
+"""Addresses at which there is no cluster, and one that is started here. (More: tests/ray.)"""
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +52,26 @@ def test_the_environment_names_the_cluster(closed_port, monkeypatch):
 def test_an_address_that_is_none_is_a_users_mistake():
     with pytest.raises(ResourceError, match="no Ray cluster at nonsense"):
         connect("nonsense")
+
+
+AGAIN = """
+import ray
+from xtdist.connect import connect, disconnect
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.shutdown()
+assert connect()
+print(ray.get(ray.remote(lambda: "answered").remote()))
+disconnect()
+"""
+
+
+@pytest.mark.ray
+def test_a_process_that_had_a_cluster_before_gets_ours(tmp_path):
+    """Ray keeps the token that it has read; the new cluster's must be the same."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        "HOME": str(tmp_path)
+    }
+    out = subprocess.run([sys.executable, "-c", AGAIN], env=env, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.splitlines()[-1] == "answered"
