@@ -180,16 +180,9 @@ def specs_of_passes(world: int) -> dict[str, RunSpec]:
     return specs
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-    "specs_of",
-    [
-        specs_of_steps,
-        pytest.param(specs_of_optimizers, marks=pytest.mark.long),
-        pytest.param(specs_of_passes, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("specs_of", [specs_of_steps, specs_of_optimizers, specs_of_passes])
 def test_steps_of_the_engine_have_the_planned_peaks(specs_of, world):
     """Within a tenth, both where parameters are nearly all and where activations are."""
     specs = specs_of(world)

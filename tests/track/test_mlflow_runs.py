@@ -315,7 +315,7 @@ class Server:
         self.process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_server_that_dies_and_comes_back_gets_every_point(
     server: Server, tmp_path: Path
 ) -> None:

@@ -1,14 +1,17 @@
 """Runs training jobs in fresh processes that form a gloo group, as Ray's workers would.
 
 ``run_ranks`` is for tests. This file is also what the processes execute: each trains the given
-jobs one after the other and writes what became of them. Start-up costs seconds, so tests give
-many jobs to one group.
+jobs one after the other and writes what became of them. Imports cost seconds of CPU, so tests give
+many jobs to one group, and the groups of a test process are forked by one that has imported it all.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,28 +58,42 @@ def run_ranks(
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "jobs.json").write_text(json.dumps(jobs))
-        logs = [(root / f"log-{rank}").open("w") for rank in range(world)]
-        group = [
-            subprocess.Popen(
-                [sys.executable, __file__, str(root)],
-                env=environment(rank, world),
-                stdout=logs[rank],
-                stderr=subprocess.STDOUT,
-            )
-            for rank in range(world)
-        ]
-        try:
-            for process in group:
-                process.wait(timeout_s)
-        finally:
-            for process in group:
-                process.kill()
-            for log in logs:
-                log.close()
+        codes = _fork_ranks(root, world, timeout_s)
         printed = "".join((root / f"log-{rank}").read_text() for rank in range(world))
-        assert [p.returncode for p in group] == [0] * world, printed
+        assert codes == [0] * world, printed
         results = [json.loads((root / f"result-{rank}").read_text()) for rank in range(world)]
     return [Outcome([r[i] for r in results], printed) for i in range(len(specs))]
+
+
+@functools.cache
+def _forker() -> subprocess.Popen[str]:
+    """Waits for groups to fork until this process ends."""
+    return subprocess.Popen(
+        [sys.executable, __file__],
+        env=environment(0, 1),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _fork_ranks(root: Path, world: int, timeout_s: float) -> list[int]:
+    """The exit codes of the processes of a group."""
+    forker = _forker()
+    assert forker.stdin is not None
+    assert forker.stdout is not None
+    environments = [environment(rank, world) for rank in range(world)]
+    codes = None
+    try:
+        print(json.dumps([str(root), os.getcwd(), environments]), file=forker.stdin, flush=True)
+        assert select.select([forker.stdout], [], [], timeout_s)[0], f"not done in {timeout_s} s"
+        codes = json.loads(forker.stdout.readline())
+    finally:
+        if codes is None:
+            os.killpg(forker.pid, signal.SIGKILL)
+            _forker.cache_clear()
+    return codes
 
 
 def job_of(spec: RunSpec, fault: str | None = None) -> dict[str, Any]:
@@ -109,6 +126,38 @@ def shards_everything(engine_config: Callable[..., dict[str, Any]]) -> Callable[
         return tree
 
     return config
+
+
+def _fork_groups() -> Path | None:
+    """Fork what stdin asks for. Returns in every child, with the folder of its group, and at the
+    end of stdin."""
+    _load()
+    for line in sys.stdin:
+        root, folder, environments = json.loads(line)
+        children = []
+        for rank, env in enumerate(environments):
+            if (pid := os.fork()) == 0:
+                os.environ.clear()
+                os.environ.update(env)
+                os.chdir(folder)
+                log = os.open(f"{root}/log-{rank}", os.O_WRONLY | os.O_CREAT)
+                for fd, file in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
+                    os.dup2(file, fd)
+                return Path(root)
+            children.append(pid)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+        print(json.dumps(codes), flush=True)
+    return None
+
+
+def _load() -> None:
+    """What takes long of what a rank imports."""
+    import torch._dynamo  # noqa: F401
+
+    import xtdist.train.loop  # noqa: F401
+    from xtdist.train.deepspeed import load_deepspeed
+
+    load_deepspeed(gpu=False)
 
 
 def _main(root: Path) -> None:
@@ -151,4 +200,5 @@ def _main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    if (folder := Path(sys.argv[1]) if sys.argv[1:] else _fork_groups()) is not None:
+        _main(folder)

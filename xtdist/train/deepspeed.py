@@ -177,16 +177,21 @@ def prepare_process(*, gpu: bool) -> None:
     no C++ helper is compiled on CPU (it serves inference only).
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
-    with _without_mlflow():
-        import deepspeed
-        import deepspeed.ops
-    _load_muon_uncompiled()
+    load_deepspeed(gpu=gpu)
+    import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
     warnings.filterwarnings("ignore", module=r"(torch|deepspeed)\.")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo")
+
+
+def load_deepspeed(*, gpu: bool) -> None:
+    """Import it, without what no worker needs."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
+    with _without_mlflow():
+        import deepspeed.ops  # noqa: F401
+    _load_muon_uncompiled()
 
 
 @contextmanager
