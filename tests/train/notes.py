@@ -29,9 +29,9 @@ def noted_state(folder: Path) -> Iterator[None]:
         found = state.objective_state(engine) or {}
         flats = state.flats(engine)
         for key in sorted({key for flat in flats for key in flat.tensors()}):
-            tensors = [f.tensors().get(key, torch.zeros(f.numel)) for f in flats]
+            tensors = [f.tensors().get(key, torch.full((f.numel,), torch.nan)) for f in flats]
             whole = state.gather(engine, tensors) or {}
-            found |= {f"{name}|{key}": t for name, t in whole.items()}
+            found |= {f"{n}|{key}": t for n, t in whole.items() if not t.isnan().all()}
         if dist.get_rank() == 0:
             copies = {name: t.detach().clone() for name, t in found.items()}
             save_file(copies, folder / f"restored-{position.step}.safetensors")
