@@ -67,6 +67,8 @@ def comparable(case: Case) -> bool:
         return False  # the same noise falls on other heads
     if case.layers.get("cross_attend") and case.layers.get("attn_max_attend_past"):
         return False  # there, the window cuts the context too
+    if case.layers.get("cross_attend") and case.layers.get("attn_use_rel_proj_pos_bias"):
+        return False  # there, cross attention has such a bias too
     return any(both(case, causal=causal) for causal in STACKS)
 
 
