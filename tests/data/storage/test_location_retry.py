@@ -78,6 +78,26 @@ def test_waits_double_up_to_the_longest_with_a_random_share() -> None:
     assert len({w / round(w) for w in waits}) > 1
 
 
+def test_what_fails_for_long_is_told_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
+    now: list[float] = [0.0]
+    told: list[tuple[float, str]] = []
+
+    def sleep(wait: float) -> None:
+        told.append((now[0], capsys.readouterr().err))
+        now[0] += wait
+
+    retry(
+        failing([TransferError("cut")] * 7),
+        what="s3://b/k",
+        backoff=Backoff(first_wait_s=1.0),
+        sleep=sleep,
+        clock=lambda: now[0],
+    )
+    for at, text in told:
+        assert text == ("s3://b/k: cut; trying again\n" if at > 5 else "")
+    assert told[-1][0] > 5
+
+
 def test_tries_and_time_are_bounded() -> None:
     calls: list[float] = []
     with pytest.raises(DataError, match=r"^s3://b/k: failed 8 times .* last: cut"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TypeVar
 from xtdist.config import DataError, ResourceError, UnreachableError
 
 T = TypeVar("T")
+QUIET_S = 5.0  # so long a transfer may fail without a word
 
 _WORTH = {408, 425, 429, 500, 502, 503, 504, 509}
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE}
@@ -98,6 +100,8 @@ def retry(
         wait = backoff.wait_s(failures)
         if failures == backoff.tries or clock() - began + wait > backoff.total_s:
             break
+        if clock() - began > QUIET_S:
+            print(f"{what}: {_line(error)}; trying again", file=sys.stderr, flush=True)
         sleep(wait)
     kind = DataError if isinstance(error, TransferError) else UnreachableError
     raise kind(
