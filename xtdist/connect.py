@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+from pathlib import Path
 
 from xtdist.config import ResourceError
 
@@ -69,13 +70,16 @@ def disconnect() -> None:
 def _require_token() -> None:
     """Have a cluster that is started here answer only to holders of a token, in this environment.
 
-    Ray reads RAY_AUTH_MODE at its import, and a token once. If that is past, nothing is set, which
-    only the children would see: ``ray.init`` turns the token on by itself, and has one.
+    Ray reads RAY_AUTH_MODE at its import. If that is past, the variable must stay as it was: unset,
+    ``ray.init`` turns the token on by itself; set now, only the children would see it. It reads a
+    token once as well: where it may have one from its file, another would be the children's alone.
     """
-    if "ray" in sys.modules:
-        return
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if mode == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    imported = "ray" in sys.modules
+    if not imported:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    token = os.environ.get("RAY_AUTH_MODE", "token") == "token"
+    read = imported and (Path.home() / ".ray" / "auth_token").exists()
+    if token and "RAY_AUTH_TOKEN_PATH" not in os.environ and not read:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
