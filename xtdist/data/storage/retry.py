@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -101,7 +102,8 @@ def retry(
         if failures == backoff.tries or clock() - began + wait > backoff.total_s:
             break
         if clock() - began > QUIET_S:
-            print(f"{what}: {_line(error)}; trying again", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                print(f"{what}: {_line(error)}; trying again", file=sys.stderr, flush=True)
         sleep(wait)
     kind = DataError if isinstance(error, TransferError) else UnreachableError
     raise kind(
