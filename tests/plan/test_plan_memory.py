@@ -130,14 +130,16 @@ OFFLOADS = {
 
 
 def specs_of_steps(world: int) -> dict[str, RunSpec]:
-    specs = {
+    return {
         f"{name}, stage {stage}": spec_of(changes, rows=1, stage=stage, world=world)
         for name, changes in STEPS.items()
         for stage in range(4)
     }
-    specs["activations"] = spec_of({}, rows=8, stage=2, world=world)
-    specs["activations, stage 3"] = spec_of({}, rows=8, stage=3, world=world)
-    return specs
+
+
+def specs_of_activations(world: int) -> dict[str, RunSpec]:
+    """Micro-batches whose activations are the most of the peak."""
+    return {f"stage {z}": spec_of({}, rows=8, stage=z, world=world) for z in (2, 3)}
 
 
 def specs_of_optimizers(world: int) -> dict[str, RunSpec]:
@@ -180,9 +182,18 @@ def specs_of_passes(world: int) -> dict[str, RunSpec]:
     return specs
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("specs_of", [specs_of_steps, specs_of_optimizers, specs_of_passes])
+LONG = (specs_of_steps, specs_of_optimizers, specs_of_passes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("specs_of", "world"),
+    [
+        (specs_of_activations, 1),
+        pytest.param(specs_of_activations, 2, marks=pytest.mark.long),
+        *(pytest.param(specs, n, marks=pytest.mark.long) for specs in LONG for n in (1, 2)),
+    ],
+)
 def test_steps_of_the_engine_have_the_planned_peaks(specs_of, world):
     """Within a tenth, both where parameters are nearly all and where activations are."""
     specs = specs_of(world)

@@ -8,6 +8,7 @@ many jobs to one group, and the groups of a test process are forked by one that 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import select
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,12 +67,16 @@ def run_ranks(
     return [Outcome([r[i] for r in results], printed) for i in range(len(specs))]
 
 
+_groups = itertools.count()
+
+
 @functools.cache
-def _forker() -> subprocess.Popen[str]:
-    """Waits for groups to fork until this process ends."""
+def _forker(number: int) -> subprocess.Popen[str]:
+    """Waits for ranks to fork until this process ends. There are two: what depends on the order of
+    a set, which the seed of hashes sets, differs between ranks, and from one group to the next."""
     return subprocess.Popen(
         [sys.executable, __file__],
-        env=environment(0, 1),
+        env=environment(0, 1) | {"PYTHONHASHSEED": str(1 + number)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -80,19 +86,38 @@ def _forker() -> subprocess.Popen[str]:
 
 def _fork_ranks(root: Path, world: int, timeout_s: float) -> list[int]:
     """The exit codes of the processes of a group."""
-    forker = _forker()
-    assert forker.stdin is not None
-    assert forker.stdout is not None
-    environments = [environment(rank, world) for rank in range(world)]
-    codes = None
+    first, end = next(_groups), time.monotonic() + timeout_s
+    shares: dict[int, list[int]] = {}
+    for rank in range(world):
+        shares.setdefault((first + rank) % 2, []).append(rank)
+    forkers = {number: _forker(number) for number in shares}
+    codes: dict[int, int] = {}
     try:
-        print(json.dumps([str(root), os.getcwd(), environments]), file=forker.stdin, flush=True)
-        assert select.select([forker.stdout], [], [], timeout_s)[0], f"not done in {timeout_s} s"
-        codes = json.loads(forker.stdout.readline())
+        for number, ranks in shares.items():
+            environments = {rank: environment(rank, world) for rank in ranks}
+            _send(forkers[number], [str(root), os.getcwd(), environments])
+        for number, ranks in shares.items():
+            codes |= zip(ranks, _answer(forkers[number], end - time.monotonic()), strict=True)
     finally:
-        if codes is None:
-            os.killpg(forker.pid, signal.SIGKILL)
+        if len(codes) < world:
+            for forker in forkers.values():
+                os.killpg(forker.pid, signal.SIGKILL)
+                forker.wait()
             _forker.cache_clear()
+    return [codes[rank] for rank in range(world)]
+
+
+def _send(forker: subprocess.Popen[str], order: Any) -> None:
+    assert forker.stdin is not None
+    print(json.dumps(order), file=forker.stdin, flush=True)
+
+
+def _answer(forker: subprocess.Popen[str], timeout_s: float) -> list[int]:
+    assert forker.stdout is not None
+    assert select.select([forker.stdout], [], [], max(timeout_s, 0.0))[0], "not done in time"
+    line = forker.stdout.readline()
+    assert line, f"what forks the ranks ended with code {forker.wait()}"
+    codes: list[int] = json.loads(line)
     return codes
 
 
@@ -131,22 +156,25 @@ def shards_everything(engine_config: Callable[..., dict[str, Any]]) -> Callable[
 def _fork_groups() -> Path | None:
     """Fork what stdin asks for. Returns in every child, with the folder of its group, and at the
     end of stdin."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what an import may say is no answer
     _load()
     for line in sys.stdin:
         root, folder, environments = json.loads(line)
         children = []
-        for rank, env in enumerate(environments):
+        for rank, env in environments.items():
             if (pid := os.fork()) == 0:
-                os.environ.clear()
-                os.environ.update(env)
-                os.chdir(folder)
+                answers.close()
                 log = os.open(f"{root}/log-{rank}", os.O_WRONLY | os.O_CREAT)
                 for fd, file in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
                     os.dup2(file, fd)
+                os.environ.clear()
+                os.environ.update(env)
+                os.chdir(folder)
                 return Path(root)
             children.append(pid)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        print(json.dumps(codes), flush=True)
+        print(json.dumps(codes), file=answers, flush=True)
     return None
 
 
