@@ -54,50 +54,35 @@ def test_an_address_that_is_none_is_a_users_mistake():
         connect("nonsense")
 
 
-def in_a_process(script, home):
-    """``script`` run without what Ray finds in the environment, or at home."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(home)}
-    return subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
-
-
-AGAIN = """
-import os
-import ray
-from xtdist.connect import connect, disconnect
-
+HAD_ONE = """
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 ray.shutdown()
 assert connect()
 assert "RAY_AUTH_TOKEN" not in os.environ
-print(ray.get(ray.remote(lambda: "answered").remote()))
-disconnect()
+"""
+HAD_NONE = """
+assert connect()
+assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+assert not (Path.home() / ".ray" / "auth_token").exists()
 """
 
 
 @pytest.mark.ray
-def test_a_process_that_had_a_cluster_before_gets_ours(tmp_path):
-    """Ray keeps the token that it has read; the new cluster's must be the same."""
-    out = in_a_process(AGAIN, tmp_path)
-    assert out.returncode == 0, out.stderr
-    assert out.stdout.splitlines()[-1] == "answered"
-
-
-FIRST = """
+@pytest.mark.parametrize("before", [HAD_ONE, HAD_NONE], ids=["had a cluster", "had none"])
+def test_a_process_that_has_imported_ray_gets_a_cluster_with_one_token(before, tmp_path):
+    """Ray keeps the token that it has read, which the new cluster must have as well; it is not
+    made to write one to the disk."""
+    script = f"""
 import os
 import ray
 from pathlib import Path
 from xtdist.connect import connect, disconnect
-
-assert connect()
-assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-assert not (Path.home() / ".ray" / "auth_token").exists()
+{before}
 print(ray.get(ray.remote(lambda: "answered").remote()))
 disconnect()
 """
-
-
-@pytest.mark.ray
-def test_a_process_that_only_imported_ray_leaves_no_token_on_the_disk(tmp_path):
-    out = in_a_process(FIRST, tmp_path)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env |= {"HOME": str(tmp_path)}
+    out = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert out.stdout.splitlines()[-1] == "answered"
