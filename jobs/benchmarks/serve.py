@@ -64,10 +64,11 @@ class Sizes:
     seconds: float = 20.0
     storm_s: float = 60.0  # long beside one answer: what is unfinished at its end does not count
     recovery_s: float = 20.0
-    many: int = 200  # connections that drip, clients that do not read x 8
+    many: int = 200  # connections that drip
+    rounds: int = 12  # of clients that take their time
 
 
-QUICK = Sizes(prompt=8, new=8, seconds=1.0, storm_s=1.0, recovery_s=1.0, many=8)
+QUICK = Sizes(prompt=8, new=8, seconds=1.0, storm_s=1.0, recovery_s=1.0, many=8, rounds=2)
 
 
 class Server:

@@ -4,6 +4,7 @@ that take their time."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -121,34 +122,40 @@ def _normal(bench: Bench, rate: float, *, number: int) -> list[Result]:
 
 
 def patience(bench: Bench) -> str:
-    """Four streams beside clients that drip their headers or do not read; against as many that
-    read."""
+    """Four streams beside clients that drip their headers or do not read, in turns with as many
+    that do not dawdle: the medians, and the median over rounds of what the slow ones cost."""
     url, key, many = bench.server.url, bench.server.key, bench.sizes.many
+    numbers = iter(range(50_000, 10**6))
+
+    def bodies(count: int) -> list[dict[str, Any]]:
+        return [bench.body(next(numbers)) for _ in range(count)]
 
     async def run(beside: Any) -> Summary:
         async with beside:
-            return Summary.of(
-                await bench.load([0.0] * 4, [bench.body(50_000 + i) for i in range(4)])
-            )
+            return Summary.of(await bench.load([0.0] * 4, bodies(4)))
 
-    class Nobody:
-        async def __aenter__(self) -> None: ...
-        async def __aexit__(self, *_: object) -> None: ...
-
-    others = [bench.body(60_000 + i) for i in range(8)]
     cases = {
-        "nobody": lambda: Nobody(),
+        "nobody": contextlib.nullcontext,
         f"{many} that drip": lambda: serve_load.loris(url, many),
-        "8 that read": lambda: serve_load.readers(url, others, slow=False, key=key),
-        "8 that do not": lambda: serve_load.readers(url, others, slow=True, key=key),
+        "8 that read": lambda: serve_load.readers(url, bodies(8), slow=False, key=key),
+        "8 that do not": lambda: serve_load.readers(url, bodies(8), slow=True, key=key),
     }
+    usual = dict(zip(list(cases)[1::2], list(cases)[::2], strict=True))
+    found: dict[str, list[Summary]] = {name: [] for name in cases}
+    for _ in range(bench.sizes.rounds):
+        for name, beside in cases.items():
+            found[name].append(asyncio.run(run(beside())))
     rows = []
-    for name, beside in cases.items():
-        found = asyncio.run(run(beside()))
-        first, between = (f"{x:.0f}" for x in found.first), (f"{x:.1f}" for x in found.between)
-        rows.append([name, f"{found.rate:.0f}", *first, *between])
+    for name, runs in found.items():
+        middle = serve_load.median_of(runs)
+        first, between = (f"{x:.0f}" for x in middle.first), (f"{x:.1f}" for x in middle.between)
+        pairs = zip(runs, found[usual[name]], strict=True) if name in usual else ()
+        costs = [mine.between[0] / theirs.between[0] - 1 for mine, theirs in pairs]
+        cost = f"{statistics.median(costs):+.1%} ({usual[name]})" if costs else "-"
+        rows.append([name, f"{middle.rate:.0f}", *first, *between, cost])
     header = ("beside", "tokens/s", "first p50, ms", "p99", "between p50, ms", "p99")
-    return "### Clients that take their time\n\n" + common.table(header, rows)
+    title = f"### Clients that take their time, {bench.sizes.rounds} rounds\n\n"
+    return title + common.table((*header, "between, against (median of rounds)"), rows)
 
 
 PARTS: dict[str, Callable[[Bench], str]] = {
